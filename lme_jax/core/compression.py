@@ -1,0 +1,426 @@
+"""Rows → fixed-shape sufficient statistics of one grouping factor (MATH §2).
+
+Two steps, each usable alone: additive moments per level (``GroupMoments``; chunks of data are
+merged by summation) and their pattern-pooled form (``GroupData``), in which all levels that share
+ZᵀZ are one entry, so that the cost of a fit does not grow with the number of levels. All sums are
+formed in a conditioned basis: [X y]·map is near-orthonormal beside the pilot residual, Z is scaled
+by powers of two, and the exact maps back are kept in ``Basis``. Padding and bucketing live here.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.linalg
+import scipy.sparse
+from jax import Array
+
+from ..errors import DataError
+from . import linalg
+from .covariance import Template, column_groups, make_template
+from .types import pytree, static
+
+PILOT_ROWS = 16_384
+CHUNK_ROWS = 65_536
+
+
+@pytree
+class Basis:
+    """The exact linear maps between the user's columns and the conditioned ones.
+
+    Attributes
+    ----------
+    map : (p+1, p+1) upper triangular; conditioned [X y] = [X y] @ map, with map[p, p] > 0.
+    log_det_x : () log |det map[:p, :p]|.
+    z_scale : (q,) powers of two; conditioned Z = Z / z_scale.
+    """
+
+    map: Array
+    log_det_x: Array
+    z_scale: Array
+
+
+@pytree
+class GroupMoments:
+    """Additive cross-products per level, in a conditioned basis; the last axis runs over levels.
+
+    Attributes
+    ----------
+    ZtZ : (q, q, G); ZtW : (q, p+1, G); WtW : (p+1, p+1), where W = [X y] conditioned.
+    n_rows : () number of rows; log_weights : () Σ log w.
+    """
+
+    ZtZ: Array
+    ZtW: Array
+    WtW: Array
+    n_rows: Array
+    log_weights: Array
+    basis: Basis
+    template: Template = static()
+
+
+@pytree
+class GroupData:
+    """What a fit needs: pattern-pooled products, and the moments they came from.
+
+    Attributes
+    ----------
+    G : (q, q, P) distinct ZᵀZ; count : (P,) levels that share each.
+    C2 : (kq, kw, P) Σ over the levels of a pattern of C⊗C with C = ZᵀW, symmetrised over Z's pair;
+        rows run over the pairs a ≥ b of Z columns, columns over the pairs c ≥ d of W columns.
+    """
+
+    G: Array
+    count: Array
+    C2: Array
+    moments: GroupMoments
+
+    @property
+    def template(self) -> Template:
+        return self.moments.template
+
+    @property
+    def n_fixed(self) -> int:
+        return self.moments.WtW.shape[0] - 1
+
+
+# ---------------------------------------------------------------- basis
+
+
+def _power_of_two_scale(squares: np.ndarray, n: int, template: Template) -> np.ndarray:
+    """Powers of two near the root mean square of Z's columns, shared where a block needs it."""
+    labels = column_groups(template)
+    mean = np.array([squares[labels == label].mean() for label in labels]) / max(n, 1)
+    return np.where(mean > 0, 2.0 ** np.round(0.5 * np.log2(np.where(mean > 0, mean, 1.0))), 1.0)
+
+
+def _pilot_map(X: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Upper-triangular (p+1, p+1) map that makes the pilot rows' X orthonormal and y a residual."""
+    p = X.shape[1]
+    scale = np.abs(X).max(axis=0, initial=0.0)
+    scale[scale == 0] = 1.0
+    Q, R = np.linalg.qr(X / scale)
+    inverse = scipy.linalg.solve_triangular(R, np.eye(p)) * np.sqrt(len(y)) if p else R
+    coefficients = Q.T @ y
+    residual = y - Q @ coefficients
+    residual -= Q @ (Q.T @ residual)
+    spread = np.sqrt(np.mean(residual**2))
+    # An (almost) perfect pilot fit must not blow the residual column up to rounding noise.
+    spread = max(spread, 1e-12 * np.sqrt(np.mean(y**2)), np.finfo(float).tiny)
+    out = np.zeros((p + 1, p + 1))
+    out[:p, :p] = inverse / scale[:, None]
+    out[:p, p] = -(scipy.linalg.solve_triangular(R, coefficients) / scale if p else coefficients) / spread
+    out[p, p] = 1.0 / spread
+    return out
+
+
+def pilot_basis(y: np.ndarray, X: np.ndarray, Z: np.ndarray, template: Template) -> Basis:
+    """A conditioned basis from a strided sample of the rows (all of them when few).
+
+    Any basis gives the same fit in exact arithmetic; this one keeps the digits of columns with
+    offsets or scales of 1e±8.
+    """
+    n, p = X.shape
+    step = max(1, n // PILOT_ROWS)
+    # A stride that shares a factor with the group size would see the same visits of each group only.
+    rows = np.unique(np.concatenate([np.arange(0, n, step), np.arange(min(n, PILOT_ROWS))]))
+    sample = X if step == 1 else X[rows]
+    if step > 1 and p and np.linalg.matrix_rank(sample / (np.abs(sample).max(0) + 1e-300)) < p:
+        rows, sample = np.arange(n), X
+    to_w = _pilot_map(sample, y if step == 1 else y[rows])
+    z_scale = _power_of_two_scale(np.einsum("nq,nq->q", Z, Z), n, template)
+    return Basis(to_w, np.linalg.slogdet(to_w[:p, :p])[1], z_scale)
+
+
+# ---------------------------------------------------------------- moments
+
+
+def _products(Z: Any, W: Any, xp: Any) -> Any:
+    """Columns z_a z_b (a ≥ b) and z_a w_c of every row: (n, kq + q(p+1))."""
+    q, w = Z.shape[1], W.shape[1]
+    columns = [Z[:, a] * Z[:, b] for a, b in zip(*np.tril_indices(q), strict=True)]
+    columns += [Z[:, a] * W[:, c] for a in range(q) for c in range(w)]
+    return xp.stack(columns, axis=1)
+
+
+def _unpack_products(sums: Any, q: int, w: int, xp: Any) -> tuple[Any, Any]:
+    """(G, kq + qw) sums → ZtZ (q, q, G) and ZtW (q, w, G)."""
+    kq = q * (q + 1) // 2
+    position = np.zeros((q, q), int)
+    position[np.tril_indices(q)] = np.arange(kq)
+    position = np.maximum(position, position.T)
+    sums = xp.transpose(sums)
+    return sums[position], sums[kq:].reshape(q, w, -1)
+
+
+def group_moments(
+    y: np.ndarray,
+    X: np.ndarray,
+    Z: np.ndarray,
+    codes: np.ndarray,
+    n_groups: int,
+    *,
+    template: Template,
+    weights: np.ndarray | None = None,
+    basis: Basis | None = None,
+) -> GroupMoments:
+    """Cross-products per level in one pass over NumPy rows, chunk by chunk.
+
+    Parameters
+    ----------
+    y : (n,) response; X : (n, p); Z : (n, q); codes : (n,) integers in [0, n_groups).
+    weights : (n,) prior weights > 0: Var(ε_i) = σ²/w_i.
+    basis : the basis of earlier chunks, so that the results add; a pilot of these rows if None.
+
+    Notes
+    -----
+    O(n(q² + q(p+1) + (p+1)²)) operations; the extra memory is O(CHUNK_ROWS · (p + q²)).
+    """
+    basis = pilot_basis(y, X, Z, template) if basis is None else basis
+    n, p, q = len(y), X.shape[1], Z.shape[1]
+    sums = np.zeros((n_groups, q * (q + 1) // 2 + q * (p + 1)))
+    WtW = np.zeros((p + 1, p + 1))
+    for lo in range(0, n, CHUNK_ROWS):
+        rows = slice(lo, min(lo + CHUNK_ROWS, n))
+        W = X[rows] @ basis.map[:p] + y[rows, None] * basis.map[p]
+        Zs = Z[rows] / basis.z_scale
+        if weights is not None:
+            root = np.sqrt(weights[rows, None])
+            W, Zs = W * root, Zs * root
+        WtW += W.T @ W
+        _add_by_code(sums, codes[rows], _products(Zs, W, np))
+    ZtZ, ZtW = _unpack_products(sums, q, p + 1, np)
+    log_weights = 0.0 if weights is None else np.log(weights).sum()
+    return GroupMoments(ZtZ, ZtW, WtW, np.float64(n), np.float64(log_weights), basis, template)
+
+
+def _add_by_code(sums: np.ndarray, codes: np.ndarray, products: np.ndarray) -> None:
+    """sums[codes[i]] += products[i], as one sparse product over the codes that occur."""
+    lo = int(codes.min())
+    width = int(codes.max()) - lo + 1
+    n = len(codes)
+    pick = scipy.sparse.csc_matrix((np.ones(n), codes - lo, np.arange(n + 1)), shape=(width, n))
+    sums[lo : lo + width] += pick @ products
+
+
+def change_basis(moments: GroupMoments, basis: Basis) -> GroupMoments:
+    """The same moments expressed in another basis (exact up to rounding)."""
+    A = np.linalg.solve(np.asarray(moments.basis.map), np.asarray(basis.map))
+    s = np.asarray(moments.basis.z_scale) / np.asarray(basis.z_scale)
+    return GroupMoments(
+        moments.ZtZ * (s[:, None] * s[None, :])[:, :, None],
+        np.einsum("qcg,cd->qdg", moments.ZtW, A) * s[:, None, None],
+        A.T @ moments.WtW @ A,
+        moments.n_rows,
+        moments.log_weights,
+        basis,
+        moments.template,
+    )
+
+
+def merge(a: GroupMoments, b: GroupMoments) -> GroupMoments:
+    """Moments of both chunks together: they add. Both must use one coding of the levels.
+
+    ``b`` is carried into the basis of ``a`` first where the two differ. The result is new.
+    """
+    if a.template != b.template or a.ZtW.shape != b.ZtW.shape:
+        raise DataError(
+            f"cannot merge moments of shapes {a.ZtW.shape} and {b.ZtW.shape} or of different templates: "
+            "code both chunks with the same columns and the same list of levels"
+        )
+    same = np.array_equal(a.basis.map, b.basis.map) and np.array_equal(a.basis.z_scale, b.basis.z_scale)
+    b = b if same else change_basis(b, a.basis)
+    return GroupMoments(
+        a.ZtZ + b.ZtZ,
+        a.ZtW + b.ZtW,
+        a.WtW + b.WtW,
+        a.n_rows + b.n_rows,
+        a.log_weights + b.log_weights,
+        a.basis,
+        a.template,
+    )
+
+
+# ---------------------------------------------------------------- patterns
+
+
+def bucket(size: int) -> int:
+    """The padded length for ``size`` entries: 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, … (≤ 25 % more)."""
+    if size <= 8:
+        return max(size, 1)
+    step = 1 << (size.bit_length() - 3)
+    return -(-size // step) * step
+
+
+def outer_products(ZtW: Any, xp: Any) -> Any:
+    """C⊗C per level: (kq, kw, G), symmetrised over the pair of Z columns."""
+    q, w = ZtW.shape[:2]
+    c, d = np.tril_indices(w)
+    rows = []
+    for a, b in zip(*np.tril_indices(q), strict=True):
+        product = ZtW[a][c] * ZtW[b][d]
+        rows.append(product if a == b else 0.5 * (product + ZtW[b][c] * ZtW[a][d]))
+    return xp.stack(rows)
+
+
+def _pad_last(array: np.ndarray, length: int) -> np.ndarray:
+    return np.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, length - array.shape[-1])])
+
+
+def pool(moments: GroupMoments) -> GroupData:
+    """Collapse the levels that share ZᵀZ exactly into one entry each (NumPy, exact).
+
+    log|I + LᵀGL| is then one number times a count, and Σ CᵀMC is linear in the pooled Σ C⊗C. Both the
+    patterns and the levels are padded to bucketed lengths with empty entries, which change nothing.
+    """
+    q, _, n_groups = moments.ZtZ.shape
+    packed = moments.ZtZ[np.tril_indices(q)].T
+    # Hash rows by one random projection; equal rows meet, and a collision of unequal ones is checked away.
+    key = (packed * np.random.default_rng(0).uniform(1.0, 2.0, packed.shape[1])).sum(1)
+    _, first, pattern = np.unique(key, return_index=True, return_inverse=True)
+    if not np.array_equal(packed[first][pattern], packed):
+        _, first, pattern = np.unique(packed, axis=0, return_index=True, return_inverse=True)
+    products = outer_products(moments.ZtW, np)
+    if len(first) < n_groups:
+        sums = np.zeros((len(first), products.shape[0] * products.shape[1]))
+        _add_by_code(sums, pattern.reshape(-1), products.reshape(-1, n_groups).T)
+        products = sums.T.reshape(*products.shape[:2], -1)
+        count = np.bincount(pattern.reshape(-1)).astype(float)
+        G = moments.ZtZ[:, :, first]
+    else:
+        count, G = np.ones(n_groups), moments.ZtZ
+    length = bucket(G.shape[-1])
+    padded = bucket(n_groups)
+    levels = GroupMoments(
+        _pad_last(moments.ZtZ, padded),
+        _pad_last(moments.ZtW, padded),
+        moments.WtW,
+        moments.n_rows,
+        moments.log_weights,
+        moments.basis,
+        moments.template,
+    )
+    return GroupData(_pad_last(G, length), _pad_last(count, length), _pad_last(products, length), levels)
+
+
+# ---------------------------------------------------------------- front door
+
+
+def compress(
+    y: Any,
+    X: Any,
+    Z: Any,
+    groups: Any,
+    *,
+    weights: Any = None,
+    offset: Any = None,
+    structure: str | Template = "unstructured",
+    n_groups: int | None = None,
+) -> GroupData:
+    """Sufficient statistics of a one-factor model, for ``fit`` and ``deviance``.
+
+    Parameters
+    ----------
+    y : (n,); X : (n, p); Z : (n, q)
+        NumPy arrays (float64, patterns pooled) or JAX arrays (traced or not; their dtype, under jit,
+        vmap and grad).
+    groups : (n,)
+        Group labels; integer codes in [0, n_groups) when traced.
+    weights, offset : (n,), optional
+        Prior weights w > 0 with Var(ε) = σ²/w; a known term subtracted from y.
+    structure : str or tuple of (structure, size)
+        Covariance template of the q effects.
+    n_groups : int, optional
+        Needed only when ``groups`` is traced.
+
+    Returns
+    -------
+    GroupData
+        A pytree of fixed shapes, O(G(q² + qp)) numbers.
+
+    Raises
+    ------
+    DataError
+        On NumPy input: lengths that differ, values that are not finite, weights ≤ 0.
+    """
+    template = make_template(structure, np.shape(Z)[1])
+    if any(isinstance(a, jax.Array) for a in (y, X, Z, weights, offset, groups)):
+        return _compress_traced(y, X, Z, groups, weights, offset, template, n_groups)
+    y, X, Z = (np.asarray(a, float) for a in (y, X, Z))
+    codes, n_groups = _codes(np.asarray(groups), n_groups)
+    check_rows(y=y, X=X, Z=Z, groups=codes, weights=weights, offset=offset)
+    weights = None if weights is None else np.asarray(weights, float)
+    y = y if offset is None else y - np.asarray(offset, float)
+    return pool(group_moments(y, X, Z, codes, n_groups, template=template, weights=weights))
+
+
+def _codes(groups: np.ndarray, n_groups: int | None) -> tuple[np.ndarray, int]:
+    if n_groups is not None:
+        return groups, n_groups
+    levels, codes = np.unique(groups, return_inverse=True)
+    return codes.reshape(-1).astype(np.int32), len(levels)
+
+
+def check_rows(**arrays: Any) -> None:
+    """Raise DataError unless all arrays are finite and of one length (None is skipped); weights > 0."""
+    given = {name: np.asarray(a) for name, a in arrays.items() if a is not None}
+    n = len(given["y"])
+    for name, a in given.items():
+        if len(a) != n:
+            raise DataError(f"{name} has {len(a)} rows, y has {n}: give one row per observation")
+        bad = ~np.isfinite(a) if a.ndim == 1 else ~np.isfinite(a).all(axis=1)
+        if bad.any():
+            rows = np.flatnonzero(bad)[:5].tolist()
+            raise DataError(f"{name} has {int(bad.sum())} non-finite rows (first {rows}): drop or impute them")
+        if name == "weights" and (a <= 0).any():
+            rows = np.flatnonzero(a <= 0)[:5].tolist()
+            raise DataError(f"weights must be > 0 (rows {rows} are not): drop rows that should not count")
+    if n == 0:
+        raise DataError("there are no rows to fit")
+
+
+def _compress_traced(
+    y: Any, X: Any, Z: Any, groups: Any, weights: Any, offset: Any, template: Template, n_groups: int | None
+) -> GroupData:
+    dtype = jnp.result_type(y, X, Z)
+    y, X, Z = (jnp.asarray(a, dtype) for a in (y, X, Z))
+    if isinstance(groups, jax.core.Tracer):
+        if n_groups is None:
+            raise DataError("groups is traced: pass n_groups, the number of groups, as a Python int")
+        codes = groups
+    else:
+        host_codes, n_groups = _codes(np.asarray(groups), n_groups)
+        codes = jnp.asarray(host_codes)
+    if offset is not None:
+        y = y - offset
+    basis = _traced_basis(y, X, Z, template)
+    W = jnp.concatenate([X, y[:, None]], axis=1) @ basis.map
+    Zs = Z / basis.z_scale
+    log_weights = jnp.zeros((), dtype)
+    if weights is not None:
+        root = jnp.sqrt(weights)[:, None]
+        W, Zs, log_weights = W * root, Zs * root, jnp.log(weights).sum()
+    sums = jax.ops.segment_sum(_products(Zs, W, jnp), codes, n_groups)
+    ZtZ, ZtW = _unpack_products(sums, Z.shape[1], X.shape[1] + 1, jnp)
+    moments = GroupMoments(ZtZ, ZtW, W.T @ W, jnp.asarray(len(y), dtype), log_weights, basis, template)
+    count = jnp.ones(n_groups, dtype)
+    return GroupData(ZtZ, count, outer_products(ZtW, jnp), moments)
+
+
+def _traced_basis(y: Array, X: Array, Z: Array, template: Template) -> Basis:
+    """The conditioned basis in array operations; constant under differentiation (any basis is exact)."""
+    y, X, Z = jax.lax.stop_gradient((y, X, Z))
+    n, p = X.shape
+    W = jnp.concatenate([X, y[:, None]], axis=1)
+    size = jnp.maximum(jnp.abs(W).max(0), jnp.finfo(W.dtype).tiny)
+    to_w = jnp.diag(1.0 / size)
+    for _ in range(2):
+        K = linalg.cholesky((W @ to_w).T @ (W @ to_w) / n + 1e-14 * jnp.eye(p + 1, dtype=W.dtype))
+        to_w = to_w @ linalg.solve_lower(K, jnp.eye(p + 1, dtype=W.dtype)).T
+    to_w = jnp.where(jnp.isfinite(to_w).all(), to_w, jnp.diag(1.0 / size))
+    labels = column_groups(template)
+    squares = (Z * Z).mean(0)
+    shared = jnp.stack([squares[labels == label].mean() for label in labels])
+    z_scale = jnp.where(shared > 0, jnp.exp2(jnp.round(0.5 * jnp.log2(jnp.where(shared > 0, shared, 1.0)))), 1.0)
+    return Basis(to_w, jnp.log(jnp.abs(jnp.diagonal(to_w)[:p])).sum(), z_scale)

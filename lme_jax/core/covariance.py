@@ -1,0 +1,181 @@
+"""θ → L templates of a factor's random effects, their packing, and the three parameterizations.
+
+A *template* is a tuple of blocks, one per random term on the factor; L(θ) is block diagonal and
+Cov(b) = σ²LLᵀ. L need not be triangular: the likelihood depends on LLᵀ alone. In every block the
+deviance is even in each column of L, so θ is searched without bounds.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+STRUCTURES = ("unstructured", "diagonal", "identity", "compound_symmetry", "ar1")
+
+
+class Block(NamedTuple):
+    """One random term: a covariance structure for ``size`` effects per level."""
+
+    structure: str
+    size: int
+
+    @property
+    def n_theta(self) -> int:
+        if self.structure == "unstructured":
+            return self.size * (self.size + 1) // 2
+        if self.structure == "diagonal":
+            return self.size
+        if self.structure in ("compound_symmetry", "ar1"):
+            return min(self.size, 2)
+        return 1
+
+
+Template = tuple[Block, ...]
+
+
+def make_template(structure: str | Template, q: int) -> Template:
+    """A template from a structure name (one block of q effects) or from itself, checked."""
+    template = (Block(structure, q),) if isinstance(structure, str) else tuple(Block(*b) for b in structure)
+    for block in template:
+        if block.structure not in STRUCTURES:
+            raise ValueError(f"unknown covariance structure {block.structure!r}; choose from {STRUCTURES}")
+    if sum(b.size for b in template) != q:
+        raise ValueError(f"the template has {sum(b.size for b in template)} effects, but Z has {q} columns")
+    return template
+
+
+def n_theta(template: Template) -> int:
+    """Number of covariance parameters k of a template."""
+    return sum(block.n_theta for block in template)
+
+
+def split(theta: Array, template: Template) -> list[Array]:
+    """θ (k,) cut into its blocks."""
+    ends = np.cumsum([block.n_theta for block in template])
+    return [theta[end - block.n_theta : end] for end, block in zip(ends, template, strict=True)]
+
+
+def factor(theta: Array, template: Template) -> Array:
+    """L(θ), (q, q): a square root of the relative covariance, dimensionless.
+
+    Unstructured blocks are lower triangular, packed row by row. Compound symmetry is parameterized by
+    the signed roots (a, b) of its two eigenvalues: L = a·J/q + b·(I − J/q). AR(1) by (s, r) with
+    ρ = r/√(1+r²) and L the Cholesky factor of s²ρ^|i−j|.
+    """
+    blocks = [_block_factor(part, block) for part, block in zip(split(theta, template), template, strict=True)]
+    if len(blocks) == 1:
+        return blocks[0]
+    return jax.scipy.linalg.block_diag(*blocks)
+
+
+def _block_factor(theta: Array, block: Block) -> Array:
+    q = block.size
+    if block.structure == "unstructured":
+        return jnp.zeros((q, q), theta.dtype).at[np.tril_indices(q)].set(theta)
+    if block.structure == "diagonal":
+        return jnp.diag(theta)
+    if block.structure == "identity" or q == 1:
+        return theta[0] * jnp.eye(q, dtype=theta.dtype)
+    if block.structure == "compound_symmetry":
+        mean = jnp.full((q, q), 1.0 / q, theta.dtype)
+        return theta[0] * mean + theta[1] * (jnp.eye(q, dtype=theta.dtype) - mean)
+    return theta[0] * _ar1_root(theta[1], q)
+
+
+def _ar1_root(r: Array, q: int) -> Array:
+    norm = jnp.sqrt(1.0 + r * r)
+    rho, innovation = r / norm, 1.0 / norm
+    lag = np.maximum(np.subtract.outer(np.arange(q), np.arange(q)), 0)
+    powers = jnp.cumprod(jnp.concatenate([jnp.ones(1, r.dtype), jnp.full(q - 1, rho)]))[lag]
+    first = jnp.where(np.arange(q) == 0, 1.0, innovation)
+    return jnp.where(np.tri(q, dtype=bool), powers * first[None, :], 0.0)
+
+
+def start(template: Template, dtype: jnp.dtype) -> Array:
+    """θ of L = I (AR(1): uncorrelated): where the search begins, in scaled units of Z."""
+    parts = []
+    for block in template:
+        if block.structure == "unstructured":
+            parts.append(np.eye(block.size)[np.tril_indices(block.size)])
+        elif block.structure == "ar1" and block.size > 1:
+            parts.append(np.array([1.0, 0.0]))
+        else:
+            parts.append(np.ones(block.n_theta))
+    return jnp.asarray(np.concatenate(parts), dtype)
+
+
+def column_groups(template: Template) -> np.ndarray:
+    """(q,) labels: columns of Z with one label must share a scale (all of a non-free block's columns)."""
+    labels: list[int] = []
+    for block in template:
+        free = block.structure in ("unstructured", "diagonal")
+        labels += [len(labels) + (i if free else 0) for i in range(block.size)]
+    return np.array(labels)
+
+
+def theta_scale(template: Template, z_scale: Array) -> Array:
+    """(k,) factors t such that L(t∘θ) belongs to Z / z_scale when L(θ) belongs to Z."""
+    parts, at = [], 0
+    for block in template:
+        s = z_scale[at : at + block.size]
+        at += block.size
+        if block.structure == "unstructured":
+            parts.append(s[np.tril_indices(block.size)[0]])
+        elif block.structure == "diagonal":
+            parts.append(s)
+        elif block.structure == "ar1" and block.size > 1:
+            parts.append(jnp.stack([s[0], jnp.ones_like(s[0])]))
+        else:
+            parts.append(jnp.repeat(s[:1], block.n_theta))
+    return jnp.concatenate(parts)
+
+
+def canonical(theta: Array, template: Template) -> Array:
+    """The θ with the same LLᵀ whose L has a non-negative diagonal (roots of eigenvalues ≥ 0)."""
+    parts = []
+    for part, block in zip(split(theta, template), template, strict=True):
+        if block.structure == "unstructured":
+            rows, columns = np.tril_indices(block.size)
+            diagonal = part[np.flatnonzero(rows == columns)]
+            parts.append(part * jnp.where(diagonal < 0, -1.0, 1.0)[columns])
+        elif block.structure == "ar1" and block.size > 1:
+            parts.append(part.at[0].set(jnp.abs(part[0])))
+        else:
+            parts.append(jnp.abs(part))
+    return jnp.concatenate(parts)
+
+
+def smallest_root(theta: Array, template: Template) -> Array:
+    """The smallest conditional standard deviation of the template: 0 at a singular fit.
+
+    For a triangular L this is min diag L, for the other structures the smallest root eigenvalue;
+    for AR(1) the innovation standard deviation.
+    """
+    values = []
+    for part, block in zip(split(theta, template), template, strict=True):
+        if block.structure == "unstructured":
+            rows, columns = np.tril_indices(block.size)
+            values.append(jnp.abs(part[np.flatnonzero(rows == columns)]))
+        elif block.structure == "ar1" and block.size > 1:
+            values.append(jnp.abs(part[:1]) / jnp.sqrt(1.0 + part[1:] ** 2))
+        else:
+            values.append(jnp.abs(part))
+    return jnp.concatenate(values).min()
+
+
+def pack(M: Array) -> Array:
+    """Row-major lower triangle of M (q, q): statsmodels' packing order."""
+    return M[np.tril_indices(M.shape[0])]
+
+
+def unpack_symmetric(packed: Array, q: int) -> Array:
+    """The symmetric (q, q) matrix whose row-major lower triangle is ``packed``."""
+    lower = jnp.zeros((q, q), packed.dtype).at[np.tril_indices(q)].set(packed)
+    return lower + lower.T - jnp.diag(jnp.diagonal(lower))
+
+
+def unpack_lower(packed: Array, q: int) -> Array:
+    """The lower-triangular (q, q) matrix whose row-major lower triangle is ``packed``."""
+    return jnp.zeros((q, q), packed.dtype).at[np.tril_indices(q)].set(packed)

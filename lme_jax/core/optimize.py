@@ -1,0 +1,156 @@
+"""A model-free Newton trust region for a handful of parameters, made to run inside jit and vmap.
+
+The objective appears once in the compiled program: in the loop body, where the first pass evaluates
+the start. Curvature comes from an LDLᵀ of the Hessian: its signs tell a minimum from a saddle, |d|
+gives a descent metric where the Hessian is indefinite, and a negative pivot gives the direction that
+leaves a saddle (a zero column of L is a stationary point whether or not it is the optimum).
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from . import linalg
+from .types import Status
+
+Objective = Callable[[Array], tuple[Array, Array, Array]]
+
+
+class NewtonOptions(NamedTuple):
+    """Static settings: a changed value compiles anew.
+
+    Attributes
+    ----------
+    max_iter : evaluations allowed.
+    tol : predicted decrease ½gᵀH⁻¹g, in deviance units, at which the *next* point is final; None
+        means 1e-10 in float64 and 1e-5 in float32.
+    """
+
+    max_iter: int = 100
+    tol: float | None = None
+
+
+class NewtonState(NamedTuple):
+    """One lane of the search: the best point so far with its derivatives, and the step to try."""
+
+    x: Array
+    value: Array
+    gradient: Array
+    hessian: Array
+    step: Array
+    predicted: Array
+    radius: Array
+    iterations: Array
+    status: Array
+
+
+RUNNING = -1
+LAST = -2
+
+
+def initial_state(x: Array) -> NewtonState:
+    """The state before the first evaluation at ``x`` (k,)."""
+    k, dtype = x.shape[0], x.dtype
+    return NewtonState(
+        x=x,
+        value=jnp.asarray(jnp.inf, dtype),
+        gradient=jnp.zeros(k, dtype),
+        hessian=jnp.eye(k, dtype=dtype),
+        step=jnp.zeros(k, dtype),
+        predicted=jnp.asarray(0.0, dtype),
+        radius=jnp.asarray(1.0, dtype),
+        iterations=jnp.asarray(0, jnp.int32),
+        status=jnp.asarray(RUNNING, jnp.int32),
+    )
+
+
+def decrease_at(gradient: Array, hessian: Array) -> Array:
+    """½gᵀ|H|⁻¹g: the scale-free size of a gradient, in deviance units."""
+    return _newton_step(gradient, hessian)[1]
+
+
+def _newton_step(gradient: Array, hessian: Array) -> tuple[Array, Array, Array, Array]:
+    """Step, predicted decrease, smallest pivot, and a direction of negative curvature where it is < 0."""
+    k = gradient.shape[0]
+    size = jnp.abs(jnp.diagonal(hessian)).max()
+    floor = 1e3 * jnp.finfo(hessian.dtype).eps * size + jnp.finfo(hessian.dtype).tiny
+    C, d, safe = linalg.ldl(hessian, floor)
+    half = linalg.solve_lower(C, -gradient[:, None])[:, 0]
+    step = linalg.solve_upper(C, (half / safe)[:, None])[:, 0]
+    worst = jnp.argmin(d)
+    escape = linalg.solve_upper(C, jax.nn.one_hot(worst, k, dtype=d.dtype)[:, None])[:, 0]
+    return step, 0.5 * (half * half / safe).sum(), d[worst] / size, escape
+
+
+def _propose(state: NewtonState, tol: float) -> NewtonState:
+    step, decrease, curvature, escape = _newton_step(state.gradient, state.hessian)
+    length = jnp.sqrt((step * step).sum())
+    clip = jnp.minimum(1.0, state.radius / jnp.maximum(length, jnp.finfo(length.dtype).tiny))
+    # A clipped step along the Newton direction promises (2c − c²) of the full decrease.
+    predicted = decrease * clip * (2.0 - clip)
+    small = decrease < tol
+    exact = decrease < 1e-3 * tol
+    saddle = small & (curvature < -jnp.sqrt(jnp.finfo(step.dtype).eps))
+    size = jnp.sqrt((escape * escape).sum())
+    leave = escape / size * jnp.minimum(state.radius, 0.1)
+    gain = -0.5 * leave @ state.hessian @ leave
+    return state._replace(
+        step=jnp.where(saddle, leave, clip * step),
+        predicted=jnp.where(saddle, gain, predicted),
+        status=jnp.where(small & ~saddle, jnp.where(exact, Status.CONVERGED, LAST), state.status).astype(jnp.int32),
+    )
+
+
+def _advance(state: NewtonState, objective: Objective, tol: float, max_iter: int) -> NewtonState:
+    trial = state.x + state.step
+    value, gradient, hessian = objective(trial)
+    first = state.iterations == 0
+    finite = jnp.isfinite(value) & jnp.isfinite(gradient).all() & jnp.isfinite(hessian).all()
+    noise = 16.0 * jnp.finfo(value.dtype).eps * (1.0 + jnp.abs(value))
+    actual = state.value - value
+    accept = finite & (first | (actual > -noise))
+    ratio = jnp.where(first, 1.0, (actual + noise) / (state.predicted + noise))
+    length = jnp.sqrt((state.step**2).sum())
+    radius = jnp.where(ratio < 0.25, 0.25 * length, state.radius)
+    at_edge = length > 0.99 * state.radius
+    radius = jnp.where((ratio > 0.75) & at_edge, 4.0 * state.radius, radius)
+    was_last = state.status == LAST
+    moved = NewtonState(
+        x=jnp.where(accept, trial, state.x),
+        value=jnp.where(accept, value, state.value),
+        gradient=jnp.where(accept, gradient, state.gradient),
+        hessian=jnp.where(accept, hessian, state.hessian),
+        step=state.step,
+        predicted=state.predicted,
+        radius=jnp.where(finite, radius, 0.25 * length),
+        iterations=state.iterations + 1,
+        status=jnp.where(was_last, Status.CONVERGED, RUNNING).astype(jnp.int32),
+    )
+    tiny = moved.radius < 1e3 * jnp.finfo(value.dtype).eps * (1.0 + jnp.abs(moved.x).max())
+    failed = first & ~finite
+    status = jnp.where(~was_last & tiny, Status.STALLED, moved.status)
+    status = jnp.where(~was_last & (moved.iterations >= max_iter), Status.MAX_ITER, status)
+    status = jnp.where(failed, Status.NOT_FINITE, status)
+    proposed = _propose(moved._replace(status=status.astype(jnp.int32)), tol)
+    running = status == RUNNING
+    return jax.tree.map(lambda a, b: jnp.where(running, a, b), proposed, moved._replace(status=status))
+
+
+def newton(objective: Objective, state: NewtonState, options: NewtonOptions, rounds: int | None = None) -> NewtonState:
+    """Minimise from ``state`` until it converges, fails, or ``rounds`` more evaluations are spent.
+
+    ``objective(x)`` returns value (), gradient (k,), Hessian (k, k). Calling again with the returned
+    state goes on where this call stopped.
+    """
+    tol = options.tol
+    if tol is None:
+        tol = 1e-10 if state.x.dtype == jnp.float64 else 1e-5
+    limit = state.iterations + (options.max_iter if rounds is None else rounds)
+
+    def unfinished(s: NewtonState) -> Array:
+        return (s.status < 0) & (s.iterations < limit)
+
+    return jax.lax.while_loop(unfinished, lambda s: _advance(s, objective, tol, options.max_iter), state)

@@ -1,0 +1,78 @@
+"""From log|V| and H = [X y]ᵀV⁻¹[X y] to the profiled deviance, β̂ and σ̂: shared by every engine."""
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from . import linalg
+from .compression import Basis
+
+
+class RowTotals(Protocol):
+    """What the deviance needs of the data beside log|V| and H."""
+
+    @property
+    def n_rows(self) -> Array: ...
+    @property
+    def log_weights(self) -> Array: ...
+    @property
+    def basis(self) -> Basis: ...
+
+
+class Expansion(NamedTuple):
+    """``at(δ)`` gives (log|V|, H) at θ + δ, exact in value, first and second derivative at δ = 0."""
+
+    at: Callable[[Array], tuple[Array, Array]]
+
+
+def profiled_deviance(log_det: Array, H: Array, totals: RowTotals, reml: bool) -> Array:
+    """Deviance with β and σ profiled out (Bates et al. 2015, eqs 34, 41), in the user's units."""
+    p = H.shape[0] - 1
+    basis = totals.basis
+    F = linalg.cholesky(H)
+    r2 = (F[p, p] / basis.map[p, p]) ** 2
+    dof = totals.n_rows - (p if reml else 0)
+    value = log_det - totals.log_weights + dof * (1.0 + jnp.log(2.0 * jnp.pi * r2 / dof))
+    if reml:
+        value = value + 2.0 * jnp.log(jnp.diagonal(F)[:p]).sum() - 2.0 * basis.log_det_x
+    return value
+
+
+def derivatives(expansion: Expansion, k: int, totals: RowTotals, reml: bool) -> tuple[Array, Array, Array]:
+    """Deviance (), gradient (k,) and Hessian (k, k) in scaled θ, from one expansion."""
+
+    def deviance(delta: Array) -> tuple[Array, Array]:
+        value = profiled_deviance(*expansion.at(delta), totals, reml)
+        return value, value
+
+    def gradient(delta: Array) -> tuple[Array, tuple[Array, Array]]:
+        slope, value = jax.jacfwd(deviance, has_aux=True)(delta)
+        return slope, (slope, value)
+
+    hessian, (slope, value) = jax.jacfwd(gradient, has_aux=True)(jnp.zeros(k, totals.basis.map.dtype))
+    return value, slope, hessian
+
+
+class Estimates(NamedTuple):
+    """β̂ (p,), σ̂ () and Cov β̂ / σ̂² = (XᵀV⁻¹X)⁻¹ (p, p), in the user's units; the conditioned ones beside."""
+
+    beta: Array
+    sigma: Array
+    unscaled_cov: Array
+    beta_conditioned: Array
+
+
+def estimates(H: Array, totals: RowTotals, reml: bool) -> Estimates:
+    """Generalised least squares from H in the conditioned basis, mapped back exactly."""
+    p = H.shape[0] - 1
+    basis = totals.basis
+    F = linalg.cholesky(H)
+    inverse = linalg.solve_lower(F[:p, :p], jnp.eye(p, dtype=H.dtype))
+    beta = inverse.T @ F[p, :p]
+    A, c, d = basis.map[:p, :p], basis.map[:p, p], basis.map[p, p]
+    dof = totals.n_rows - (p if reml else 0)
+    root = inverse @ A.T
+    return Estimates((A @ beta - c) / d, F[p, p] / (d * jnp.sqrt(dof)), root.T @ root, beta)
