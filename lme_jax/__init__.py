@@ -1,0 +1,29 @@
+"""Linear mixed-effects models in JAX: as easy as lme4 and statsmodels, batched and differentiable."""
+
+from . import errors
+from .core.compression import compress, merge
+from .core.fit import Fit, fit, random_effects
+from .core.grouped import deviance
+from .core.optimize import NewtonOptions
+from .core.types import Status
+from .model import MixedLM, lmer, mixedlm
+from .results import MixedLMResults
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Fit",
+    "MixedLM",
+    "MixedLMResults",
+    "NewtonOptions",
+    "Status",
+    "compress",
+
+    "deviance",
+    "errors",
+    "fit",
+    "lmer",
+    "merge",
+    "mixedlm",
+    "random_effects",
+]

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from ..errors import UnsupportedError
+
 STRUCTURES = ("unstructured", "diagonal", "identity", "compound_symmetry", "ar1")
 
 
@@ -57,6 +59,21 @@ def split(theta: Array, template: Template) -> list[Array]:
     return [theta[end - block.n_theta : end] for end, block in zip(ends, template, strict=True)]
 
 
+def factor_basis(block: Block) -> np.ndarray:
+    """(n_theta, q, q) matrices B_a with L = Σ θ_a B_a, for every structure but AR(1)."""
+    q = block.size
+    if block.structure == "unstructured":
+        basis = np.zeros((block.n_theta, q, q))
+        basis[(np.arange(block.n_theta), *np.tril_indices(q))] = 1.0
+        return basis
+    if block.structure == "diagonal":
+        return np.eye(q)[:, :, None] * np.eye(q)[:, None, :]
+    if block.structure == "compound_symmetry" and q > 1:
+        mean = np.full((q, q), 1.0 / q)
+        return np.stack([mean, np.eye(q) - mean])
+    return np.eye(q)[None]
+
+
 def factor(theta: Array, template: Template) -> Array:
     """L(θ), (q, q): a square root of the relative covariance, dimensionless.
 
@@ -71,17 +88,9 @@ def factor(theta: Array, template: Template) -> Array:
 
 
 def _block_factor(theta: Array, block: Block) -> Array:
-    q = block.size
-    if block.structure == "unstructured":
-        return jnp.zeros((q, q), theta.dtype).at[np.tril_indices(q)].set(theta)
-    if block.structure == "diagonal":
-        return jnp.diag(theta)
-    if block.structure == "identity" or q == 1:
-        return theta[0] * jnp.eye(q, dtype=theta.dtype)
-    if block.structure == "compound_symmetry":
-        mean = jnp.full((q, q), 1.0 / q, theta.dtype)
-        return theta[0] * mean + theta[1] * (jnp.eye(q, dtype=theta.dtype) - mean)
-    return theta[0] * _ar1_root(theta[1], q)
+    if block.structure == "ar1" and block.size > 1:
+        return theta[0] * _ar1_root(theta[1], block.size)
+    return jnp.einsum("a,aij->ij", theta, jnp.asarray(factor_basis(block), theta.dtype))
 
 
 def _ar1_root(r: Array, q: int) -> Array:
@@ -163,6 +172,48 @@ def smallest_root(theta: Array, template: Template) -> Array:
         else:
             values.append(jnp.abs(part))
     return jnp.concatenate(values).min()
+
+
+def linear_basis(template: Template) -> np.ndarray:
+    """(k, q, q) symmetric matrices E_a with LLᵀ = Σ_a ω_a E_a: the packing of the natural and profile scales.
+
+    ω are the row-major lower triangle of an unstructured block, the variances of a diagonal one, the one
+    variance of an identity block.
+    """
+    q = sum(block.size for block in template)
+    basis, at = [], 0
+    for block in template:
+        where = at + np.arange(block.size)
+        at += block.size
+        if block.structure == "unstructured":
+            pairs = [([i], [j]) for i, j in zip(*np.tril_indices(block.size), strict=True)]
+        elif block.structure == "diagonal":
+            pairs = [([i], [i]) for i in range(block.size)]
+        elif block.structure == "identity" or block.size == 1:
+            pairs = [(list(range(block.size)),) * 2]
+        else:
+            raise UnsupportedError(
+                f"a {block.structure} block is not linear in its covariance parameters: use the square-root scale"
+            )
+        for rows, columns in pairs:
+            E = np.zeros((q, q))
+            E[where[rows], where[columns]] = E[where[columns], where[rows]] = 1.0
+            basis.append(E)
+    return np.array(basis)
+
+
+def semidefinite_root(M: Array) -> Array:
+    """Lower L with LLᵀ = M (q, q) positive semidefinite; zero columns where a pivot vanishes."""
+    q = M.shape[0]
+    floor = 16 * q * jnp.finfo(M.dtype).eps * jnp.diagonal(M)
+    L = jnp.zeros_like(M)
+    for j in range(q):
+        pivot = M[j, j]
+        root = jnp.sqrt(jnp.where(pivot > floor[j], pivot, 1.0))
+        column = jnp.where((jnp.arange(q) >= j) & (pivot > floor[j]), M[:, j] / root, 0.0)
+        M = M - jnp.outer(column, column)
+        L = L.at[:, j].set(column)
+    return L
 
 
 def pack(M: Array) -> Array:

@@ -9,8 +9,8 @@ from jax import Array
 
 from . import covariance, grouped, linalg
 from .compression import GroupData
-from .optimize import NewtonOptions, decrease_at, initial_state, newton
-from .profiled import derivatives, estimates
+from .optimize import NewtonOptions, initial_state, newton
+from .profiled import AtOptimum, derivatives, estimates
 from .types import Status, float64_on_host, pytree
 
 SINGULAR_BELOW = 1e-4
@@ -28,6 +28,7 @@ class Fit:
     unscaled_cov : (p, p) (XᵀV⁻¹X)⁻¹, so that Cov β̂ = σ²·unscaled_cov.
     deviance : () −2 log L, or the REML criterion.
     gradient, hessian : (k,), (k, k) of the deviance in θ.
+    log_scale_slope : (k,) ∂ log σ̂²/∂θ of the profiled σ̂².
     decrease : () ½gᵀH⁻¹g, the scale-free gradient, in deviance units.
     iterations, status : () int32; see ``Status``.
     """
@@ -40,6 +41,7 @@ class Fit:
     deviance: Array
     gradient: Array
     hessian: Array
+    log_scale_slope: Array
     decrease: Array
     iterations: Array
     status: Array
@@ -94,17 +96,17 @@ def _fit(data: GroupData, start: Array | None, reml: bool, options: NewtonOption
     scale = covariance.theta_scale(template, moments.basis.z_scale)
     dtype = moments.WtW.dtype
     x0 = covariance.start(template, dtype) if start is None else jnp.asarray(start, dtype) * scale
-    found = newton(
-        lambda x: derivatives(grouped.expansion(x, data), k, moments, reml), initial_state(x0), options
-    )
+    def objective(x: Array) -> tuple[Array, Array, Array, AtOptimum]:
+        return derivatives(grouped.expansion(x, data), k, moments, reml)
+
+    found = newton(objective, initial_state(x0, objective), options)
     theta = covariance.canonical(found.x, template)
     sign = jnp.where(theta * found.x < 0, -1.0, 1.0)
-    _, H = grouped.log_det_and_cross(theta, data)
-    gls = estimates(H, moments, reml)
+    gls = estimates(found.aux.H, moments, reml)
     singular = covariance.smallest_root(theta, template) < SINGULAR_BELOW
     status = jnp.where((found.status == Status.CONVERGED) & singular, Status.SINGULAR, found.status)
     finite = jnp.isfinite(found.value) & jnp.isfinite(gls.sigma) & jnp.isfinite(gls.beta).all()
-    user_theta = theta / scale
+    user_theta, to_user = theta / scale, sign * scale
     return Fit(
         theta=user_theta,
         relative_factor=covariance.factor(user_theta, template),
@@ -112,9 +114,10 @@ def _fit(data: GroupData, start: Array | None, reml: bool, options: NewtonOption
         sigma=gls.sigma,
         unscaled_cov=gls.unscaled_cov,
         deviance=found.value,
-        gradient=found.gradient * sign * scale,
-        hessian=found.hessian * jnp.outer(sign * scale, sign * scale),
-        decrease=decrease_at(found.gradient, found.hessian),
+        gradient=found.gradient * to_user,
+        hessian=found.hessian * jnp.outer(to_user, to_user),
+        log_scale_slope=found.aux.log_scale_slope * to_user,
+        decrease=found.decrease,
         iterations=found.iterations,
         status=jnp.where(finite, status, Status.NOT_FINITE).astype(jnp.int32),
     )

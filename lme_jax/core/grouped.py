@@ -73,35 +73,42 @@ def _double_off_diagonal(S: Array) -> Array:
     return S[i, j] * weight.astype(S.dtype)
 
 
-def expansion(theta: Array, data: GroupData) -> Expansion:
-    """log|V| and H around scaled θ as functions of a step δ, exact to second order.
+def covariance_expansion(L: Array, data: GroupData) -> Expansion:
+    """log|V| and H around Ψ = LLᵀ as functions of a symmetric step Δ (q, q), exact to second order.
+
+    Smooth at a singular Ψ too, where no square root of Ψ + Δ is.
 
     Notes
     -----
     One pass: O(P·kq²·kw) with kq = q(q+1)/2 and kw = (p+1)(p+2)/2, mostly one matrix product.
     """
-    template, width = data.template, data.n_fixed + 1
-    q = data.G.shape[0]
-    L = covariance.factor(theta, template)
-    Psi = L @ L.T
+    width, q = data.n_fixed + 1, data.G.shape[0]
     log_det, F = _kernel(L, data.G)
-    U = linalg.matmul(data.G, F)
+    U = linalg.matmul(data.G, F)[np.tril_indices(q)]
     D2 = linalg.matmul(_symmetric_square(F), data.C2)
-    pairs = np.tril_indices(q)
-    U_packed = U[pairs]
     value = (data.count * log_det).sum()
-    cross = _cross(F, Psi, data)
-    U_sum = _unpack_rows((U_packed * data.count).sum(-1), q)
-    UU = _unpack_pairs(jnp.einsum("xp,yp->xy", U_packed * data.count, U_packed), q)
+    cross = _cross(F, L @ L.T, data)
+    U_sum = _unpack_rows((U * data.count).sum(-1), q)
+    UU = _unpack_pairs(jnp.einsum("xp,yp->xy", U * data.count, U), q)
     D_sum = _unpack_rows(D2.sum(-1), q)
-    DUD = _unpack_pairs(jnp.einsum("xp,ywp->xyw", U_packed, D2), q)
+    DUD = _unpack_pairs(jnp.einsum("xp,ywp->xyw", U, D2), q)
 
-    def at(delta: Array) -> tuple[Array, Array]:
-        moved = covariance.factor(theta + delta, template)
-        step = moved @ moved.T - Psi
+    def at(step: Array) -> tuple[Array, Array]:
         log_v = value + (step * U_sum).sum() - 0.5 * jnp.einsum("ij,kl,jkli->", step, step, UU)
         shift = jnp.einsum("ij,ijw->w", step, D_sum) - jnp.einsum("ij,kl,jkilw->w", step, step, DUD)
         return log_v, data.moments.WtW - covariance.unpack_symmetric(cross + shift, width)
+
+    return Expansion(at)
+
+
+def expansion(theta: Array, data: GroupData) -> Expansion:
+    """log|V| and H around scaled θ as functions of a step δ (k,), exact to second order."""
+    L = covariance.factor(theta, data.template)
+    around = covariance_expansion(L, data)
+
+    def at(delta: Array) -> tuple[Array, Array]:
+        moved = covariance.factor(theta + delta, data.template)
+        return around.at(moved @ moved.T - L @ L.T)
 
     return Expansion(at)
 

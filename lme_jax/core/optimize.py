@@ -7,7 +7,7 @@ leaves a saddle (a zero column of L is a stationary point whether or not it is t
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from jax import Array
 from . import linalg
 from .types import Status
 
-Objective = Callable[[Array], tuple[Array, Array, Array]]
+Objective = Callable[[Array], tuple[Array, Array, Array, Any]]
 
 
 class NewtonOptions(NamedTuple):
@@ -34,14 +34,20 @@ class NewtonOptions(NamedTuple):
 
 
 class NewtonState(NamedTuple):
-    """One lane of the search: the best point so far with its derivatives, and the step to try."""
+    """One lane of the search: the best point so far with its derivatives, and the step to try.
+
+    ``decrease`` is ½gᵀ|H|⁻¹g, the scale-free size of the gradient; ``aux`` is what the objective
+    returned beside its derivatives.
+    """
 
     x: Array
     value: Array
     gradient: Array
     hessian: Array
+    aux: Any
     step: Array
     predicted: Array
+    decrease: Array
     radius: Array
     iterations: Array
     status: Array
@@ -51,25 +57,23 @@ RUNNING = -1
 LAST = -2
 
 
-def initial_state(x: Array) -> NewtonState:
-    """The state before the first evaluation at ``x`` (k,)."""
+def initial_state(x: Array, objective: Objective) -> NewtonState:
+    """The state before the first evaluation of ``objective`` at ``x`` (k,)."""
     k, dtype = x.shape[0], x.dtype
+    aux = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(objective, x)[3])
     return NewtonState(
         x=x,
         value=jnp.asarray(jnp.inf, dtype),
         gradient=jnp.zeros(k, dtype),
         hessian=jnp.eye(k, dtype=dtype),
+        aux=aux,
         step=jnp.zeros(k, dtype),
         predicted=jnp.asarray(0.0, dtype),
+        decrease=jnp.asarray(jnp.inf, dtype),
         radius=jnp.asarray(1.0, dtype),
         iterations=jnp.asarray(0, jnp.int32),
         status=jnp.asarray(RUNNING, jnp.int32),
     )
-
-
-def decrease_at(gradient: Array, hessian: Array) -> Array:
-    """½gᵀ|H|⁻¹g: the scale-free size of a gradient, in deviance units."""
-    return _newton_step(gradient, hessian)[1]
 
 
 def _newton_step(gradient: Array, hessian: Array) -> tuple[Array, Array, Array, Array]:
@@ -100,13 +104,14 @@ def _propose(state: NewtonState, tol: float) -> NewtonState:
     return state._replace(
         step=jnp.where(saddle, leave, clip * step),
         predicted=jnp.where(saddle, gain, predicted),
+        decrease=decrease,
         status=jnp.where(small & ~saddle, jnp.where(exact, Status.CONVERGED, LAST), state.status).astype(jnp.int32),
     )
 
 
 def _advance(state: NewtonState, objective: Objective, tol: float, max_iter: int) -> NewtonState:
     trial = state.x + state.step
-    value, gradient, hessian = objective(trial)
+    value, gradient, hessian, aux = objective(trial)
     first = state.iterations == 0
     finite = jnp.isfinite(value) & jnp.isfinite(gradient).all() & jnp.isfinite(hessian).all()
     noise = 16.0 * jnp.finfo(value.dtype).eps * (1.0 + jnp.abs(value))
@@ -123,8 +128,10 @@ def _advance(state: NewtonState, objective: Objective, tol: float, max_iter: int
         value=jnp.where(accept, value, state.value),
         gradient=jnp.where(accept, gradient, state.gradient),
         hessian=jnp.where(accept, hessian, state.hessian),
+        aux=jax.tree.map(lambda a, b: jnp.where(accept, a, b), aux, state.aux),
         step=state.step,
         predicted=state.predicted,
+        decrease=state.decrease,
         radius=jnp.where(finite, radius, 0.25 * length),
         iterations=state.iterations + 1,
         status=jnp.where(was_last, Status.CONVERGED, RUNNING).astype(jnp.int32),
@@ -134,15 +141,16 @@ def _advance(state: NewtonState, objective: Objective, tol: float, max_iter: int
     status = jnp.where(~was_last & tiny, Status.STALLED, moved.status)
     status = jnp.where(~was_last & (moved.iterations >= max_iter), Status.MAX_ITER, status)
     status = jnp.where(failed, Status.NOT_FINITE, status)
-    proposed = _propose(moved._replace(status=status.astype(jnp.int32)), tol)
+    moved = moved._replace(status=status.astype(jnp.int32))
+    proposed = _propose(moved, tol)
     running = status == RUNNING
-    return jax.tree.map(lambda a, b: jnp.where(running, a, b), proposed, moved._replace(status=status))
+    return proposed._replace(status=jnp.where(running, proposed.status, moved.status))
 
 
 def newton(objective: Objective, state: NewtonState, options: NewtonOptions, rounds: int | None = None) -> NewtonState:
     """Minimise from ``state`` until it converges, fails, or ``rounds`` more evaluations are spent.
 
-    ``objective(x)`` returns value (), gradient (k,), Hessian (k, k). Calling again with the returned
+    ``objective(x)`` returns value (), gradient (k,), Hessian (k, k) and a pytree to keep. Calling again with the returned
     state goes on where this call stopped.
     """
     tol = options.tol

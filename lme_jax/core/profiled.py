@@ -28,32 +28,47 @@ class Expansion(NamedTuple):
     at: Callable[[Array], tuple[Array, Array]]
 
 
-def profiled_deviance(log_det: Array, H: Array, totals: RowTotals, reml: bool) -> Array:
-    """Deviance with β and σ profiled out (Bates et al. 2015, eqs 34, 41), in the user's units."""
+def _deviance_and_log_rss(log_det: Array, H: Array, totals: RowTotals, reml: bool) -> tuple[Array, Array]:
     p = H.shape[0] - 1
     basis = totals.basis
     F = linalg.cholesky(H)
-    r2 = (F[p, p] / basis.map[p, p]) ** 2
+    log_rss = 2.0 * jnp.log(F[p, p] / basis.map[p, p])
     dof = totals.n_rows - (p if reml else 0)
-    value = log_det - totals.log_weights + dof * (1.0 + jnp.log(2.0 * jnp.pi * r2 / dof))
+    value = log_det - totals.log_weights + dof * (1.0 + jnp.log(2.0 * jnp.pi / dof) + log_rss)
     if reml:
         value = value + 2.0 * jnp.log(jnp.diagonal(F)[:p]).sum() - 2.0 * basis.log_det_x
-    return value
+    return value, log_rss
 
 
-def derivatives(expansion: Expansion, k: int, totals: RowTotals, reml: bool) -> tuple[Array, Array, Array]:
+def profiled_deviance(log_det: Array, H: Array, totals: RowTotals, reml: bool) -> Array:
+    """Deviance with β and σ profiled out (Bates et al. 2015, eqs 34, 41), in the user's units."""
+    return _deviance_and_log_rss(log_det, H, totals, reml)[0]
+
+
+class AtOptimum(NamedTuple):
+    """What an evaluation leaves for the fit: H (p+1, p+1) and ∂ log σ̂²/∂θ (k,), scaled θ."""
+
+    H: Array
+    log_scale_slope: Array
+
+
+def derivatives(
+    expansion: Expansion, k: int, totals: RowTotals, reml: bool
+) -> tuple[Array, Array, Array, AtOptimum]:
     """Deviance (), gradient (k,) and Hessian (k, k) in scaled θ, from one expansion."""
 
-    def deviance(delta: Array) -> tuple[Array, Array]:
-        value = profiled_deviance(*expansion.at(delta), totals, reml)
-        return value, value
+    def criteria(delta: Array) -> tuple[Array, tuple[Array, Array]]:
+        log_det, H = expansion.at(delta)
+        values = jnp.stack(_deviance_and_log_rss(log_det, H, totals, reml))
+        return values, (values[0], H)
 
-    def gradient(delta: Array) -> tuple[Array, tuple[Array, Array]]:
-        slope, value = jax.jacfwd(deviance, has_aux=True)(delta)
-        return slope, (slope, value)
+    def gradient(delta: Array) -> tuple[Array, tuple[Array, Array, AtOptimum]]:
+        slopes, (value, H) = jax.jacfwd(criteria, has_aux=True)(delta)
+        return slopes[0], (value, slopes[0], AtOptimum(H, slopes[1]))
 
-    hessian, (slope, value) = jax.jacfwd(gradient, has_aux=True)(jnp.zeros(k, totals.basis.map.dtype))
-    return value, slope, hessian
+    zero = jnp.zeros(k, totals.basis.map.dtype)
+    hessian, (value, slope, at_optimum) = jax.jacfwd(gradient, has_aux=True)(zero)
+    return value, slope, hessian, at_optimum
 
 
 class Estimates(NamedTuple):

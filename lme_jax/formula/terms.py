@@ -82,7 +82,9 @@ def has_bar(node: Node) -> bool:
 def parse_mixed(formula: str, columns: Sequence[str]) -> MixedFormula:
     """Parse an lme4 formula; `columns` gives a meaning to ``.``."""
     if not isinstance(formula, str):
-        raise FormulaError(f"The formula must be text such as 'y ~ x + (1 | g)', not {type(formula).__name__}.")
+        raise FormulaError(
+            f"The formula must be text such as 'y ~ x + (1 | g)', not {type(formula).__name__}."
+        )
     return _parse_mixed(formula, tuple(columns) if _uses_dot(formula) else None)
 
 
@@ -103,7 +105,7 @@ def _parse_mixed(formula: str, columns: tuple[str, ...] | None) -> MixedFormula:
         raise FormulaError(
             f"The formula {formula!r} has no random-effects term; add one such as (1 | g), or fit a linear model."
         )
-    bars = tuple(bar for lhs_group in raw_bars for bar in _expand_bar(*lhs_group))
+    bars = tuple(bar for raw in raw_bars for bar in _expand_bar(*raw))
     dot = _dot_columns(columns, tree.left, bars) if columns is not None else ()
     return MixedFormula(formula, tree.left, expand_linear(fixed, dot), bars)
 
@@ -140,7 +142,9 @@ def _split_bars(rhs: Node) -> tuple[list[Signed], list[tuple[Node, Node, str]]]:
             continue
         bar, structure = _as_bar(node)
         if sign == "-":
-            raise FormulaError(f"Cannot subtract the random-effects term {node}; leave it out of the formula.")
+            raise FormulaError(
+                f"Cannot subtract the random-effects term {node}; leave it out of the formula."
+            )
         if has_bar(bar.left) or has_bar(bar.right):
             raise FormulaError(f"The random-effects term {node} holds more than one '|'.")
         bars.append((bar.left, bar.right, structure))
@@ -166,19 +170,8 @@ def _expand_bar(lhs: Node, group: Node, structure: str) -> list[Bar]:
     linear = expand_linear([("+", lhs)])
     sep = "||" if structure == "diagonal" else "|"
     return [
-        Bar(linear, parts, label, structure, f"{lhs} {sep} {label}")
-        for parts, label in _groupings(group)
-        if _check_parts(parts, group)
+        Bar(linear, parts, label, structure, f"{lhs} {sep} {label}") for parts, label in _groupings(group)
     ]
-
-
-def _check_parts(parts: tuple[Node, ...], group: Node) -> bool:
-    for part in parts:
-        if not isinstance(part, Name | Call):
-            raise FormulaError(
-                f"{group} is no grouping factor: expected a column, a call such as factor(f), a:b or a/b."
-            )
-    return True
 
 
 def _groupings(group: Node) -> list[tuple[tuple[Node, ...], str]]:
@@ -193,10 +186,16 @@ def _groupings(group: Node) -> list[tuple[tuple[Node, ...], str]]:
         return left + right + crossed
     if isinstance(group, Binary) and group.op == ":":
         return [_interact(a, b) for a in _groupings(group.left) for b in _groupings(group.right)]
+    if not isinstance(group, Name | Call):
+        raise FormulaError(
+            f"{group} is no grouping factor; write a column, a call such as factor(f), a:b or a/b."
+        )
     return [((group,), group.name if isinstance(group, Name) else str(group))]
 
 
-def _interact(a: tuple[tuple[Node, ...], str], b: tuple[tuple[Node, ...], str]) -> tuple[tuple[Node, ...], str]:
+def _interact(
+    a: tuple[tuple[Node, ...], str], b: tuple[tuple[Node, ...], str]
+) -> tuple[tuple[Node, ...], str]:
     right = f"({b[1]})" if len(b[0]) > 1 else b[1]
     return a[0] + b[0], f"{a[1]}:{right}"
 

@@ -1,0 +1,454 @@
+"""Rows → sufficient statistics of a model with several grouping factors (MATH §5), on the host.
+
+Two shapes of model. Where every factor lies inside the next (pupils in schools in districts) the
+statistics are one small block per level (``NestedData``). Otherwise the factor with the most random
+effects is eliminated level by level and the K effects of all the others are solved as one dense
+symmetric system (``CrossedData``); its matrix is a sum over the pairs of columns that meet in a level
+of the first factor, and those pairs are listed here once, pooled over levels that share ZᵀZ.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import scipy.sparse
+from jax import Array
+
+from ..errors import DataError
+from .compression import CHUNK_ROWS, Basis, _add_by_code, check_rows, pilot_basis
+from .covariance import Template, make_template
+from .types import pytree, static
+
+MEMORY_LIMIT = 8 * 2**30
+PAIR_CHUNK = 1 << 22
+
+
+class Layout(NamedTuple):
+    """Sizes of the factors in the caller's order, and the order in which they are eliminated."""
+
+    sizes: tuple[int, ...]
+    levels: tuple[int, ...]
+    order: tuple[int, ...]
+
+    def columns(self, j: int) -> slice:
+        """Where factor j's effects stand among all Σq columns of Z."""
+        lo = sum(self.sizes[:j])
+        return slice(lo, lo + self.sizes[j])
+
+    @property
+    def dense_slices(self) -> tuple[tuple[int, slice], ...]:
+        """(factor, its rows in the dense system) for all factors but the first eliminated."""
+        out, lo = [], 0
+        for j in self.order[1:]:
+            hi = lo + self.sizes[j] * self.levels[j]
+            out.append((j, slice(lo, hi)))
+            lo = hi
+        return tuple(out)
+
+    @property
+    def n_dense(self) -> int:
+        return sum(self.sizes[j] * self.levels[j] for j in self.order[1:])
+
+
+@pytree
+class CrossedData:
+    """Statistics of a model whose factors are not nested; factor 1 is the one eliminated first.
+
+    Attributes
+    ----------
+    G : (q₁, q₁, P) distinct Z₁ᵀZ₁; count : (P,) levels that share each; pattern : (m₁,) of each level.
+    Z1W : (q₁, p+1, m₁); Z2W : (K, p+1); WtW : (p+1, p+1).
+    entry_level, entry_column : (E,) int32, sorted by column; entry_value : (q₁, E); the sparse Z₁ᵀZ₂.
+    pair_row, pair_column : (N,) int32, row ≥ column; base : (N,) Z₂ᵀZ₂ at those places.
+    product_pair, product_pattern : (T,) int32, sorted by pair; product_value : (q₁(q₁+1)/2, T)
+        such that Z₂ᵀZ₁M₁Z₁ᵀZ₂ at the pairs is the sum of M₁[product_pattern] · product_value.
+    n_rows, log_weights, basis : as in ``GroupMoments``; z_scale runs over the caller's factors.
+    """
+
+    G: Array
+    count: Array
+    pattern: Array
+    Z1W: Array
+    Z2W: Array
+    WtW: Array
+    entry_level: Array
+    entry_column: Array
+    entry_value: Array
+    pair_row: Array
+    pair_column: Array
+    base: Array
+    product_pair: Array
+    product_pattern: Array
+    product_value: Array
+    n_rows: Array
+    log_weights: Array
+    basis: Basis
+    template: Template = static()
+    layout: Layout = static()
+
+    @property
+    def n_fixed(self) -> int:
+        return self.WtW.shape[0] - 1
+
+
+@pytree
+class NestedData:
+    """Statistics of a chain of nested factors, innermost first.
+
+    Attributes
+    ----------
+    G : per factor (q, q, m) ZᵀZ; C : per factor (q, w, m) Zᵀ[Z of the outer factors, X, y].
+    parent : per factor but the last, (m,) int32, the level of the next factor, non-decreasing.
+    position : per factor (m,) int32, where each of the caller's levels stands here.
+    """
+
+    G: tuple[Array, ...]
+    C: tuple[Array, ...]
+    parent: tuple[Array, ...]
+    position: tuple[Array, ...]
+    WtW: Array
+    n_rows: Array
+    log_weights: Array
+    basis: Basis
+    template: Template = static()
+    layout: Layout = static()
+
+    @property
+    def n_fixed(self) -> int:
+        return self.WtW.shape[0] - 1
+
+
+def compress_crossed(
+    y: Any,
+    X: Any,
+    Zs: list[Any],
+    codes: list[Any],
+    n_levels: list[int],
+    templates: tuple[str | Template, ...],
+    *,
+    weights: Any = None,
+    offset: Any = None,
+    memory_limit: int = MEMORY_LIMIT,
+) -> CrossedData | NestedData:
+    """Sufficient statistics of a model with several grouping factors, from NumPy rows.
+
+    Parameters
+    ----------
+    y : (n,); X : (n, p).
+    Zs : per factor (n, q_j), or a scipy sparse (n, m_j q_j) matrix of the effects' columns, level by level,
+        for rows that belong to several levels (multi-membership, kinship: ZL_K); then its codes are None.
+    codes : per factor (n,) integers in [0, n_levels[j]).
+    n_levels : per factor, the number of levels.
+    templates : per factor, the covariance template of its q_j effects (all its terms merged).
+    weights, offset : (n,), optional.
+    memory_limit : bytes that the dense system and the pair lists may take.
+
+    Returns
+    -------
+    NestedData where each factor lies inside the next, else CrossedData.
+
+    Raises
+    ------
+    DataError
+        Lengths that differ, values that are not finite, codes out of range, or too much memory.
+
+    Notes
+    -----
+    O(n Σq (Σq + p) + W) with W = Σ_u d_u(d_u+1)/2 over the levels u of the largest factor, each meeting
+    d_u effects of the other factors.
+    """
+    y, X = np.asarray(y, float), np.asarray(X, float)
+    sparse = [scipy.sparse.issparse(Z) for Z in Zs]
+    sizes = tuple(
+        Z.shape[1] // m if s else np.shape(Z)[1] for Z, m, s in zip(Zs, n_levels, sparse, strict=True)
+    )
+    blocks = [make_template(t, q) for t, q in zip(templates, sizes, strict=True)]
+    template = tuple(block for t in blocks for block in t)
+    check_rows(y=y, X=X, weights=weights, offset=offset)
+    for j, (Z, code) in enumerate(zip(Zs, codes, strict=True)):
+        _check_factor(j, len(y), Z, code, n_levels[j])
+    codes = [None if s else np.asarray(c) for c, s in zip(codes, sparse, strict=True)]
+    Zs = [Z.tocsr() if s else np.asarray(Z, float) for Z, s in zip(Zs, sparse, strict=True)]
+    y = y if offset is None else y - np.asarray(offset, float)
+    basis = _basis(y, X, Zs, sizes, n_levels, template)
+    W = X @ basis.map[:-1] + y[:, None] * basis.map[-1]
+    layout = Layout(sizes, tuple(int(m) for m in n_levels), ())
+    scales = [basis.z_scale[layout.columns(j)] for j in range(len(Zs))]
+    Zs = [
+        _scale_columns(Z, 1.0 / np.tile(s, m)) if sp else Z / s
+        for Z, s, m, sp in zip(Zs, scales, n_levels, sparse, strict=True)
+    ]
+    log_weights = 0.0
+    if weights is not None:
+        root = np.sqrt(np.asarray(weights, float))
+        log_weights = 2.0 * np.log(root).sum()
+        W = W * root[:, None]
+        Zs = [scipy.sparse.diags(root) @ Z if s else Z * root[:, None] for Z, s in zip(Zs, sparse, strict=True)]
+    totals = dict(
+        WtW=W.T @ W,
+        n_rows=np.float64(len(y)),
+        log_weights=np.float64(log_weights),
+        basis=basis,
+        template=template,
+    )
+    order = None if any(sparse) else _nested_order(codes, n_levels)
+    if order is not None:
+        return _nested(W, Zs, codes, layout._replace(order=order), totals)
+    effects = [q * m if not s else -1 for q, m, s in zip(sizes, n_levels, sparse, strict=True)]
+    order = tuple(sorted(range(len(Zs)), key=lambda j: -effects[j]))
+    if sparse[order[0]]:
+        # Nothing is block diagonal: an empty first factor leaves the whole model to the dense system.
+        raise DataError("at least one factor must be given by codes; the others may be sparse matrices")
+    return _crossed(W, Zs, codes, layout._replace(order=order), totals, memory_limit)
+
+
+def _check_factor(j: int, n: int, Z: Any, codes: Any, n_levels: int) -> None:
+    if scipy.sparse.issparse(Z):
+        if Z.shape[0] != n or Z.shape[1] % n_levels or not np.isfinite(Z.data).all():
+            raise DataError(
+                f"factor {j}: the sparse Z is {Z.shape}; it needs {n} rows, a multiple of {n_levels} columns "
+                "and finite values"
+            )
+        return
+    check_rows(y=np.zeros(n), **{f"Z of factor {j}": Z, f"codes of factor {j}": codes})
+    low, high = int(np.min(codes)), int(np.max(codes))
+    if low < 0 or high >= n_levels:
+        raise DataError(f"factor {j} has codes from {low} to {high}; they must lie in [0, {n_levels})")
+
+
+def _basis(y: Any, X: Any, Zs: list[Any], sizes: tuple[int, ...], n_levels: list[int], template: Template) -> Basis:
+    """The conditioned basis; columns of a sparse factor are scaled by their root mean square per level."""
+    columns = []
+    for Z, q, m in zip(Zs, sizes, n_levels, strict=True):
+        if scipy.sparse.issparse(Z):
+            squares = np.asarray(Z.multiply(Z).sum(0)).reshape(m, q).sum(0)
+            columns.append(np.broadcast_to(np.sqrt(squares / len(y)), (len(y), q)))
+        else:
+            columns.append(Z)
+    return pilot_basis(y, X, np.concatenate(columns, axis=1), template)
+
+
+def _scale_columns(Z: Any, scale: np.ndarray) -> Any:
+    return (Z @ scipy.sparse.diags(scale)).tocsr()
+
+
+def _sum_by_code(codes: np.ndarray, n_levels: int, columns: list[np.ndarray], W: np.ndarray) -> np.ndarray:
+    """(len(columns), width of W, n_levels): Σ over the rows of a level of column × W."""
+    sums = np.zeros((n_levels, len(columns) * W.shape[1]))
+    for lo in range(0, len(codes), CHUNK_ROWS):
+        rows = slice(lo, lo + CHUNK_ROWS)
+        products = np.concatenate([c[rows, None] * W[rows] for c in columns], axis=1)
+        _add_by_code(sums, codes[rows], products)
+    return np.ascontiguousarray(sums.T).reshape(len(columns), W.shape[1], n_levels)
+
+
+# ---------------------------------------------------------------- nested chain
+
+
+def _parents(inner: np.ndarray, outer: np.ndarray, n_inner: int) -> np.ndarray | None:
+    """The outer level of every inner level, or None where some inner level meets two."""
+    parent = np.zeros(n_inner, np.int64)
+    parent[inner] = outer
+    return parent if np.array_equal(parent[inner], outer) else None
+
+
+def _nested_order(codes: list[np.ndarray], n_levels: list[int]) -> tuple[int, ...] | None:
+    """Innermost-first order of a chain of nested factors, or None."""
+    order = tuple(sorted(range(len(codes)), key=lambda j: -len(np.unique(codes[j]))))
+    for a, b in zip(order, order[1:], strict=False):
+        if _parents(codes[a], codes[b], n_levels[a]) is None:
+            return None
+    return order
+
+
+def _nested(W: np.ndarray, Zs: list[Any], codes: list[Any], layout: Layout, totals: dict[str, Any]) -> NestedData:
+    order, levels = layout.order, layout.levels
+    rank = {order[-1]: np.arange(levels[order[-1]])}
+    parent = {}
+    for inner, outer in zip(order[-2::-1], order[:0:-1], strict=True):
+        found = rank[outer][_parents(codes[inner], codes[outer], levels[inner])]
+        sorting = np.argsort(found, kind="stable")
+        rank[inner] = np.empty_like(sorting)
+        rank[inner][sorting] = np.arange(len(sorting))
+        parent[inner] = found[sorting].astype(np.int32)
+    G, C = [], []
+    for at, j in enumerate(order):
+        right = np.concatenate([Zs[k] for k in order[at:]] + [W], axis=1)
+        sums = _sum_by_code(rank[j][codes[j]], levels[j], list(Zs[j].T), right)
+        G.append(sums[:, : layout.sizes[j]])
+        C.append(sums[:, layout.sizes[j] :])
+    return NestedData(
+        G=tuple(G),
+        C=tuple(C),
+        parent=tuple(parent[j] for j in order[:-1]),
+        position=tuple(rank[j].astype(np.int32) for j in order),
+        layout=layout,
+        **totals,
+    )
+
+
+# ---------------------------------------------------------------- crossed factors
+
+
+def _dense_columns(Zs: list[Any], codes: list[Any], layout: Layout) -> Any:
+    """Z₂ as one CSR matrix (n, K): factors in elimination order, level by level, effects innermost."""
+    parts = []
+    for j in layout.order[1:]:
+        if codes[j] is None:
+            parts.append(Zs[j])
+            continue
+        n, q = Zs[j].shape
+        columns = (codes[j][:, None].astype(np.int32) * q + np.arange(q, dtype=np.int32)).ravel()
+        where = np.arange(n + 1, dtype=np.int32) * q
+        parts.append(scipy.sparse.csr_matrix((Zs[j].ravel(), columns, where), shape=(n, q * layout.levels[j])))
+    return scipy.sparse.hstack(parts, format="csr") if len(parts) > 1 else parts[0]
+
+
+def _sum_duplicates(value: np.ndarray, row: np.ndarray, column: np.ndarray, shape: tuple[int, int]) -> Any:
+    out = scipy.sparse.coo_matrix((value, (row, column)), shape=shape).tocsr()
+    out.sum_duplicates()
+    return out
+
+
+def _patterns(G: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(first level of each distinct G, pattern of each level)."""
+    packed = G[np.tril_indices(G.shape[0])].T
+    if packed.shape[1] == 1:
+        _, first, pattern = np.unique(packed[:, 0], return_index=True, return_inverse=True)
+    else:
+        _, first, pattern = np.unique(packed, axis=0, return_index=True, return_inverse=True)
+    return first, pattern.reshape(-1).astype(np.int32)
+
+
+def _crossed(
+    W: np.ndarray, Zs: list[Any], codes: list[Any], layout: Layout, totals: dict[str, Any], memory_limit: int
+) -> CrossedData:
+    first = layout.order[0]
+    m1, q1, K = layout.levels[first], layout.sizes[first], layout.n_dense
+    _check_memory(16 * K * K, memory_limit, f"the dense {K} × {K} system of all factors but the largest")
+    Z1, code = Zs[first], codes[first]
+    sums = _sum_by_code(code, m1, list(Z1.T), np.concatenate([Z1, W], axis=1))
+    G, Z1W = sums[:, :q1], sums[:, q1:]
+    representative, pattern = _patterns(G)
+    Z2 = _dense_columns(Zs, codes, layout)
+    rows = np.repeat(code, np.diff(Z2.indptr))
+    spread = np.repeat(np.arange(len(code)), np.diff(Z2.indptr)) if q1 > 1 or (Z1 != 1.0).any() else None
+    cross = []
+    for a in range(q1):
+        value = Z2.data if spread is None else Z2.data * Z1[spread, a]
+        cross.append(_sum_duplicates(value, rows, Z2.indices, (m1, K)))
+    met = np.diff(cross[0].indptr).astype(np.int64)
+    n_products = int((met * (met + 1) // 2).sum())
+    kq = q1 * (q1 + 1) // 2
+    # Up to four copies live while the products are sorted.
+    peak = n_products * (8 * kq + 40) if not _dense_is_better(met, pattern, K) else 0
+    _check_memory(16 * K * K + peak, memory_limit, f"the dense {K} × {K} system and {n_products} pairs of columns")
+    pairs = _pair_products(cross, met, pattern, len(representative), K)
+    base = scipy.sparse.tril(Z2.T @ Z2, format="coo")
+    pair_key, base_value, product_pair, product_pattern, product_value = _align(pairs, base)
+    by_column = [c.tocsc() for c in cross]
+    row = np.floor((np.sqrt(8.0 * pair_key + 1.0) - 1.0) / 2.0).astype(np.int64)
+    row += (row + 1) * (row + 2) // 2 <= pair_key
+    row -= row * (row + 1) // 2 > pair_key
+    return CrossedData(
+        G=np.ascontiguousarray(G[:, :, representative]),
+        count=np.bincount(pattern, minlength=len(representative)).astype(float),
+        pattern=pattern,
+        Z1W=Z1W,
+        Z2W=np.asarray(Z2.T @ W),
+        entry_level=by_column[0].indices.astype(np.int32),
+        entry_column=np.repeat(np.arange(K, dtype=np.int32), np.diff(by_column[0].indptr)),
+        entry_value=np.stack([c.data for c in by_column]),
+        pair_row=row.astype(np.int32),
+        pair_column=(pair_key - row * (row + 1) // 2).astype(np.int32),
+        base=base_value,
+        product_pair=product_pair,
+        product_pattern=product_pattern,
+        product_value=product_value,
+        layout=layout,
+        **totals,
+    )
+
+
+def _check_memory(size: float, limit: float, what: str) -> None:
+    if size > limit:
+        raise DataError(
+            f"{what} would take {size / 2**30:.1f} GiB, above the limit of {limit / 2**30:.1f} GiB: raise "
+            "memory_limit, merge rare levels of the smaller factors, or drop a factor"
+        )
+
+
+def _dense_is_better(met: np.ndarray, pattern: np.ndarray, K: int) -> bool:
+    """Whether pooling first (one Gram matrix per pattern) is much smaller than listing every pair."""
+    return (met * (met + 1) // 2).sum() > 4 * (pattern.max(initial=0) + 1) * K * (K + 1) // 2
+
+
+def _pair_products(cross: list[Any], met: np.ndarray, pattern: np.ndarray, n_patterns: int, K: int) -> list[Any]:
+    """Per packed pair (a ≥ b) of Z₁ columns, CSR (K(K+1)/2, P): Σ over a pattern's levels of products."""
+    q1 = len(cross)
+    ab = list(zip(*np.tril_indices(q1), strict=True))
+    shape = (K * (K + 1) // 2, n_patterns)
+    if _dense_is_better(met, pattern, K):
+        return _pooled_products(cross, pattern, ab, shape, K)
+    indptr, indices = cross[0].indptr.astype(np.int64), cross[0].indices.astype(np.int64)
+    keys, patterns, values = [], [], [[] for _ in ab]
+    for d in np.unique(met[met > 0]):
+        i, j = np.tril_indices(d)
+        members = np.flatnonzero(met == d)
+        step = max(1, PAIR_CHUNK // len(i))
+        for lo in range(0, len(members), step):
+            some = members[lo : lo + step]
+            entry = indptr[some][:, None] + np.arange(d)
+            column = indices[entry]
+            keys.append((column * (column + 1) // 2)[:, i].ravel() + column[:, j].ravel())
+            patterns.append(np.repeat(pattern[some], len(i)))
+            local = [c.data[entry] for c in cross]
+            for out, (a, b) in zip(values, ab, strict=True):
+                product = local[a][:, i] * local[b][:, j]
+                out.append((product if a == b else product + local[b][:, i] * local[a][:, j]).ravel())
+    if not keys:
+        return [scipy.sparse.csr_matrix(shape) for _ in ab]
+    key, which = np.concatenate(keys), np.concatenate(patterns)
+    return [_sum_duplicates(np.concatenate(v), key, which, shape) for v in values]
+
+
+def _pooled_products(cross: list[Any], pattern: np.ndarray, ab: list[Any], shape: tuple[int, int], K: int) -> list[Any]:
+    i, j = np.tril_indices(K)
+    columns: list[list[np.ndarray]] = [[] for _ in ab]
+    for t in range(shape[1]):
+        members = np.flatnonzero(pattern == t)
+        local = [c[members] for c in cross]
+        if local[0].nnz > 0.03 * len(members) * K:
+            local = [c.toarray() for c in local]
+        for out, (a, b) in zip(columns, ab, strict=True):
+            product = local[a].T @ local[b]
+            product = product.toarray() if scipy.sparse.issparse(product) else product
+            out.append((product if a == b else product + product.T)[i, j])
+    # All packed pairs must share one structure, so zeros are kept wherever any of them is not zero.
+    some = sum(np.abs(np.stack(c, axis=1)) for c in columns) > 0
+    where = scipy.sparse.csr_matrix(some)
+    out = []
+    for c in columns:
+        full = np.stack(c, axis=1)[some]
+        out.append(scipy.sparse.csr_matrix((full, where.indices, where.indptr), shape=shape))
+    return out
+
+
+def _align(products: list[Any], base: Any) -> tuple[np.ndarray, ...]:
+    """Number the pairs that occur in the products or in Z₂ᵀZ₂, in the order of their keys."""
+    key = base.row.astype(np.int64) * (base.row.astype(np.int64) + 1) // 2 + base.col
+    used = np.diff(products[0].indptr) > 0
+    used[key] = True
+    pair_key = np.flatnonzero(used)
+    number = np.cumsum(used, dtype=np.int64) - 1
+    base_value = np.zeros(len(pair_key))
+    np.add.at(base_value, number[key], base.data)
+    product_pair = np.repeat(
+        np.arange(len(pair_key), dtype=np.int32), np.diff(products[0].indptr)[pair_key]
+    )
+    return (
+        pair_key,
+        base_value,
+        product_pair,
+        products[0].indices.astype(np.int32),
+        np.stack([c.data for c in products]),
+    )

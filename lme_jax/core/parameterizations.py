@@ -1,0 +1,77 @@
+"""The three packed parameter vectors of a model, the maps between them and their Jacobians (MATH §1).
+
+Every vector is (β, ω, σ²): β the p fixed effects, ω the k covariance parameters of the random effects,
+    natural   ω = Ψ = Cov(b)             (response units² per unit² of Z)
+    profile   ω = Ψ/σ² = LLᵀ             (statsmodels' ``params`` and ``cov_re_unscaled``)
+    sqrt      ω = θ, the packed L        (statsmodels with ``use_sqrt``)
+in row-major lower-triangle order per block. Keeping σ² makes each map a bijection.
+"""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from . import covariance
+from .covariance import Template
+from .types import float64_on_host
+
+Scale = Literal["natural", "profile", "sqrt"]
+
+
+def _profile_from_sqrt(theta: Array, template: Template) -> Array:
+    L = covariance.factor(theta, template)
+    return _project(L @ L.T, template)
+
+
+def _project(M: Array, template: Template) -> Array:
+    """ω of a covariance M (q, q) that has the template's pattern."""
+    basis = covariance.linear_basis(template)
+    rows, columns = zip(*(np.argwhere(E)[0] for E in basis), strict=True)
+    return M[np.array(rows), np.array(columns)]
+
+
+def covariance_of(omega: Array, template: Template) -> Array:
+    """The (q, q) covariance Σ ω_a E_a."""
+    return jnp.einsum("a,aij->ij", omega, jnp.asarray(covariance.linear_basis(template), omega.dtype))
+
+
+def sqrt_from_profile(omega: Array, template: Template) -> Array:
+    """θ ≥ 0 on the diagonal with LLᵀ = Σ ω_a E_a; zero columns where that is singular."""
+    M, parts, at = covariance_of(omega, template), [], 0
+    for block in template:
+        part = M[at : at + block.size, at : at + block.size]
+        at += block.size
+        if block.structure == "unstructured":
+            parts.append(covariance.pack(covariance.semidefinite_root(part)))
+        else:
+            parts.append(jnp.sqrt(jnp.diagonal(part)[: block.n_theta]))
+    return jnp.concatenate(parts)
+
+
+@float64_on_host
+def convert(params: Array, source: Scale, target: Scale, *, n_fixed: int, template: Template) -> Array:
+    """(β, ω, σ²) on the ``source`` scale → the same model on the ``target`` scale, (p + k + 1,)."""
+    params = jnp.asarray(params)
+    beta, omega, sigma2 = params[:n_fixed], params[n_fixed:-1], params[-1]
+    if source == target:
+        return params
+    profile = {
+        "natural": lambda: omega / sigma2,
+        "profile": lambda: omega,
+        "sqrt": lambda: _profile_from_sqrt(omega, template),
+    }[source]()
+    out = {
+        "natural": lambda: profile * sigma2,
+        "profile": lambda: profile,
+        "sqrt": lambda: sqrt_from_profile(profile, template),
+    }[target]()
+    return jnp.concatenate([beta, out, sigma2[None]])
+
+
+@float64_on_host
+def jacobian(params: Array, source: Scale, target: Scale, *, n_fixed: int, template: Template) -> Array:
+    """∂ target / ∂ source of ``convert`` at ``params``, (p + k + 1, p + k + 1)."""
+    return jax.jacfwd(lambda x: convert(x, source, target, n_fixed=n_fixed, template=template))(jnp.asarray(params))

@@ -1,0 +1,193 @@
+"""ModelData: a Design whose random terms are merged by factor and compressed, ready to fit and to label."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+
+from .core.compression import GroupData, compress
+from .core.covariance import Block, Template
+from .errors import UnsupportedError
+from .formula import Design, RandomTerm
+
+
+@dataclass(frozen=True)
+class Factor:
+    """The random terms of one grouping factor, side by side.
+
+    Attributes
+    ----------
+    levels : (m,) labels; codes : (n,) int32; Z : (n, q); columns : q effect names.
+    template : the covariance structure of the q effects, a block per term.
+    """
+
+    name: str
+    levels: np.ndarray
+    codes: np.ndarray
+    Z: np.ndarray
+    columns: tuple[str, ...]
+    template: Template
+
+    @cached_property
+    def sizes(self) -> np.ndarray:
+        """(m,) rows per level."""
+        return np.bincount(self.codes, minlength=len(self.levels))
+
+
+def _merge(terms: tuple[RandomTerm, ...]) -> Factor:
+    first = terms[0]
+    Z = first.Z if len(terms) == 1 else np.concatenate([t.Z for t in terms], axis=1)
+    columns = tuple(c for t in terms for c in t.columns)
+    template = tuple(Block(t.structure, t.Z.shape[1]) for t in terms)
+    return Factor(first.factor, first.levels, first.codes, Z, columns, template)
+
+
+@dataclass(frozen=True)
+class ModelData:
+    """Everything about the data that fits and results need; never changed after it is built.
+
+    Attributes
+    ----------
+    terms : the random terms, reordered so that those of one factor stand together.
+    factors : one entry per grouping factor.
+    compressed : the core's sufficient statistics.
+    covariance_names : (k,) labels of the free (co)variances.
+    """
+
+    design: Design
+    terms: tuple[RandomTerm, ...]
+    factors: tuple[Factor, ...]
+    compressed: GroupData
+    covariance_names: tuple[str, ...]
+
+    @classmethod
+    def from_design(cls, design: Design, *, factor_in_names: bool) -> "ModelData":
+        """Merge and compress; ``factor_in_names`` puts the factor's label before each effect's name."""
+        by_factor: dict[str, list[RandomTerm]] = {}
+        for term in design.terms:
+            by_factor.setdefault(term.factor, []).append(term)
+        if len(by_factor) > 1:
+            raise UnsupportedError(
+                f"the model has several grouping factors ({', '.join(by_factor)}); this version fits one"
+            )
+        factors = tuple(_merge(tuple(terms)) for terms in by_factor.values())
+        factor = factors[0]
+        compressed = compress(
+            design.y,
+            design.X,
+            factor.Z,
+            factor.codes,
+            weights=design.weights,
+            offset=design.offset,
+            structure=factor.template,
+            n_groups=len(factor.levels),
+        )
+        terms = tuple(t for group in by_factor.values() for t in group)
+        return cls(design, terms, factors, compressed, _covariance_names(terms, factor_in_names))
+
+    @property
+    def y(self) -> np.ndarray:
+        return self.design.y
+
+    @property
+    def X(self) -> np.ndarray:
+        return self.design.X
+
+    @cached_property
+    def offset(self) -> np.ndarray:
+        return np.zeros(self.n_rows) if self.design.offset is None else self.design.offset
+
+    @property
+    def n_rows(self) -> int:
+        return len(self.design.y)
+
+    @property
+    def index(self) -> pd.Index:
+        return self.design.index
+
+    @property
+    def exog_names(self) -> tuple[str, ...]:
+        return self.design.exog_names
+
+    @property
+    def endog_name(self) -> str:
+        return self.design.endog_name
+
+    @property
+    def n_dropped(self) -> int:
+        return self.design.n_dropped
+
+    @property
+    def dropped_columns(self) -> tuple[str, ...]:
+        return self.design.dropped_columns
+
+    @cached_property
+    def term_slices(self) -> tuple[slice, ...]:
+        """Where each term's effects stand among all effects."""
+        ends = np.cumsum([len(t.columns) for t in self.terms])
+        return tuple(slice(int(end) - len(t.columns), int(end)) for end, t in zip(ends, self.terms, strict=True))
+
+    @cached_property
+    def term_labels(self) -> tuple[str, ...]:
+        """lme4's labels: a factor's later terms are "g.1", "g.2", …"""
+        seen: dict[str, int] = {}
+        labels = []
+        for term in self.terms:
+            count = seen.get(term.factor, 0)
+            labels.append(f"{term.factor}.{count}" if count else term.factor)
+            seen[term.factor] = count + 1
+        return tuple(labels)
+
+    @cached_property
+    def theta_names(self) -> tuple[str, ...]:
+        """Labels of θ, lme4's for unstructured terms: "g.row.column" below the diagonal, "g.row" on it."""
+        names = []
+        for label, term in zip(self.term_labels, self.terms, strict=True):
+            block = Block(term.structure, len(term.columns))
+            if term.structure == "unstructured":
+                pairs = zip(*np.tril_indices(block.size), strict=True)
+                effects = [
+                    term.columns[i] if i == j else f"{term.columns[i]}.{term.columns[j]}" for i, j in pairs
+                ]
+            elif term.structure == "diagonal":
+                effects = list(term.columns)
+            else:
+                effects = {
+                    "identity": ["sd"],
+                    "compound_symmetry": ["root_mean", "root_contrast"],
+                    "ar1": ["sd", "r"],
+                }[term.structure][: block.n_theta]
+            names += [f"{label}.{effect}" for effect in effects]
+        return tuple(names)
+
+    @cached_property
+    def covariance_positions(self) -> tuple[np.ndarray, np.ndarray]:
+        """Rows and columns in the effects' covariance of the free (co)variances, in ``covariance_names`` order."""
+        rows: list[int] = []
+        columns: list[int] = []
+        for term, part in zip(self.terms, self.term_slices, strict=True):
+            for i, j in _free_pairs(term):
+                rows.append(part.start + i)
+                columns.append(part.start + j)
+        return np.array(rows, int), np.array(columns, int)
+
+
+def _free_pairs(term: RandomTerm) -> list[tuple[int, int]]:
+    """Positions of a term's covariance that name its free (co)variances."""
+    q = len(term.columns)
+    if term.structure == "unstructured":
+        return [(int(i), int(j)) for i, j in zip(*np.tril_indices(q), strict=True)]
+    if term.structure == "diagonal":
+        return [(i, i) for i in range(q)]
+    return [(0, 0)] if term.structure == "identity" or q == 1 else [(0, 0), (1, 0)]
+
+
+def _covariance_names(terms: tuple[RandomTerm, ...], factor_in_names: bool) -> tuple[str, ...]:
+    names = []
+    for term in terms:
+        prefix = f"{term.factor} " if factor_in_names else ""
+        for i, j in _free_pairs(term):
+            a, b = term.columns[i], term.columns[j]
+            names.append(f"{prefix}{a} Var" if i == j else f"{prefix}{b} x {a} Cov")
+    return tuple(names)

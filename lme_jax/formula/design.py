@@ -1,0 +1,289 @@
+"""The labelled design of a mixed model and what every front door checks about it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import pandas as pd
+
+from lme_jax.errors import DataError, DroppedRowsWarning
+from lme_jax.formula.rank import drop_dependent_columns
+from lme_jax.formula.values import Factor, as_frame, column
+
+
+@dataclass(frozen=True)
+class RandomTerm:
+    """One random-effects term.
+
+    Attributes
+    ----------
+    factor : str
+        Label of the grouping factor, such as "Subject" or "cask:batch".
+    columns : tuple of str
+        Names of the q columns of `Z`.
+    levels : (m,) array
+        Labels of the levels that occur, in factor order.
+    codes : (n,) int32 array
+        Level of each row, in [0, m).
+    Z : (n, q) float64 array
+    structure : str
+        "unstructured", "diagonal", "identity", "compound_symmetry" or "ar1".
+    """
+
+    factor: str
+    columns: tuple[str, ...]
+    levels: np.ndarray
+    codes: np.ndarray
+    Z: np.ndarray
+    structure: str
+
+
+@dataclass(frozen=True)
+class NewDesign:
+    """A design rebuilt on new data with the training levels, contrasts and transforms.
+
+    Attributes
+    ----------
+    X : (n, p) float64 array
+        NaN where the new data are missing.
+    terms : tuple of (Z, codes)
+        Per random term; code -1 marks an unseen or missing level. Empty if not asked for.
+    offset : (n,) float64 array or None
+    index : pandas.Index
+    """
+
+    X: np.ndarray
+    terms: tuple[tuple[np.ndarray, np.ndarray], ...]
+    offset: np.ndarray | None
+    index: pd.Index
+
+
+class DesignState(Protocol):
+    """What a front door remembers to rebuild its design."""
+
+    def rebuild(self, frame: pd.DataFrame, random: bool) -> NewDesign: ...
+
+
+@dataclass(frozen=True)
+class Design:
+    """Arrays and labels of a linear mixed model.
+
+    Attributes
+    ----------
+    y : (n,) float64 array
+        Response; the offset is not subtracted.
+    X : (n, p) float64 array
+        Fixed effects, full column rank.
+    terms : tuple of RandomTerm
+    weights, offset : (n,) float64 array or None
+    endog_name : str
+    exog_names : tuple of str
+    dropped_columns : tuple of str
+        Columns of X that others determine; a RankWarning named them.
+    index : pandas.Index
+        Index of the rows kept.
+    n_dropped : int
+        Rows left out for missing values.
+    formula : str
+    state : DesignState
+        Rebuilds X and Z for prediction.
+    """
+
+    y: np.ndarray
+    X: np.ndarray
+    terms: tuple[RandomTerm, ...]
+    weights: np.ndarray | None
+    offset: np.ndarray | None
+    endog_name: str
+    exog_names: tuple[str, ...]
+    dropped_columns: tuple[str, ...]
+    index: pd.Index
+    n_dropped: int
+    formula: str
+    state: DesignState
+
+
+def design_new_data(design: Design, new_data: Any, *, random: bool = True) -> NewDesign:
+    """Rebuild a design on new data.
+
+    Parameters
+    ----------
+    design : Design
+    new_data : DataFrame or dict of arrays
+    random : bool
+        Also build the random-effects terms, which needs the grouping columns.
+
+    Returns
+    -------
+    NewDesign
+        One row per row of `new_data`; missing values give NaN in X and Z, and code -1. The offset holds the
+        formula's ``offset()`` terms and an offset named by column; an offset given as an array is not known here.
+
+    Raises
+    ------
+    DataError
+        For a missing column, or a level of a factor in X or Z that the training data did not have.
+    """
+    return design.state.rebuild(as_frame(new_data), random)
+
+
+def subset_rows(frame: pd.DataFrame, subset: Any) -> np.ndarray | None:
+    """Positions of the rows that a mask or a query text selects; None for all."""
+    if subset is None:
+        return None
+    if isinstance(subset, str):
+        try:
+            mask = frame.eval(subset)
+        except Exception as error:
+            raise DataError(f"Cannot evaluate the subset {subset!r}: {error}") from error
+    else:
+        mask = subset
+    mask = np.asarray(pd.array(mask, dtype="boolean").fillna(False)) if _is_mask(mask) else np.asarray(mask)
+    if mask.dtype != bool or mask.shape != (len(frame),):
+        raise DataError(
+            f"`subset` must hold one True or False per row: {len(frame)} rows, got shape {mask.shape}."
+        )
+    return np.flatnonzero(mask)
+
+
+def _is_mask(mask: Any) -> bool:
+    return pd.api.types.infer_dtype(np.asarray(mask).ravel(), skipna=True) == "boolean"
+
+
+def row_numbers(frame: pd.DataFrame, given: Any, what: str, rows: np.ndarray | None) -> np.ndarray | None:
+    """Weights or an offset, as a column name or one number per row of the frame before `rows` are taken."""
+    if given is None:
+        return None
+    named = isinstance(given, str)
+    values = column(frame, given) if named else given
+    label = f"{what} (column {given!r})" if named else what
+    try:
+        array = np.asarray(pd.to_numeric(pd.Series(np.asarray(values))), dtype=np.float64)
+    except (ValueError, TypeError) as error:
+        raise DataError(f"The {label} must be numbers: {error}") from error
+    if array.shape != (len(frame),):
+        raise DataError(
+            f"The {label} must hold one number per row: {len(frame)} rows, got shape {array.shape}."
+        )
+    return array if rows is None else array[rows]
+
+
+@dataclass
+class MissingRows:
+    """Collects which rows cannot be used, and why."""
+
+    n: int
+    index: pd.Index
+
+    def __post_init__(self) -> None:
+        self.bad = np.zeros(self.n, dtype=bool)
+        self.found: list[tuple[str, np.ndarray, str]] = []
+
+    def check(self, label: str, value: np.ndarray | Factor | None) -> None:
+        """Note missing and infinite entries of a variable of the model."""
+        if value is None:
+            return
+        if isinstance(value, Factor):
+            self.note(label, value.codes < 0, "missing")
+            return
+        # The sum is finite whenever all entries are, short of overflow: one cheap pass for clean data.
+        with np.errstate(all="ignore"):
+            if np.isfinite(value.sum()):
+                return
+        across = (lambda a: a.any(axis=1)) if value.ndim == 2 else (lambda a: a)
+        self.note(label, across(np.isnan(value)), "missing")
+        self.note(label, across(np.isinf(value)), "infinite")
+
+    def note(self, label: str, mask: np.ndarray, kind: str) -> None:
+        if mask.any() and not any(seen == label and k == kind for seen, _, k in self.found):
+            self.found.append((label, mask, kind))
+            self.bad |= mask
+
+    def settle(self, missing: str) -> np.ndarray | None:
+        """Positions of the rows to keep (None: all), after the warning or the error that `missing` asks for."""
+        if not self.found:
+            return None
+        if missing == "raise":
+            rows = np.flatnonzero(self.bad)
+            shown = ", ".join(map(str, rows[:5])) + (", …" if len(rows) > 5 else "")
+            raise DataError(
+                f"{len(rows)} of {self.n} rows cannot be used (row numbers from 0: {shown}): {self.reasons()}. "
+                "Fix or remove them, or use missing='drop'."
+            )
+        if self.bad.all():
+            raise DataError(f"No row is left: {self.reasons()}.")
+        warnings.warn(
+            f"Left out {self.bad.sum()} of {self.n} rows: {self.reasons()}.", DroppedRowsWarning, stacklevel=4
+        )
+        return np.flatnonzero(~self.bad)
+
+    def reasons(self) -> str:
+        return "; ".join(f"{kind} values in {label} ({mask.sum()})" for label, mask, kind in self.found)
+
+
+def check_missing_argument(missing: str, allowed: Sequence[str]) -> None:
+    if missing not in allowed:
+        raise DataError(f"missing={missing!r} is unknown; use {' or '.join(map(repr, allowed))}.")
+
+
+def check_response(y: Any, name: str) -> np.ndarray:
+    """A numeric response that varies; a logical one counts as 0 and 1."""
+    if isinstance(y, Factor) and y.levels.dtype == bool:
+        y = np.where(y.codes < 0, np.nan, y.codes.astype(np.float64))
+    if isinstance(y, Factor):
+        raise DataError(f"The response {name!r} is not numeric: it has the levels {list(y.levels[:4])}.")
+    if y.ndim != 1:
+        raise DataError(f"The response {name!r} has {y.shape[1]} columns; a model takes one.")
+    return y
+
+
+def check_design(
+    y: np.ndarray, name: str, weights: np.ndarray | None, X: np.ndarray, terms: Sequence[RandomTerm]
+) -> None:
+    """Conditions under which no mixed model can be estimated; lme4's default checks for the random terms."""
+    n = len(y)
+    if np.ptp(y) == 0:
+        raise DataError(f"The response {name!r} is constant ({y[0]:g}); there is no variation to model.")
+    if weights is not None and (weights <= 0).any():
+        rows = np.flatnonzero(weights <= 0)
+        raise DataError(
+            f"Weights must be positive; {len(rows)} are not (rows used, from 0: {list(rows[:5])})."
+        )
+    if X.shape[1] >= n:
+        raise DataError(f"{X.shape[1]} fixed effects for {n} rows leave nothing to estimate a variance from.")
+    for term in terms:
+        _check_term(term, n)
+
+
+def _check_term(term: RandomTerm, n: int) -> None:
+    m, q = len(term.levels), term.Z.shape[1]
+    if m < 2:
+        raise DataError(
+            f"The grouping factor {term.factor!r} has one level in the rows used; it needs at least 2."
+        )
+    if m >= n:
+        raise DataError(
+            f"The grouping factor {term.factor!r} has {m} levels for {n} rows; with one row per level its variance "
+            "cannot be told from the residual variance. Use a coarser factor."
+        )
+    if term.structure == "unstructured" and m * q >= n:
+        raise DataError(
+            f"The term ({' + '.join(term.columns)} | {term.factor}) has {m} × {q} = {m * q} random effects for {n} "
+            "rows, so they cannot be told from the residuals. Use fewer effects, or || for uncorrelated ones."
+        )
+
+
+def reduce_rank(
+    X: np.ndarray, names: Sequence[str]
+) -> tuple[np.ndarray, tuple[str, ...], tuple[str, ...], np.ndarray]:
+    """X without dependent columns, the names kept, the names dropped, and the positions kept."""
+    keep = drop_dependent_columns(X, names)
+    if len(keep) == X.shape[1]:
+        return X, tuple(names), (), keep
+    kept = set(keep.tolist())
+    dropped = tuple(name for j, name in enumerate(names) if j not in kept)
+    return np.ascontiguousarray(X[:, keep]), tuple(names[j] for j in keep), dropped, keep

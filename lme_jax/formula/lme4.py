@@ -1,0 +1,333 @@
+"""lme4 formulas to a Design, with the coding and the column names of R's model.matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from lme_jax.errors import DataError, FormulaError
+from lme_jax.formula.contrasts import contrast_matrix
+from lme_jax.formula.design import (
+    Design,
+    MissingRows,
+    NewDesign,
+    RandomTerm,
+    check_design,
+    check_missing_argument,
+    check_response,
+    reduce_rank,
+    row_numbers,
+    subset_rows,
+)
+from lme_jax.formula.syntax import Node
+from lme_jax.formula.terms import STRUCTURES, Bar, Linear, MixedFormula, parse_mixed
+from lme_jax.formula.values import (
+    Crossing,
+    Evaluator,
+    Factor,
+    as_frame,
+    interact,
+    level_labels,
+    namespace,
+    take,
+)
+
+Value = np.ndarray | Factor
+Piece = tuple[np.ndarray, tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class FactorCoding:
+    """Levels and contrasts of a factor, fixed at training."""
+
+    levels: np.ndarray
+    labels: tuple[str, ...]
+    contrasts: np.ndarray
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Lme4State:
+    """Rebuilds the design of an lme4 formula; the transforms' memory is in `memory`."""
+
+    parsed: MixedFormula
+    codings: dict[str, FactorCoding]
+    crossings: tuple[Crossing, ...]
+    memory: dict[str, dict]
+    context: dict[str, Any]
+    keep: np.ndarray
+    offset_column: str | None
+
+    def rebuild(self, frame: pd.DataFrame, random: bool) -> NewDesign:
+        evaluator = Evaluator(frame, self.context, self.memory)
+        X, _ = self._matrix(self.parsed.fixed, evaluator)
+        terms = tuple(
+            (self._matrix(bar.lhs, evaluator)[0], crossing.lookup([evaluator.grouping(p) for p in bar.parts]))
+            for bar, crossing in zip(self.parsed.bars, self.crossings, strict=True)
+            if random
+        )
+        offset = _formula_offset(self.parsed.fixed, evaluator)
+        named = row_numbers(frame, self.offset_column, "offset", None)
+        return NewDesign(X[:, self.keep], terms, _add(offset, named), frame.index)
+
+    def _matrix(self, linear: Linear, evaluator: Evaluator) -> Piece:
+        values = {label: self._value(label, node, evaluator) for label, node in linear.variables}
+        return model_matrix(linear, values, self.codings, len(evaluator.frame))
+
+    def _value(self, label: str, node: Node, evaluator: Evaluator) -> Value:
+        value = evaluator.variable(node)
+        coding = self.codings.get(label)
+        if (coding is None) != isinstance(value, np.ndarray):
+            kinds = ("a factor", "numeric") if coding is None else ("numeric", "a factor")
+            raise DataError(
+                f"{label} is {kinds[0]} in the new data but was {kinds[1]} when the model was fitted."
+            )
+        return value if coding is None else _recode(value, coding, label)
+
+
+def design_from_formula(
+    formula: str,
+    data: Any,
+    *,
+    weights: Any = None,
+    offset: Any = None,
+    contrasts: Mapping[str, Any] | None = None,
+    missing: str = "drop",
+    subset: Any = None,
+    structures: Mapping[str, str] | None = None,
+    context: Mapping[str, Any] | int | None = None,
+) -> Design:
+    """Turn an lme4 formula and data into arrays.
+
+    Parameters
+    ----------
+    formula : str
+        Such as ``"y ~ x * f + (x | g) + (1 | a/b)"``. ``(x || g)`` gives every column of the model matrix its own
+        variance, a factor's columns too. ``us()``, ``diag()``, ``ident()``, ``cs()`` and ``ar1()`` around a bar
+        choose its structure. ``.`` stands for the columns that are neither in the response nor grouping factors.
+    data : DataFrame or dict of arrays
+        Not changed.
+    weights, offset : str or (n,) array, optional
+        Column name, or one number per row of `data`. ``offset()`` in the formula adds to `offset`.
+    contrasts : dict, optional
+        Variable -> "treatment", "sum", "helmert", "poly", an array (levels, columns) or a DataFrame indexed by level.
+        Default: treatment, and poly for ordered Categoricals.
+    missing : {"drop", "raise"}
+        What to do with rows that have missing or infinite values in anything the model uses.
+    subset : mask or str, optional
+        Rows to use: one True or False per row, or a query for ``DataFrame.eval``.
+    structures : dict, optional
+        Factor label or bar text (``"Days | Subject"``) -> "unstructured", "diagonal", "identity",
+        "compound_symmetry" or "ar1".
+    context : mapping or int, optional
+        Functions and arrays that the formula may use beyond the columns. A number takes them from the caller that
+        many frames up: 1 for the caller of this function, 2 for the caller's caller.
+
+    Returns
+    -------
+    Design
+
+    Raises
+    ------
+    FormulaError
+        If the formula is not one of a mixed model.
+    DataError
+        If the data cannot be fitted as they are.
+
+    Warns
+    -----
+    DroppedRowsWarning, RankWarning
+
+    Notes
+    -----
+    Coding and column names are those of R's ``model.matrix``, with two differences: text is sorted by code point
+    whatever the locale, and levels that no used row has are left out. As in R, the transforms ``scale``, ``poly``
+    … learn from every row of the subset that has their own variable, before rows with other missing values go.
+    """
+    check_missing_argument(missing, ("drop", "raise"))
+    frame = as_frame(data)
+    parsed = parse_mixed(formula, [str(c) for c in frame.columns])
+    rows = subset_rows(frame, subset)
+    weight_values = row_numbers(frame, weights, "weights", rows)
+    offset_values = row_numbers(frame, offset, "offset", rows)
+    frame = frame if rows is None else frame.iloc[rows]
+    if len(frame) == 0:
+        raise DataError("The data have no rows" + (" in the subset." if subset is not None else "."))
+    memory: dict[str, dict] = {}
+    used: dict[str, Any] = {}
+    evaluator = Evaluator(frame, namespace(context), memory, used, rows)
+
+    endog_name = str(parsed.response)
+    y = check_response(evaluator.variable(parsed.response), endog_name)
+    nodes = {k: v for linear in _linears(parsed) for k, v in linear.variables}
+    values: dict[str, Value] = {label: evaluator.variable(node) for label, node in nodes.items()}
+    offset_values = _add(_formula_offset(parsed.fixed, evaluator), offset_values)
+    parts = {part: evaluator.grouping(part) for bar in parsed.bars for part in bar.parts}
+
+    lost = MissingRows(len(frame), frame.index)
+    labelled = [(endog_name, y), *values.items(), *((str(node), f) for node, f in parts.items())]
+    for label, value in [*labelled, ("the weights", weight_values), ("the offset", offset_values)]:
+        lost.check(label, value)
+    keep = lost.settle(missing)
+    if keep is not None:
+        y, weight_values, offset_values = (
+            None if a is None else a[keep] for a in (y, weight_values, offset_values)
+        )
+        values = {label: take(value, keep) for label, value in values.items()}
+        parts = {node: factor.take(keep) for node, factor in parts.items()}
+
+    values = {k: v.without_unused_levels() if isinstance(v, Factor) else v for k, v in values.items()}
+    codings = _codings(values, contrasts or {}, parsed)
+    X, names = model_matrix(parsed.fixed, values, codings, len(y))
+    X, exog_names, dropped, kept_columns = reduce_rank(X, names)
+    structure_of = _structures(parsed.bars, structures or {})
+    terms, crossings = [], []
+    for bar, structure in zip(parsed.bars, structure_of, strict=True):
+        Z, columns = model_matrix(bar.lhs, values, codings, len(y))
+        if not columns:
+            raise FormulaError(f"The random-effects term ({bar.text}) has no columns.")
+        crossed, crossing = interact([parts[part] for part in bar.parts])
+        terms.append(
+            RandomTerm(bar.label, columns, crossed.levels, crossed.codes.astype(np.int32), Z, structure)
+        )
+        crossings.append(crossing)
+    check_design(y, endog_name, weight_values, X, terms)
+    offset_column = offset if isinstance(offset, str) else None
+    state = Lme4State(parsed, codings, tuple(crossings), memory, used, kept_columns, offset_column)
+    return Design(
+        y=y,
+        X=X,
+        terms=tuple(terms),
+        weights=weight_values,
+        offset=offset_values,
+        endog_name=endog_name,
+        exog_names=exog_names,
+        dropped_columns=dropped,
+        index=frame.index if keep is None else frame.index[keep],
+        n_dropped=0 if keep is None else len(frame) - len(keep),
+        formula=formula,
+        state=state,
+    )
+
+
+def _linears(parsed: MixedFormula) -> Iterable[Linear]:
+    return (parsed.fixed, *(bar.lhs for bar in parsed.bars))
+
+
+def _add(a: np.ndarray | None, b: np.ndarray | None) -> np.ndarray | None:
+    return b if a is None else a if b is None else a + b
+
+
+def _formula_offset(fixed: Linear, evaluator: Evaluator) -> np.ndarray | None:
+    total = None
+    for node in fixed.offsets:
+        value = evaluator.variable(node)
+        if isinstance(value, Factor) or value.ndim != 1:
+            raise DataError(f"offset({node}) must be one number per row.")
+        total = _add(total, value)
+    return total
+
+
+def _codings(
+    values: Mapping[str, Value], chosen: Mapping[str, Any], parsed: MixedFormula
+) -> dict[str, FactorCoding]:
+    factors = {label: v for label, v in values.items() if isinstance(v, Factor)}
+    unknown = [k for k in chosen if k not in factors]
+    if unknown:
+        raise FormulaError(
+            f"`contrasts` names {unknown}, but the factors in the formula are {list(factors)}."
+        )
+    by_contrast = _coded_by_contrasts(parsed, frozenset(factors))
+    return {
+        label: _coding(f, chosen.get(label, f.contrast), label, label in by_contrast)
+        for label, f in factors.items()
+    }
+
+
+def _coded_by_contrasts(parsed: MixedFormula, factors: frozenset[str]) -> set[str]:
+    found = set()
+    for linear in _linears(parsed):
+        full = linear.full_coding(factors)
+        found |= {v for i, term in enumerate(linear.terms) for v in term & factors if (i, v) not in full}
+    return found
+
+
+def _coding(factor: Factor, spec: Any, label: str, by_contrasts: bool) -> FactorCoding:
+    labels = tuple(level_labels(factor.levels))
+    if not by_contrasts:
+        return FactorCoding(factor.levels, labels, np.empty((len(labels), 0)), ())
+    matrix, names = contrast_matrix(factor, spec, label)
+    return FactorCoding(factor.levels, labels, matrix, tuple(names))
+
+
+def model_matrix(
+    linear: Linear, values: Mapping[str, Value], codings: Mapping[str, FactorCoding], n: int
+) -> Piece:
+    """Columns and names of one linear predictor; within a term the first variable runs fastest."""
+    order = {label: i for i, (label, _) in enumerate(linear.variables)}
+    full = linear.full_coding(frozenset(order) & frozenset(codings))
+    pieces: list[Piece] = [(np.ones((n, 1)), ("(Intercept)",))] if linear.intercept else []
+    for i, term in enumerate(linear.terms):
+        product: Piece | None = None
+        for label in sorted(term, key=order.__getitem__):
+            piece = _columns(label, values[label], codings.get(label), (i, label) in full)
+            product = piece if product is None else _product(product, piece)
+        pieces.append(product)  # type: ignore[arg-type]
+    if not pieces:
+        return np.empty((n, 0)), ()
+    return np.concatenate([p for p, _ in pieces], axis=1), tuple(
+        name for _, names in pieces for name in names
+    )
+
+
+def _columns(label: str, value: Value, coding: FactorCoding | None, full: bool) -> Piece:
+    if isinstance(value, Factor):
+        assert coding is not None
+        matrix, suffixes = (
+            (np.eye(len(coding.labels)), coding.labels) if full else (coding.contrasts, coding.names)
+        )
+        # Code -1, a missing value in new data, picks the last row.
+        padded = np.vstack([matrix, np.full(matrix.shape[1], np.nan)])
+        return padded[value.codes], tuple(label + s for s in suffixes)
+    if value.ndim == 1:
+        return value[:, None], (label,)
+    k = value.shape[1]
+    return value, (label,) if k == 1 else tuple(f"{label}{j + 1}" for j in range(k))
+
+
+def _product(a: Piece, b: Piece) -> Piece:
+    columns = (b[0][:, :, None] * a[0][:, None, :]).reshape(len(a[0]), -1)
+    return columns, tuple(f"{left}:{right}" for right in b[1] for left in a[1])
+
+
+def _structures(bars: Sequence[Bar], chosen: Mapping[str, str]) -> list[str]:
+    squeezed = {key.replace(" ", ""): value for key, value in chosen.items()}
+    known = {bar.label.replace(" ", "") for bar in bars} | {bar.text.replace(" ", "") for bar in bars}
+    unknown = [key for key in chosen if key.replace(" ", "") not in known]
+    if unknown:
+        raise FormulaError(f"`structures` names {unknown}; the terms are {[bar.text for bar in bars]}.")
+    wrong = [value for value in chosen.values() if value not in STRUCTURES]
+    if wrong:
+        raise FormulaError(f"Unknown structures {wrong}; known: {', '.join(STRUCTURES)}.")
+    found = []
+    for bar in bars:
+        by_label = squeezed.get(bar.label.replace(" ", ""), bar.structure)
+        found.append(squeezed.get(bar.text.replace(" ", ""), by_label))
+    return found
+
+
+def _recode(value: Value, coding: FactorCoding, label: str) -> Factor:
+    assert isinstance(value, Factor)
+    positions = pd.Index(coding.levels).get_indexer(pd.Index(value.levels))
+    used = np.unique(value.codes[value.codes >= 0])
+    unseen = value.levels[used[positions[used] < 0]]
+    if len(unseen):
+        raise DataError(
+            f"{label} has the levels {list(unseen[:5])} in the new data, which the training data did not; "
+            f"known: {list(coding.levels[:20])}."
+        )
+    return replace(value, codes=np.append(positions, -1)[value.codes], levels=coding.levels)
