@@ -280,7 +280,7 @@ class MixedLMResults:
                 "SD": variances.sdcor,
             }
         )
-        out.index = pd.Index(variances.grp)
+        out.index = pd.Index(list(variances.grp))
         correlations = frame[frame.var2.notna()]
         for var1 in correlations.var1.unique():
             column = []

@@ -20,12 +20,14 @@ import numpy as np
 from jax import Array
 
 from . import covariance, crossed_host, linalg
+from .compression import Basis
 from .crossed_data import MEMORY_LIMIT, CrossedData, Layout, NestedData, compress_crossed
 from .fit import SINGULAR_BELOW, Fit, RandomEffects
 from .grouped import _kernel
-from .optimize import NewtonOptions, NewtonState, decrease_at, initial_state, newton
-from .profiled import estimates, profiled_deviance
-from .types import Status, float64_on_host
+from .optimize import NewtonOptions, NewtonState, initial_state, newton
+from .profiled import AtOptimum, Expansion, estimates, profiled_deviance
+from .profiled import derivatives as profiled_derivatives
+from .types import Status, float64_on_host, pytree, static
 
 __all__ = [
     "MEMORY_LIMIT",
@@ -147,7 +149,9 @@ def _apply_root(Ls: list[Array], layout: Layout, X: Array) -> Array:
         if q == 1:
             parts.append(Ls[j][0, 0] * X[rows])
         else:
-            parts.append(jnp.einsum("ab,mac->mbc", Ls[j], X[rows].reshape(-1, q, X.shape[1])).reshape(-1, X.shape[1]))
+            parts.append(
+                jnp.einsum("ab,mac->mbc", Ls[j], X[rows].reshape(-1, q, X.shape[1])).reshape(-1, X.shape[1])
+            )
     return jnp.concatenate(parts)
 
 
@@ -161,7 +165,9 @@ def _crossed(theta: Array, data: CrossedData) -> tuple[Array, Array]:
     products = (M[np.tril_indices(q1)][:, data.product_pattern] * data.product_value).sum(0)
     n_pairs = data.base.shape[0]
     N_pairs = data.base - jax.ops.segment_sum(products, data.product_pair, n_pairs, indices_are_sorted=True)
-    lower = jnp.zeros((K, K), N_pairs.dtype).at[data.pair_row, data.pair_column].set(N_pairs, unique_indices=True)
+    lower = (
+        jnp.zeros((K, K), N_pairs.dtype).at[data.pair_row, data.pair_column].set(N_pairs, unique_indices=True)
+    )
     N = lower + jnp.tril(lower, -1).T
     S = _apply_root(Ls, layout, _apply_root(Ls, layout, N).T) + jnp.eye(K, dtype=N.dtype)
     MC = linalg.matmul(M[:, :, data.pattern], data.Z1W)
@@ -178,19 +184,12 @@ def _crossed(theta: Array, data: CrossedData) -> tuple[Array, Array]:
 # ---------------------------------------------------------------- deviance, derivatives, fit
 
 
-def _scaled_deviance(theta: Array, data: CrossedData | NestedData, reml: bool) -> Array:
-    return profiled_deviance(*log_det_and_cross(theta, data), data, reml)
-
-
-def derivatives(theta: Array, data: CrossedData | NestedData, reml: bool) -> tuple[Array, Array, Array]:
-    """Deviance (), gradient (k,) and exact Hessian (k, k) in scaled θ, by autodiff (traceable)."""
-
-    def value_and_slope(x: Array) -> tuple[Array, tuple[Array, Array]]:
-        value, slope = jax.value_and_grad(_scaled_deviance)(x, data, reml)
-        return slope, (value, slope)
-
-    hess, (value, slope) = jax.jacfwd(value_and_slope, has_aux=True)(theta)
-    return value, slope, hess
+def derivatives(
+    theta: Array, data: CrossedData | NestedData, reml: bool
+) -> tuple[Array, Array, Array, AtOptimum]:
+    """Deviance (), gradient (k,) and exact Hessian (k, k) in scaled θ, by autodiff; and what the fit keeps."""
+    around = Expansion(lambda delta: log_det_and_cross(theta + delta, data))
+    return profiled_derivatives(around, theta.shape[0], data, reml)
 
 
 @float64_on_host
@@ -201,7 +200,8 @@ def deviance(theta: Array, data: CrossedData | NestedData, *, reml: bool = True)
 
 @functools.partial(jax.jit, static_argnames="reml")
 def _deviance(theta: Array, data: CrossedData | NestedData, reml: bool) -> Array:
-    return _scaled_deviance(theta * covariance.theta_scale(data.template, data.basis.z_scale), data, reml)
+    scaled = theta * covariance.theta_scale(data.template, data.basis.z_scale)
+    return profiled_deviance(*log_det_and_cross(scaled, data), data, reml)
 
 
 def _on_host(data: CrossedData | NestedData, *others: Any) -> bool:
@@ -220,7 +220,7 @@ def hessian(theta: Any, data: CrossedData | NestedData, *, reml: bool = True) ->
     Notes
     -----
     Large crossed designs on NumPy input: closed form, 2K³ operations per covariance of the first factor;
-    where a factor is (nearly) singular, central differences of the exact gradient (error about 1e-8 relative).
+    where a factor is singular it is taken 1e-5 inside the boundary.
     """
     if _on_host(data, theta):
         scale = crossed_host.theta_scale(data)
@@ -281,22 +281,24 @@ def _fit(data: CrossedData | NestedData, start: Array | None, reml: bool, option
     dtype = data.WtW.dtype
     scale = covariance.theta_scale(data.template, data.basis.z_scale)
     x0 = covariance.start(data.template, dtype) if start is None else jnp.asarray(start, dtype) * scale
-    found = newton(lambda x: derivatives(x, data, reml), initial_state(x0), options)
-    theta = covariance.canonical(found.x, data.template)
-    return _assemble(found, log_det_and_cross(theta, data)[1], data, reml)
+
+    def objective(x: Array) -> tuple[Array, Array, Array, AtOptimum]:
+        return derivatives(x, data, reml)
+
+    return _assemble(newton(objective, initial_state(x0, objective), options), data, reml)
 
 
-def _assemble(found: NewtonState, H: Array, data: CrossedData | NestedData, reml: bool) -> Fit:
-    """The Fit of a finished search, given H at its end."""
+def _assemble(found: NewtonState, data: Any, reml: bool) -> Fit:
+    """The Fit of a finished search, as ``fit.fit`` reports it."""
     template = data.template
     scale = covariance.theta_scale(template, data.basis.z_scale)
     theta = covariance.canonical(found.x, template)
     sign = jnp.where(theta * found.x < 0, -1.0, 1.0)
-    gls = estimates(H, data, reml)
+    gls = estimates(found.aux.H, data, reml)
     singular = covariance.smallest_root(theta, template) < SINGULAR_BELOW
     status = jnp.where((found.status == Status.CONVERGED) & singular, Status.SINGULAR, found.status)
     finite = jnp.isfinite(found.value) & jnp.isfinite(gls.sigma) & jnp.isfinite(gls.beta).all()
-    user_theta = theta / scale
+    user_theta, to_user = theta / scale, sign * scale
     return Fit(
         theta=user_theta,
         relative_factor=covariance.factor(user_theta, template),
@@ -304,21 +306,38 @@ def _assemble(found: NewtonState, H: Array, data: CrossedData | NestedData, reml
         sigma=gls.sigma,
         unscaled_cov=gls.unscaled_cov,
         deviance=found.value,
-        gradient=found.gradient * sign * scale,
-        hessian=found.hessian * jnp.outer(sign * scale, sign * scale),
-        decrease=decrease_at(found.gradient, found.hessian),
+        gradient=found.gradient * to_user,
+        hessian=found.hessian * jnp.outer(to_user, to_user),
+        log_scale_slope=found.aux.log_scale_slope * to_user,
+        decrease=found.decrease,
         iterations=found.iterations,
         status=jnp.where(finite, status, Status.NOT_FINITE).astype(jnp.int32),
     )
+
+
+@pytree
+class _Summary:
+    """What ``_assemble`` reads of the data, without the large arrays."""
+
+    WtW: Array
+    n_rows: Array
+    log_weights: Array
+    basis: Basis
+    template: covariance.Template = static()
+
+
+@functools.partial(jax.jit, static_argnames="reml")
+def _assemble_jitted(found: NewtonState, data: _Summary, reml: bool) -> Fit:
+    return _assemble(found, data, reml)
 
 
 def _fit_on_host(data: CrossedData, reml: bool, start: Any, options: NewtonOptions) -> Fit:
     engine = crossed_host.Engine(data, reml)
     x0 = engine.start() if start is None else np.asarray(start, float) * crossed_host.theta_scale(data)
     with jax.enable_x64(True):
-        found, H = crossed_host.minimise(engine, x0, options)
+        found = crossed_host.minimise(engine, x0, options)
         small = _Summary(data.WtW, data.n_rows, data.log_weights, data.basis, data.template)
-        return jax.tree.map(np.asarray, _assemble_jitted(found, H, small, reml))
+        return jax.tree.map(np.asarray, _assemble_jitted(found, small, reml))
 
 
 # ---------------------------------------------------------------- random effects
@@ -372,8 +391,8 @@ def _nested_effects_jitted(fitted: Fit, data: NestedData) -> tuple[RandomEffects
         joint, block = [], []
         for V in variances:
             up = V[:, :, parent]
-            across = -linalg.matmul(MC, up)
-            own = M - linalg.matmul(across, linalg.transpose(MC))
+            across = -linalg.matmul(MC, up) if MC.shape[1] else MC
+            own = M - linalg.matmul(across, linalg.transpose(MC)) if MC.shape[1] else M
             joint.append(
                 jnp.concatenate(
                     [jnp.concatenate([own, across], 1), jnp.concatenate([linalg.transpose(across), up], 1)]

@@ -5,6 +5,7 @@ singular covariance too. On the profile and square-root scales σ² may be left 
 profiled, σ̂² = (y − Xβ)ᵀV⁻¹(y − Xβ)/N with N = n (ML) or n − p (REML), as statsmodels does.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -94,12 +95,27 @@ def loglike(params: Array, data: GroupData, *, scale: Scale = "natural", reml: b
     ----------
     Lindstrom & Bates (1988), eqs 2.3 and 2.4.
     """
-    return _local(jnp.asarray(params), data, scale, reml)(jnp.asarray(params))
+    return _loglike(jnp.asarray(params), data, scale, reml)
+
+
+@functools.partial(jax.jit, static_argnames=("scale", "reml"))
+def _loglike(params: Array, data: GroupData, scale: Scale, reml: bool) -> Array:
+    return _local(params, data, scale, reml)(params)
 
 
 @float64_on_host
 def derivatives(params: Array, data: GroupData, *, scale: Scale = "natural", reml: bool = True) -> Likelihood:
     """Log-likelihood with exact score and Hessian, by autodiff; arguments as ``loglike``."""
-    params = jnp.asarray(params)
+    return _derivatives(jnp.asarray(params), data, scale, reml)
+
+
+@functools.partial(jax.jit, static_argnames=("scale", "reml"))
+def _derivatives(params: Array, data: GroupData, scale: Scale, reml: bool) -> Likelihood:
     at = _local(params, data, scale, reml)
-    return Likelihood(at(params), jax.grad(at)(params), jax.hessian(at)(params))
+
+    def score(moved: Array) -> tuple[Array, tuple[Array, Array]]:
+        value, slope = jax.value_and_grad(at)(moved)
+        return slope, (value, slope)
+
+    hessian, (value, slope) = jax.jacfwd(score, has_aux=True)(params)
+    return Likelihood(value, slope, hessian)

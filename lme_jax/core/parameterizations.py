@@ -7,6 +7,7 @@ Every vector is (β, ω, σ²): β the p fixed effects, ω the k covariance para
 in row-major lower-triangle order per block. Keeping σ² makes each map a bijection.
 """
 
+import functools
 from typing import Literal
 
 import jax
@@ -54,7 +55,11 @@ def sqrt_from_profile(omega: Array, template: Template) -> Array:
 @float64_on_host
 def convert(params: Array, source: Scale, target: Scale, *, n_fixed: int, template: Template) -> Array:
     """(β, ω, σ²) on the ``source`` scale → the same model on the ``target`` scale, (p + k + 1,)."""
-    params = jnp.asarray(params)
+    return _convert(jnp.asarray(params), source, target, n_fixed, template)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2, 3, 4))
+def _convert(params: Array, source: Scale, target: Scale, n_fixed: int, template: Template) -> Array:
     beta, omega, sigma2 = params[:n_fixed], params[n_fixed:-1], params[-1]
     if source == target:
         return params
@@ -74,4 +79,4 @@ def convert(params: Array, source: Scale, target: Scale, *, n_fixed: int, templa
 @float64_on_host
 def jacobian(params: Array, source: Scale, target: Scale, *, n_fixed: int, template: Template) -> Array:
     """∂ target / ∂ source of ``convert`` at ``params``, (p + k + 1, p + k + 1)."""
-    return jax.jacfwd(lambda x: convert(x, source, target, n_fixed=n_fixed, template=template))(jnp.asarray(params))
+    return jax.jacfwd(lambda x: _convert(x, source, target, n_fixed, template))(jnp.asarray(params))

@@ -66,8 +66,8 @@ def _check_matrix(matrix: np.ndarray, labels: list[str], name: str) -> None:
         or not np.isfinite(matrix).all()
     ):
         raise DataError(
-            f"The contrast matrix of {name!r} has shape {matrix.shape}; it needs {k} finite rows (levels {labels}) "
-            f"and at most {k - 1} columns."
+            f"The contrast matrix of {name!r} has shape {matrix.shape}; it needs {k} finite rows "
+            f"(levels {labels}) and at most {k - 1} columns."
         )
 
 

@@ -121,7 +121,7 @@ def design_new_data(design: Design, new_data: Any, *, random: bool = True) -> Ne
     -------
     NewDesign
         One row per row of `new_data`; missing values give NaN in X and Z, and code -1. The offset holds the
-        formula's ``offset()`` terms and an offset named by column; an offset given as an array is not known here.
+        formula's ``offset()`` terms and an offset named by column; one given as an array is not known here.
 
     Raises
     ------
@@ -204,15 +204,15 @@ class MissingRows:
             self.bad |= mask
 
     def settle(self, missing: str) -> np.ndarray | None:
-        """Positions of the rows to keep (None: all), after the warning or the error that `missing` asks for."""
+        """Positions of the rows to keep (None: all), after the warning or error that `missing` asks for."""
         if not self.found:
             return None
         if missing == "raise":
             rows = np.flatnonzero(self.bad)
             shown = ", ".join(map(str, rows[:5])) + (", …" if len(rows) > 5 else "")
             raise DataError(
-                f"{len(rows)} of {self.n} rows cannot be used (row numbers from 0: {shown}): {self.reasons()}. "
-                "Fix or remove them, or use missing='drop'."
+                f"{len(rows)} of {self.n} rows cannot be used (row numbers from 0: {shown}): "
+                f"{self.reasons()}. Fix or remove them, or use missing='drop'."
             )
         if self.bad.all():
             raise DataError(f"No row is left: {self.reasons()}.")
@@ -267,13 +267,14 @@ def _check_term(term: RandomTerm, n: int) -> None:
         )
     if m >= n:
         raise DataError(
-            f"The grouping factor {term.factor!r} has {m} levels for {n} rows; with one row per level its variance "
-            "cannot be told from the residual variance. Use a coarser factor."
+            f"The grouping factor {term.factor!r} has {m} levels for {n} rows; with one row per level its "
+            "variance cannot be told from the residual variance. Use a coarser factor."
         )
     if term.structure == "unstructured" and m * q >= n:
         raise DataError(
-            f"The term ({' + '.join(term.columns)} | {term.factor}) has {m} × {q} = {m * q} random effects for {n} "
-            "rows, so they cannot be told from the residuals. Use fewer effects, or || for uncorrelated ones."
+            f"The term ({' + '.join(term.columns)} | {term.factor}) has {m} * {q} = {m * q} random effects "
+            f"for {n} rows, so they cannot be told from the residuals. "
+            "Use fewer effects, or || for uncorrelated ones."
         )
 
 

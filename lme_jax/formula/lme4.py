@@ -106,16 +106,17 @@ def design_from_formula(
     Parameters
     ----------
     formula : str
-        Such as ``"y ~ x * f + (x | g) + (1 | a/b)"``. ``(x || g)`` gives every column of the model matrix its own
-        variance, a factor's columns too. ``us()``, ``diag()``, ``ident()``, ``cs()`` and ``ar1()`` around a bar
-        choose its structure. ``.`` stands for the columns that are neither in the response nor grouping factors.
+        Such as ``"y ~ x * f + (x | g) + (1 | a/b)"``. ``(x || g)`` gives every column of the model matrix
+        its own variance, a factor's columns too. ``us()``, ``diag()``, ``ident()``, ``cs()`` and ``ar1()``
+        around a bar choose its structure. ``.`` stands for the columns that are neither in the response
+        nor grouping factors.
     data : DataFrame or dict of arrays
         Not changed.
     weights, offset : str or (n,) array, optional
         Column name, or one number per row of `data`. ``offset()`` in the formula adds to `offset`.
     contrasts : dict, optional
-        Variable -> "treatment", "sum", "helmert", "poly", an array (levels, columns) or a DataFrame indexed by level.
-        Default: treatment, and poly for ordered Categoricals.
+        Variable -> "treatment", "sum", "helmert", "poly", an array (levels, columns) or a DataFrame indexed
+        by level. Default: treatment, and poly for ordered Categoricals.
     missing : {"drop", "raise"}
         What to do with rows that have missing or infinite values in anything the model uses.
     subset : mask or str, optional
@@ -124,8 +125,8 @@ def design_from_formula(
         Factor label or bar text (``"Days | Subject"``) -> "unstructured", "diagonal", "identity",
         "compound_symmetry" or "ar1".
     context : mapping or int, optional
-        Functions and arrays that the formula may use beyond the columns. A number takes them from the caller that
-        many frames up: 1 for the caller of this function, 2 for the caller's caller.
+        Functions and arrays that the formula may use beyond the columns. A number takes them from the caller
+        that many frames up: 1 for the caller of this function, 2 for the caller's caller.
 
     Returns
     -------
@@ -144,9 +145,10 @@ def design_from_formula(
 
     Notes
     -----
-    Coding and column names are those of R's ``model.matrix``, with two differences: text is sorted by code point
-    whatever the locale, and levels that no used row has are left out. As in R, the transforms ``scale``, ``poly``
-    … learn from every row of the subset that has their own variable, before rows with other missing values go.
+    Coding and column names are those of R's ``model.matrix``, with two differences: text is sorted by code
+    point whatever the locale, and levels that no used row has are left out. As in R, the transforms
+    ``scale``, ``poly`` … learn from every row of the subset that has their own variable, before rows with
+    other missing values go.
     """
     check_missing_argument(missing, ("drop", "raise"))
     frame = as_frame(data)
@@ -160,58 +162,99 @@ def design_from_formula(
     memory: dict[str, dict] = {}
     used: dict[str, Any] = {}
     evaluator = Evaluator(frame, namespace(context), memory, used, rows)
+    variables = _evaluate(parsed, evaluator, weight_values, offset_values)
+    keep = variables.usable_rows(frame.index, missing)
+    variables = (variables if keep is None else variables.take(keep)).without_unused_levels()
+    index = frame.index if keep is None else frame.index[keep]
 
-    endog_name = str(parsed.response)
-    y = check_response(evaluator.variable(parsed.response), endog_name)
-    nodes = {k: v for linear in _linears(parsed) for k, v in linear.variables}
-    values: dict[str, Value] = {label: evaluator.variable(node) for label, node in nodes.items()}
-    offset_values = _add(_formula_offset(parsed.fixed, evaluator), offset_values)
-    parts = {part: evaluator.grouping(part) for bar in parsed.bars for part in bar.parts}
-
-    lost = MissingRows(len(frame), frame.index)
-    labelled = [(endog_name, y), *values.items(), *((str(node), f) for node, f in parts.items())]
-    for label, value in [*labelled, ("the weights", weight_values), ("the offset", offset_values)]:
-        lost.check(label, value)
-    keep = lost.settle(missing)
-    if keep is not None:
-        y, weight_values, offset_values = (
-            None if a is None else a[keep] for a in (y, weight_values, offset_values)
-        )
-        values = {label: take(value, keep) for label, value in values.items()}
-        parts = {node: factor.take(keep) for node, factor in parts.items()}
-
-    values = {k: v.without_unused_levels() if isinstance(v, Factor) else v for k, v in values.items()}
-    codings = _codings(values, contrasts or {}, parsed)
-    X, names = model_matrix(parsed.fixed, values, codings, len(y))
+    codings = _codings(variables.values, contrasts or {}, parsed)
+    X, names = model_matrix(parsed.fixed, variables.values, codings, len(index))
     X, exog_names, dropped, kept_columns = reduce_rank(X, names)
-    structure_of = _structures(parsed.bars, structures or {})
-    terms, crossings = [], []
-    for bar, structure in zip(parsed.bars, structure_of, strict=True):
-        Z, columns = model_matrix(bar.lhs, values, codings, len(y))
-        if not columns:
-            raise FormulaError(f"The random-effects term ({bar.text}) has no columns.")
-        crossed, crossing = interact([parts[part] for part in bar.parts])
-        terms.append(
-            RandomTerm(bar.label, columns, crossed.levels, crossed.codes.astype(np.int32), Z, structure)
-        )
-        crossings.append(crossing)
-    check_design(y, endog_name, weight_values, X, terms)
+    terms, crossings = _random_terms(
+        parsed.bars, _structures(parsed.bars, structures or {}), variables, codings
+    )
+    check_design(variables.y, str(parsed.response), variables.weights, X, terms)
     offset_column = offset if isinstance(offset, str) else None
-    state = Lme4State(parsed, codings, tuple(crossings), memory, used, kept_columns, offset_column)
+    state = Lme4State(parsed, codings, crossings, memory, used, kept_columns, offset_column)
     return Design(
-        y=y,
+        y=variables.y,
         X=X,
-        terms=tuple(terms),
-        weights=weight_values,
-        offset=offset_values,
-        endog_name=endog_name,
+        terms=terms,
+        weights=variables.weights,
+        offset=variables.offset,
+        endog_name=str(parsed.response),
         exog_names=exog_names,
         dropped_columns=dropped,
-        index=frame.index if keep is None else frame.index[keep],
-        n_dropped=0 if keep is None else len(frame) - len(keep),
+        index=index,
+        n_dropped=len(frame) - len(index),
         formula=formula,
         state=state,
     )
+
+
+@dataclass(frozen=True)
+class _Variables:
+    """Every variable of the model, row by row: R's model frame."""
+
+    endog_name: str
+    y: np.ndarray
+    values: dict[str, Value]
+    parts: dict[Node, Factor]
+    weights: np.ndarray | None
+    offset: np.ndarray | None
+
+    def usable_rows(self, index: pd.Index, missing: str) -> np.ndarray | None:
+        lost = MissingRows(len(self.y), index)
+        lost.check(self.endog_name, self.y)
+        for label, value in self.values.items():
+            lost.check(label, value)
+        for node, factor in self.parts.items():
+            lost.check(str(node), factor)
+        lost.check("the weights", self.weights)
+        lost.check("the offset", self.offset)
+        return lost.settle(missing)
+
+    def take(self, rows: np.ndarray) -> _Variables:
+        return _Variables(
+            self.endog_name,
+            self.y[rows],
+            {label: take(value, rows) for label, value in self.values.items()},
+            {node: factor.take(rows) for node, factor in self.parts.items()},
+            None if self.weights is None else self.weights[rows],
+            None if self.offset is None else self.offset[rows],
+        )
+
+    def without_unused_levels(self) -> _Variables:
+        values = {
+            k: v.without_unused_levels() if isinstance(v, Factor) else v for k, v in self.values.items()
+        }
+        return replace(self, values=values)
+
+
+def _evaluate(
+    parsed: MixedFormula, evaluator: Evaluator, weights: np.ndarray | None, offset: np.ndarray | None
+) -> _Variables:
+    name = str(parsed.response)
+    y = check_response(evaluator.variable(parsed.response), name)
+    nodes = {label: node for linear in _linears(parsed) for label, node in linear.variables}
+    values = {label: evaluator.variable(node) for label, node in nodes.items()}
+    parts = {part: evaluator.grouping(part) for bar in parsed.bars for part in bar.parts}
+    return _Variables(name, y, values, parts, weights, _add(_formula_offset(parsed.fixed, evaluator), offset))
+
+
+def _random_terms(
+    bars: Sequence[Bar], structures: list[str], variables: _Variables, codings: dict[str, FactorCoding]
+) -> tuple[tuple[RandomTerm, ...], tuple[Crossing, ...]]:
+    terms, crossings = [], []
+    for bar, structure in zip(bars, structures, strict=True):
+        Z, columns = model_matrix(bar.lhs, variables.values, codings, len(variables.y))
+        if not columns:
+            raise FormulaError(f"The random-effects term ({bar.text}) has no columns.")
+        crossed, crossing = interact([variables.parts[part] for part in bar.parts])
+        codes = crossed.codes.astype(np.int32)
+        terms.append(RandomTerm(bar.label, columns, crossed.levels, codes, Z, structure))
+        crossings.append(crossing)
+    return tuple(terms), tuple(crossings)
 
 
 def _linears(parsed: MixedFormula) -> Iterable[Linear]:

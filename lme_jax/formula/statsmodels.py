@@ -68,14 +68,14 @@ class Matrix:
             unseen = [v for v in pd.unique(frame[name]) if v not in known]
             if unseen:
                 raise DataError(
-                    f"{expression} has the levels {unseen[:5]} in the new data, which the training data did not; "
-                    f"known: {list(known)[:20]}."
+                    f"{expression} has the levels {unseen[:5]} in the new data, which the training data did "
+                    f"not; known: {list(known)[:20]}."
                 )
 
 
 @dataclass(frozen=True)
 class Effect:
-    """One random term before it meets the data: what to build, and the columns that divide each group into cells."""
+    """One random term before it meets the data: what to build, and what divides each group into cells."""
 
     component: str | None
     formula: Formula
@@ -157,15 +157,15 @@ def design_from_statsmodels(
     missing : {"none", "drop", "raise"}
         "none" and "raise" both refuse rows with missing values.
     context : mapping or int, optional
-        Functions and arrays that the formulas may use beyond the columns. A number takes them from the caller that
-        many frames up: 1 for the caller of this function, 2 for the caller's caller.
+        Functions and arrays that the formulas may use beyond the columns. A number takes them from the caller
+        that many frames up: 1 for the caller of this function, 2 for the caller's caller.
 
     Returns
     -------
     Design
-        Terms: first the `re_formula` term, whose intercept bears the name of the groups' column ("Group" for an
-        array) as in statsmodels; then one term of structure "identity" per component, in sorted order of their
-        names. A component of cells has the factor label "groups:name" and the one column `name`.
+        Terms: first the `re_formula` term, whose intercept bears the name of the groups' column ("Group" for
+        an array) as in statsmodels; then one term of structure "identity" per component, in sorted order of
+        their names. A component of cells has the factor label "groups:name" and the one column `name`.
 
     Raises
     ------
@@ -279,7 +279,7 @@ def _two_sides(formula: str) -> tuple[Formula, Formula]:
 
 
 def _with_context_arrays(frame: pd.DataFrame, formula: str, context: Mapping[str, Any]) -> pd.DataFrame:
-    """Arrays that the formula takes from the context become columns, so that rows are dropped from them too."""
+    """Arrays that the formula takes from the context become columns, so that they lose rows alike."""
     wanted = {str(v) for v in _formula(formula).required_variables} - set(frame.columns)
     found = {
         name: context[name] for name in wanted if isinstance(context.get(name), list | np.ndarray | pd.Series)
@@ -309,7 +309,7 @@ def _effects(
 
 
 def _component(name: str, text: str, frame: pd.DataFrame) -> Effect:
-    """A variance component: numeric columns as they are, or one product of categorical and numeric factors."""
+    """A variance component: numeric columns as they are, or one product of indicators and numbers."""
     formula = _one_side(text, f"vc_formula[{name!r}]")
     cells = [[f for f in term.factors if _is_categorical(f.expr, frame)] for term in formula]
     if not any(cells):
@@ -317,8 +317,9 @@ def _component(name: str, text: str, frame: pd.DataFrame) -> Effect:
     within = [_factor_column(f.expr) for f in cells[0]]
     if len(formula) > 1 or None in within:
         raise UnsupportedError(
-            f"vc_formula[{name!r}] = {text!r} is not a product of an indicator and a number. Write '0 + C(a)', "
-            "'0 + C(a):C(b)' or '0 + C(a):z' with plain columns in C(), one component per entry of `vc_formula`."
+            f"vc_formula[{name!r}] = {text!r} is not a product of an indicator and a number. Write "
+            "'0 + C(a)', '0 + C(a):C(b)' or '0 + C(a):z' with plain columns in C(), "
+            "one component per entry of `vc_formula`."
         )
     numbers = [f.expr for f in formula[0].factors if f not in cells[0]]
     return Effect(name, _formula("0 + " + ":".join(numbers) if numbers else "1"), tuple(map(str, within)))
@@ -421,7 +422,7 @@ def _model_matrix(formula: Formula, frame: pd.DataFrame, context: Mapping[str, A
 
 
 def _statsmodels_order(formula: Formula, categorical: set[str]) -> list[Term]:
-    """Intercept, then categorical terms, then the others bundled by their numeric factors; by degree within each."""
+    """Intercept, categorical terms, then the others bundled by their numeric factors; by degree in each."""
     bundles: dict[tuple[str, ...], list[Term]] = {(): []}
     for term in formula:
         numeric = tuple(sorted(f.expr for f in term.factors if f.expr not in categorical and f.expr != "1"))

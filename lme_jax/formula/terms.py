@@ -103,8 +103,10 @@ def _parse_mixed(formula: str, columns: tuple[str, ...] | None) -> MixedFormula:
     fixed, raw_bars = _split_bars(tree.right)
     if not raw_bars:
         raise FormulaError(
-            f"The formula {formula!r} has no random-effects term; add one such as (1 | g), or fit a linear model."
+            f"The formula {formula!r} has no random-effects term; add one such as (1 | g), "
+            "or fit a linear model."
         )
+    _refuse_twins(raw_bars)
     bars = tuple(bar for raw in raw_bars for bar in _expand_bar(*raw))
     dot = _dot_columns(columns, tree.left, bars) if columns is not None else ()
     return MixedFormula(formula, tree.left, expand_linear(fixed, dot), bars)
@@ -116,7 +118,7 @@ def _dot_columns(columns: tuple[str, ...], response: Node, bars: tuple[Bar, ...]
     return tuple(c for c in columns if c not in used)
 
 
-# --- bars -------------------------------------------------------------------------------------------------------
+# --- bars ------------------------------------------------------------------------------------------------
 
 
 def _summands(node: Node, sign: str = "+") -> list[Signed]:
@@ -151,6 +153,12 @@ def _split_bars(rhs: Node) -> tuple[list[Signed], list[tuple[Node, Node, str]]]:
     return fixed, bars
 
 
+def _refuse_twins(bars: list[tuple[Node, Node, str]]) -> None:
+    for i, (lhs, group, _) in enumerate(bars):
+        if any((lhs, group) == other[:2] for other in bars[:i]):
+            raise FormulaError(f"The random-effects term ({lhs} | {group}) is there twice; remove one.")
+
+
 def _as_bar(node: Node) -> tuple[Binary, str]:
     if isinstance(node, Paren) and isinstance(node.inner, Binary):
         return node.inner, "diagonal" if node.inner.op == "||" else "unstructured"
@@ -175,7 +183,7 @@ def _expand_bar(lhs: Node, group: Node, structure: str) -> list[Bar]:
 
 
 def _groupings(group: Node) -> list[tuple[tuple[Node, ...], str]]:
-    """Expand ``a/b``, ``a*b`` and ``a + b`` into interactions, the finest of a nested chain first as lme4 does."""
+    """Expand ``a/b``, ``a*b`` and ``a + b`` into interactions; a nested chain has its finest first."""
     group = _strip(group)
     if isinstance(group, Binary) and group.op == "/":
         outer, inner = _groupings(group.left), _groupings(group.right)
@@ -206,7 +214,7 @@ def _strip(node: Node) -> Node:
     return node
 
 
-# --- Wilkinson-Rogers expansion -----------------------------------------------------------------------------------
+# --- Wilkinson-Rogers expansion --------------------------------------------------------------------------
 
 
 def expand_linear(summands: list[Signed], dot: tuple[str, ...] = ()) -> Linear:

@@ -129,7 +129,7 @@ def plain_values(series: pd.Series, name: str) -> Any:
         return series.to_numpy(dtype=np.float64, na_value=np.nan)
     if isinstance(dtype, pd.StringDtype):
         return factorize(series, name)
-    if dtype == object:
+    if dtype.kind == "O":
         return _object_values(series, name)
     raise DataError(
         f"Column {name!r} has type {dtype}, which a formula cannot use; convert it to numbers or text."
@@ -385,7 +385,10 @@ class Evaluator:
         if "levels" in kwargs:
             value = _reorder(value, kwargs["levels"], node)
         if node.function == "relevel":
-            value = _reorder(value, [kwargs["ref"], *(x for x in value.levels if x != kwargs["ref"])], node)
+            ref = kwargs["ref"] if "ref" in kwargs else self.value(node.args[-1])
+            if isinstance(ref, Factor) or ref not in value.levels.tolist():
+                raise FormulaError(f"{node}: `ref` must be one of the levels {value.levels.tolist()[:20]}.")
+            value = _reorder(value, [ref, *(x for x in value.levels.tolist() if x != ref)], node)
         contrast = next((v for k, v in node.kwargs if k in ("contr", "contrasts")), None)
         if node.function == "C" and len(node.args) > 1:
             contrast = node.args[1]
@@ -431,7 +434,7 @@ def level_labels(levels: np.ndarray) -> list[str]:
 
 @dataclass(frozen=True)
 class Crossing:
-    """The levels of an interaction: its parts' levels and the mixed-radix numbers of the cells that occurred."""
+    """The levels of an interaction: its parts' levels and the mixed-radix numbers of its cells."""
 
     part_levels: tuple[np.ndarray, ...]
     numbers: np.ndarray

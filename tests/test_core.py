@@ -1,0 +1,305 @@
+"""Compression, deviance, fit and random effects of one grouping factor against dense algebra."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from dense import dense_fit, random_design
+
+from lme_jax.core import compression, covariance, fit, grouped
+from lme_jax.core.covariance import Block
+from lme_jax.core.optimize import NewtonOptions
+from lme_jax.core.types import Status
+
+SHAPES = [dict(q=1, p=1), dict(q=1, p=3), dict(q=2, p=2), dict(q=2, p=4, weighted=True), dict(q=3, p=3), dict(q=6, p=7)]
+STRUCTURES = ["unstructured", "diagonal", "identity", "compound_symmetry", "ar1"]
+
+
+def factor_at(theta, template):
+    with jax.enable_x64(True):
+        return np.asarray(covariance.factor(jnp.asarray(theta, jnp.float64), template))
+
+
+def compressed(design, structure="unstructured"):
+    y, X, Z, codes, m, w = design
+    return compression.compress(y, X, Z, codes, weights=w, structure=structure, n_groups=m)
+
+
+def random_theta(template, seed):
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=covariance.n_theta(template))
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("reml", [True, False])
+def test_deviance_equals_dense(shape, reml):
+    for seed in range(3):
+        design = random_design(seed, **shape)
+        y, X, Z, codes, m, w = design
+        data = compressed(design)
+        theta = random_theta(data.template, seed)
+        expected = dense_fit(y, X, Z, codes, m, factor_at(theta, data.template), reml=reml, weights=w)
+        assert grouped.deviance(theta, data, reml=reml) == pytest.approx(expected.deviance, abs=1e-9)
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+@pytest.mark.parametrize("reml", [True, False])
+def test_fit_is_the_dense_optimum(structure, reml):
+    design = random_design(11, n=120, m=12, q=3, p=3, weighted=True)
+    y, X, Z, codes, m, w = design
+    data = compressed(design, structure)
+    result = fit.fit(data, reml=reml)
+    assert result.status in (Status.CONVERGED, Status.SINGULAR)
+    dense = dense_fit(y, X, Z, codes, m, result.relative_factor, reml=reml, weights=w)
+    assert result.deviance == pytest.approx(dense.deviance, abs=1e-9)
+    np.testing.assert_allclose(result.beta, dense.beta, rtol=1e-9)
+    np.testing.assert_allclose(result.sigma, dense.sigma, rtol=1e-10)
+    np.testing.assert_allclose(result.unscaled_cov, dense.unscaled_cov, rtol=1e-9)
+    effects = fit.random_effects(result, data)
+    np.testing.assert_allclose(effects.b[:m], dense.b, rtol=1e-8, atol=1e-10)
+    np.testing.assert_allclose(effects.conditional_cov[:m], dense.conditional_cov, rtol=1e-8, atol=1e-10)
+    np.testing.assert_allclose(effects.prediction_cov[:m], dense.prediction_cov, rtol=1e-8, atol=1e-10)
+    for j in range(len(result.theta)):
+        for h in (1e-3, -1e-3):
+            moved = np.array(result.theta)
+            moved[j] += h
+            near = dense_fit(y, X, Z, codes, m, factor_at(moved, data.template), reml=reml, weights=w)
+            assert near.deviance >= dense.deviance - 1e-9
+
+
+@pytest.mark.parametrize("balanced", [True, False])
+def test_merge_of_any_split_is_one_pass(balanced):
+    y, X, Z, codes, m, w = random_design(3, weighted=True, balanced=balanced)
+    template = (Block("unstructured", 2),)
+    whole = compression.pool(compression.group_moments(y, X, Z, codes, m, template=template, weights=w))
+    rng = np.random.default_rng(0)
+    for _ in range(3):
+        part = rng.integers(0, 3, len(y))
+        pieces = [
+            compression.group_moments(y[s], X[s], Z[s], codes[s], m, template=template, weights=w[s])
+            for s in (part == 0, part == 1, part == 2)
+        ]
+        merged = compression.pool(compression.merge(compression.merge(pieces[0], pieces[1]), pieces[2]))
+        theta = rng.normal(size=3)
+        expected = grouped.deviance(theta, whole)
+        assert grouped.deviance(theta, merged) == pytest.approx(expected, abs=1e-9)
+
+
+def test_patterns_change_nothing():
+    design = random_design(5, n=120, m=20, balanced=True)
+    data = compressed(design)
+    moments = data.moments
+    assert data.G.shape[-1] == 1
+    assert data.count.tolist() == [20.0]
+    single = compression.GroupData(
+        moments.ZtZ, np.ones(moments.ZtZ.shape[-1]), compression.outer_products(moments.ZtW, np), moments
+    )
+    for seed in range(3):
+        theta = random_theta(data.template, seed)
+        assert grouped.deviance(theta, data) == pytest.approx(grouped.deviance(theta, single), abs=1e-9)
+
+
+def test_padding_changes_nothing():
+    y, X, Z, codes, m, _ = random_design(2, n=100, m=9)
+    data = compression.compress(y, X, Z, codes, n_groups=m)
+    wide = compression.compress(y, X, Z, codes, n_groups=37)
+    assert fit.fit(data).deviance == pytest.approx(float(fit.fit(wide).deviance), abs=1e-10)
+    assert [compression.bucket(k) for k in (1, 5, 8, 9, 16, 17, 100)] == [1, 5, 8, 10, 16, 20, 112]
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_theta_packing(structure):
+    template = covariance.make_template(structure, 3)
+    theta = random_theta(template, 1)
+    with jax.enable_x64(True):
+        canonical = np.asarray(covariance.canonical(jnp.asarray(theta), template))
+    L, C = factor_at(theta, template), factor_at(canonical, template)
+    np.testing.assert_allclose(C @ C.T, L @ L.T, atol=1e-13)
+    assert len(theta) == covariance.n_theta(template)
+    if structure in ("unstructured", "diagonal", "identity", "ar1"):
+        assert (np.diag(C) >= 0).all()
+
+
+def test_structures_mean_what_they_say():
+    cs = factor_at([1.3, 0.4], covariance.make_template("compound_symmetry", 4))
+    Psi = cs @ cs.T
+    off = Psi[~np.eye(4, dtype=bool)]
+    assert np.ptp(np.diag(Psi)) < 1e-14 and np.ptp(off) < 1e-14
+    ar = factor_at([1.5, 0.75], covariance.make_template("ar1", 4))
+    Psi = ar @ ar.T
+    rho = 0.75 / np.sqrt(1 + 0.75**2)
+    np.testing.assert_allclose(Psi, 1.5**2 * rho ** np.abs(np.subtract.outer(range(4), range(4))), rtol=1e-13)
+    two = factor_at([1.0, 2.0, 3.0, 5.0], (Block("unstructured", 2), Block("identity", 1)))
+    np.testing.assert_array_equal(two, [[1, 0, 0], [2, 3, 0], [0, 0, 5]])
+
+
+class TestInvariance:
+    """One model, told in other words, is the same fit."""
+
+    design = random_design(21, n=150, m=15, p=3, q=2)
+
+    def fitted(self, y, X, Z, codes):
+        return fit.fit(compression.compress(y, X, Z, codes))
+
+    def test_group_order_and_labels(self):
+        y, X, Z, codes, m, _ = self.design
+        base = self.fitted(y, X, Z, codes)
+        labels = np.array([f"g{(7 * c) % m}" for c in codes])
+        order = np.random.default_rng(0).permutation(len(y))
+        other = self.fitted(y[order], X[order], Z[order], labels[order])
+        assert other.deviance == pytest.approx(float(base.deviance), abs=1e-9)
+        np.testing.assert_allclose(other.theta, base.theta, rtol=1e-7)
+
+    @pytest.mark.parametrize(("shift", "scale"), [(1e8, 1.0), (0.0, 1e8), (0.0, 1e-8), (-3.0, 7.0)])
+    def test_y_shift_and_scale(self, shift, scale):
+        y, X, Z, codes, *_ = self.design
+        base = self.fitted(y, X, Z, codes)
+        other = self.fitted(shift + scale * y, X, Z, codes)
+        # At 1e8 the data themselves hold 8 digits after the offset.
+        tol = 1e-7 if shift == 1e8 else 1e-9
+        np.testing.assert_allclose(other.theta, base.theta, rtol=100 * tol)
+        np.testing.assert_allclose(other.sigma, scale * base.sigma, rtol=tol)
+        np.testing.assert_allclose(other.beta[1:], scale * base.beta[1:], rtol=100 * tol)
+        np.testing.assert_allclose(other.beta[0] - shift, scale * base.beta[0], rtol=100 * tol)
+        N = len(y) - X.shape[1]
+        assert other.deviance == pytest.approx(float(base.deviance) + 2 * N * np.log(scale), abs=1e-6)
+
+    @pytest.mark.parametrize("scale", [1e-8, 1e8])
+    def test_scaled_columns(self, scale):
+        y, X, Z, codes, *_ = self.design
+        base = self.fitted(y, X, Z, codes)
+        S = np.array([1.0, scale, 1.0])
+        other = self.fitted(y, X * S, Z * S[:2], codes)
+        np.testing.assert_allclose(other.beta * S, base.beta, rtol=1e-7)
+        np.testing.assert_allclose(other.relative_factor * S[:2, None], base.relative_factor, rtol=1e-6, atol=1e-8)
+        assert other.deviance == pytest.approx(float(base.deviance) + 2 * np.log(scale), abs=1e-7)
+
+    def test_covariate_with_a_large_offset(self):
+        y, X, Z, codes, *_ = self.design
+        moved = X.copy()
+        moved[:, 1] += 1e6
+        base = fit.fit(compression.compress(y, X, Z[:, :1], codes))
+        other = fit.fit(compression.compress(y, moved, Z[:, :1], codes))
+        np.testing.assert_allclose(other.beta[1:], base.beta[1:], rtol=1e-6)
+        assert other.deviance == pytest.approx(float(base.deviance), abs=1e-6)
+
+    def test_reparametrised_x(self):
+        y, X, Z, codes, *_ = self.design
+        T = np.array([[1.0, 2.0, 0.0], [0.0, 3.0, -1.0], [0.5, 0.0, 1.0]])
+        base, other = self.fitted(y, X, Z, codes), self.fitted(y, X @ T, Z, codes)
+        np.testing.assert_allclose(T @ other.beta, base.beta, rtol=1e-8)
+        shift = 2 * np.log(abs(np.linalg.det(T)))
+        assert other.deviance == pytest.approx(float(base.deviance) + shift, abs=1e-8)
+
+    @pytest.mark.parametrize("ratio", [30.0, 1000.0])
+    def test_large_variance_ratios(self, ratio):
+        y, X, Z, codes, m, _ = self.design
+        far = y + (ratio * np.random.default_rng(4).normal(size=m))[codes]
+        base = self.fitted(far, X, Z[:, :1], codes)
+        dense = dense_fit(far, X, Z[:, :1], codes, m, base.relative_factor, reml=True)
+        assert base.status == Status.CONVERGED
+        # yᵀV⁻¹y is a difference of cross-products that are ratio² times larger: 16 − 2·log10(ratio) digits.
+        np.testing.assert_allclose(base.sigma, dense.sigma, rtol=1e-14 * ratio**2)
+
+
+def test_singular_fit_is_the_boundary_optimum():
+    rng = np.random.default_rng(0)
+    codes = np.repeat(np.arange(10), 6)
+    y = rng.normal(size=60)
+    y -= np.array([y[codes == c].mean() for c in range(10)])[codes] * 0.9
+    X = np.ones((60, 1))
+    data = compression.compress(y, X, X, codes)
+    result = fit.fit(data)
+    assert result.status == Status.SINGULAR
+    assert result.theta[0] < 1e-6
+    ols = 60 - 1
+    expected = ols * (1 + np.log(2 * np.pi * y.var() * 60 / ols)) + np.log(60)
+    assert result.deviance == pytest.approx(expected, abs=1e-9)
+    # θ = 0 is stationary for every data set; started there, a fit with real variance must leave it.
+    z = y + 5 * rng.normal(size=10)[codes]
+    moved = compression.compress(z, X, X, codes)
+    away, usual = fit.fit(moved, start=np.zeros(1)), fit.fit(moved)
+    assert away.status == Status.CONVERGED
+    assert away.deviance == pytest.approx(float(usual.deviance), abs=1e-9)
+
+
+def test_status_says_what_happened():
+    y, X, Z, codes, *_ = random_design(1)
+    data = compression.compress(y, X, Z, codes)
+    assert fit.fit(data, options=NewtonOptions(max_iter=2)).status == Status.MAX_ITER
+    broken = compression.compress(X @ np.array([1.0, 2.0, 3.0]), X, Z, codes)
+    assert fit.fit(broken).status != Status.CONVERGED
+
+
+def test_same_shape_compiles_once():
+    traces = []
+    original = grouped.covariance_expansion
+
+    def counted(L, data):
+        traces.append(1)
+        return original(L, data)
+
+    grouped.covariance_expansion = counted
+    try:
+        for seed in (41, 42, 43):
+            y, X, Z, codes, m, _ = random_design(seed, n=71, m=7, p=5)
+            fit.fit(compression.compress(y, X, Z, codes, n_groups=m))
+        first = len(traces)
+        for seed in (44, 45):
+            y, X, Z, codes, m, _ = random_design(seed, n=83, m=7, p=5)
+            fit.fit(compression.compress(y, X, Z, codes, n_groups=m))
+    finally:
+        grouped.covariance_expansion = original
+    assert first > 0
+    assert len(traces) == first
+
+
+class TestTransforms:
+    """The core under jit, vmap and grad, in float32 and float64."""
+
+    def arrays(self, dtype, seed=31):
+        y, X, Z, codes, m, _ = random_design(seed, n=80, m=8)
+        return *(jnp.asarray(a, dtype) for a in (y, X, Z)), jnp.asarray(codes), m
+
+    def test_traced_compression_equals_host(self):
+        y, X, Z, codes, m, w = random_design(31, n=80, m=8, weighted=True)
+        host = fit.fit(compression.compress(y, X, Z, codes, weights=w))
+        with jax.enable_x64(True):
+
+            @jax.jit
+            def program(y, X, Z, codes, w):
+                data = compression.compress(y, X, Z, codes, weights=w, n_groups=m)
+                result = fit.fit(data)
+                return result, fit.random_effects(result, data).b
+
+            traced, b = program(*map(jnp.asarray, (y, X, Z, codes, w)))
+            np.testing.assert_allclose(traced.deviance, host.deviance, atol=1e-9)
+            np.testing.assert_allclose(traced.theta, host.theta, rtol=1e-7)
+            expected = fit.random_effects(host, compression.compress(y, X, Z, codes, weights=w)).b[:m]
+            np.testing.assert_allclose(b, expected, rtol=1e-6, atol=1e-9)
+
+    def test_vmap_over_responses_equals_a_loop(self):
+        with jax.enable_x64(True):
+            y, X, Z, codes, m = self.arrays(jnp.float64)
+            Y = y + 0.5 * jnp.asarray(np.random.default_rng(0).normal(size=(6, 80)))
+
+            def one(y):
+                return fit.fit(compression.compress(y, X, Z, codes, n_groups=m))
+
+            many = jax.vmap(one)(Y)
+            for i in range(6):
+                np.testing.assert_allclose(many.deviance[i], one(Y[i]).deviance, atol=1e-8)
+                np.testing.assert_allclose(many.beta[i], one(Y[i]).beta, rtol=1e-6)
+
+    def test_float32_has_its_own_accuracy(self):
+        y, X, Z, codes, m, _ = random_design(31, n=80, m=8)
+        exact = fit.fit(compression.compress(y, X, Z, codes))
+        y32, X32, Z32, codes32, m = self.arrays(jnp.float32)
+        single = fit.fit(compression.compress(y32, X32, Z32, codes32, n_groups=m))
+        assert single.beta.dtype == jnp.float32
+        # float32 carries 7 digits; the deviance is a sum of 80 terms of order 1.
+        assert float(single.deviance) == pytest.approx(float(exact.deviance), rel=2e-6)
+        np.testing.assert_allclose(single.beta, exact.beta, rtol=1e-4)
+
+    def test_import_switches_nothing_on(self):
+        assert not jax.config.jax_enable_x64

@@ -1,0 +1,272 @@
+"""Several grouping factors against dense algebra on V, on random small designs of many shapes."""
+
+import jax
+import numpy as np
+import pytest
+import scipy.sparse
+
+from lme_jax.core import covariance, crossed, crossed_host
+from lme_jax.core.types import Status
+from lme_jax.errors import DataError
+
+
+class Case:
+    """A random design; codes per factor, Z per factor, and the dense matrices they stand for."""
+
+    def __init__(self, codes, levels, sizes, *, p=2, weighted=False, structures=None, seed=0, spread=0.7):
+        rng = np.random.default_rng(seed)
+        n = len(codes[0])
+        self.n, self.levels, self.sizes, self.codes = n, levels, sizes, codes
+        self.X = np.column_stack([np.ones(n), rng.normal(size=(n, p - 1)) * 3 + 1]) if p else np.zeros((n, 0))
+        self.Zs = [np.column_stack([np.ones(n), rng.normal(size=(n, q - 1)) * 2])[:, :q] for q in sizes]
+        self.templates = tuple(
+            covariance.make_template(s, q)
+            for s, q in zip(structures or ["unstructured"] * len(sizes), sizes, strict=True)
+        )
+        self.weights = rng.uniform(0.5, 2.0, n) if weighted else None
+        self.offset = rng.normal(size=n) if weighted else None
+        self.theta = rng.normal(size=sum(map(covariance.n_theta, self.templates))) * spread
+        y = self.X.sum(1) + rng.normal(size=n)
+        for code, Z, m in zip(codes, self.Zs, levels, strict=True):
+            y = y + (Z * rng.normal(size=(m, Z.shape[1]))[code]).sum(1) * spread
+        self.y = y
+
+    def data(self, **kwargs):
+        return crossed.compress_crossed(
+            self.y,
+            self.X,
+            self.Zs,
+            self.codes,
+            self.levels,
+            self.templates,
+            weights=self.weights,
+            offset=self.offset,
+            **kwargs,
+        )
+
+    def dense_z(self, j):
+        out = np.zeros((self.n, self.levels[j] * self.sizes[j]))
+        for r in range(self.sizes[j]):
+            out[np.arange(self.n), self.codes[j] * self.sizes[j] + r] = self.Zs[j][:, r]
+        return out
+
+    def roots(self, theta):
+        at, out = 0, []
+        for t in self.templates:
+            k = covariance.n_theta(t)
+            with jax.enable_x64(True):
+                out.append(np.asarray(covariance.factor(jax.numpy.asarray(theta[at : at + k]), t)))
+            at += k
+        return out
+
+    def oracle(self, theta, reml):
+        w = np.ones(self.n) if self.weights is None else self.weights
+        y = self.y if self.offset is None else self.y - self.offset
+        n, p = self.X.shape
+        Z = np.concatenate([self.dense_z(j) for j in range(len(self.sizes))], axis=1)
+        Psi = scipy.sparse.block_diag(
+            [np.kron(np.eye(m), L @ L.T) for L, m in zip(self.roots(theta), self.levels, strict=True)]
+        ).toarray()
+        V = np.diag(1.0 / w) + Z @ Psi @ Z.T
+        Vi = np.linalg.inv(V)
+        M = self.X.T @ Vi @ self.X
+        beta = np.linalg.solve(M, self.X.T @ Vi @ y) if p else np.zeros(0)
+        r = y - self.X @ beta
+        dof = n - p if reml else n
+        rss = r @ Vi @ r
+        value = np.linalg.slogdet(V)[1] + dof * (1 + np.log(2 * np.pi * rss / dof))
+        value += np.linalg.slogdet(M)[1] if reml and p else 0.0
+        sigma2 = rss / dof
+        b = Psi @ Z.T @ Vi @ r
+        conditional = sigma2 * (Psi - Psi @ Z.T @ Vi @ Z @ Psi)
+        reach = Psi @ Z.T @ Vi @ self.X
+        prediction = conditional + sigma2 * reach @ np.linalg.solve(M, reach.T) if p else conditional
+        return dict(value=value, beta=beta, sigma=np.sqrt(sigma2), b=b, cond=conditional, pred=prediction)
+
+
+def crossed_codes(n, levels, seed=1):
+    rng = np.random.default_rng(seed)
+    return [np.concatenate([np.arange(m), rng.integers(0, m, n - m)]).astype(np.int32) for m in levels]
+
+
+def nested_codes(levels, repeats, seed=2):
+    """levels given innermost first; every inner level is put in a random outer one."""
+    rng = np.random.default_rng(seed)
+    codes = [np.repeat(np.arange(levels[0]), repeats)]
+    for inner, outer in zip(levels[:-1], levels[1:], strict=True):
+        parent = np.concatenate([np.arange(outer), rng.integers(0, outer, inner - outer)])
+        codes.append(rng.permutation(parent)[codes[-1]])
+    shuffle = rng.permutation(len(codes[0]))
+    return [c[shuffle].astype(np.int32) for c in codes]
+
+
+def balanced():
+    a, b = np.divmod(np.arange(12 * 5 * 2), 10)
+    return [a.astype(np.int32), (b // 2).astype(np.int32)]
+
+
+CASES = {
+    "crossed": lambda: Case(crossed_codes(60, [9, 5]), [9, 5], [1, 1]),
+    "crossed_small_first": lambda: Case(crossed_codes(60, [4, 11]), [4, 11], [1, 1], p=3),
+    "balanced": lambda: Case(balanced(), [12, 5], [1, 1]),
+    "balanced_slopes": lambda: Case(balanced(), [12, 5], [2, 2], weighted=True),
+    "three": lambda: Case(crossed_codes(80, [12, 6, 4]), [12, 6, 4], [1, 1, 1], weighted=True),
+    "slope_first": lambda: Case(crossed_codes(70, [9, 5]), [9, 5], [2, 1]),
+    "slope_second": lambda: Case(crossed_codes(70, [15, 5]), [15, 5], [1, 2], weighted=True),
+    "slopes_both": lambda: Case(crossed_codes(90, [9, 5, 3]), [9, 5, 3], [2, 2, 1], p=1),
+    "structures": lambda: Case(
+        crossed_codes(90, [8, 5]), [8, 5], [3, 3], structures=["compound_symmetry", "ar1"]
+    ),
+    "diagonal": lambda: Case(crossed_codes(60, [9, 5]), [9, 5], [2, 2], structures=["diagonal", "identity"]),
+    "no_fixed": lambda: Case(crossed_codes(60, [9, 5]), [9, 5], [1, 2], p=0),
+    "one_slope_only": lambda: Case(crossed_codes(60, [30, 5]), [31, 5], [1, 1], seed=4),
+    "nested_and_crossed": lambda: Case(
+        [*nested_codes([12, 4], 5), crossed_codes(60, [5])[0]], [12, 4, 5], [1, 1, 1]
+    ),
+    "nested": lambda: Case(nested_codes([12, 4], 5), [12, 4], [1, 1]),
+    "nested_outer_first": lambda: Case(nested_codes([12, 4], 5)[::-1], [4, 12], [1, 1], weighted=True),
+    "nested_three": lambda: Case(nested_codes([20, 8, 3], 4), [20, 8, 3], [1, 2, 1], weighted=True),
+    "nested_slopes": lambda: Case(nested_codes([15, 5], 6), [15, 5], [2, 2], p=3),
+    "nested_no_fixed": lambda: Case(nested_codes([15, 5], 4), [16, 5], [1, 1], p=0),
+}
+
+
+@pytest.fixture(params=CASES)
+def case(request):
+    return CASES[request.param]()
+
+
+def close(a, b, tol):
+    scale = max(1.0, float(np.abs(b).max(initial=0.0)))
+    np.testing.assert_allclose(a, b, atol=tol * scale, rtol=tol)
+
+
+def differences(f, x, h=1e-5):
+    return np.array([(f(x + h * e) - f(x - h * e)) / (2 * h) for e in np.eye(len(x))])
+
+
+@pytest.mark.parametrize("reml", [True, False])
+def test_values_and_derivatives(case, reml):
+    data = case.data()
+    nested = isinstance(data, crossed.NestedData)
+    assert float(crossed.deviance(case.theta, data, reml=reml)) == pytest.approx(
+        case.oracle(case.theta, reml)["value"], rel=1e-11, abs=1e-9
+    )
+    scale = crossed_host.theta_scale(data)
+    with jax.enable_x64(True):
+        value, gradient, hess = (
+            np.asarray(a)
+            for a in jax.jit(crossed.derivatives, static_argnums=2)(case.theta * scale, data, reml)[:3]
+        )
+    slope = differences(lambda t: case.oracle(t, reml)["value"], case.theta)
+    close(gradient * scale, slope, 1e-6)
+    if nested:
+        near = differences(
+            lambda t: differences(lambda u: case.oracle(u, reml)["value"], t, 1e-4), case.theta, 1e-4
+        )
+        close(hess * np.outer(scale, scale), near, 1e-4)
+        return
+    engine = crossed_host.Engine(data, reml)
+    point = engine.evaluate(case.theta * scale)
+    assert point.value == pytest.approx(float(value), rel=1e-11, abs=1e-9)
+    close(point.gradient, gradient, 1e-8)
+    close(engine.hessian(case.theta * scale), hess, 1e-7)
+    closer = differences(lambda t: engine.evaluate(t).gradient, case.theta * scale)
+    close(hess, closer, 1e-6)
+
+
+@pytest.mark.parametrize("reml", [True, False])
+def test_fit_and_random_effects(case, reml, monkeypatch):
+    data = case.data()
+    fit = crossed.fit_crossed(data, reml=reml)
+    assert Status(int(fit.status)).is_optimum
+    monkeypatch.setattr(crossed, "HOST_ABOVE", 0)
+    host = crossed.fit_crossed(data, reml=reml)
+    assert Status(int(host.status)).is_optimum
+    assert float(host.deviance) == pytest.approx(float(fit.deviance), abs=1e-7)
+    want = case.oracle(host.theta, reml)
+    assert float(host.deviance) == pytest.approx(want["value"], abs=1e-8)
+    close(host.beta, want["beta"], 1e-8)
+    assert float(host.sigma) == pytest.approx(want["sigma"], rel=1e-8)
+    if int(host.status) == Status.CONVERGED:
+        close(host.hessian, fit.hessian, 1e-4)
+    at = 0
+    for j, effects in enumerate(crossed.random_effects(host, data)):
+        m, q = case.levels[j], case.sizes[j]
+        rows = slice(at, at + m * q)
+        at += m * q
+        close(effects.b, want["b"][rows].reshape(m, q), 1e-7)
+        levels = np.arange(m)
+        for mine, theirs in ((effects.conditional_cov, want["cond"]), (effects.prediction_cov, want["pred"])):
+            close(mine, theirs[rows, rows].reshape(m, q, m, q)[levels, :, levels, :], 1e-7)
+
+
+def test_singular_factor(monkeypatch):
+    codes = crossed_codes(80, [10, 6], seed=7)
+    case = Case(codes, [10, 6], [1, 1], seed=8)
+    rng = np.random.default_rng(3)
+    # Residuals whose means over the second factor vary less than chance.
+    noise = rng.normal(size=80)
+    noise -= (np.bincount(codes[1], noise) / np.bincount(codes[1]))[codes[1]]
+    case.y = case.X.sum(1) + noise + rng.normal(size=10)[codes[0]]
+    for above in (64, 0):
+        monkeypatch.setattr(crossed, "HOST_ABOVE", above)
+        fit = crossed.fit_crossed(case.data())
+        assert int(fit.status) == Status.SINGULAR
+        assert abs(float(fit.theta[1])) < 1e-4
+        h = np.asarray(crossed.hessian(np.array([float(fit.theta[0]), 0.0]), case.data()))
+        near = differences(
+            lambda t: differences(lambda u: case.oracle(u, True)["value"], t, 1e-4),
+            np.array([float(fit.theta[0]), 0.0]),
+            1e-4,
+        )
+        close(h, near, 1e-3)
+
+
+def test_sparse_design_of_a_factor():
+    case = CASES["crossed"]()
+    given = case.data()
+    sparse = crossed.compress_crossed(
+        case.y,
+        case.X,
+        [case.Zs[0], scipy.sparse.csr_matrix(case.dense_z(1))],
+        [case.codes[0], None],
+        case.levels,
+        case.templates,
+    )
+    assert float(crossed.deviance(case.theta, sparse)) == pytest.approx(
+        float(crossed.deviance(case.theta, given)), abs=1e-9
+    )
+    # Multi-membership: every row belongs half to two levels.
+    rng = np.random.default_rng(0)
+    members = case.dense_z(1)
+    members = 0.5 * (members + members[rng.permutation(case.n)])
+    data = crossed.compress_crossed(
+        case.y,
+        case.X,
+        [case.Zs[0], scipy.sparse.csr_matrix(members)],
+        [case.codes[0], None],
+        case.levels,
+        case.templates,
+    )
+    case.dense_z = lambda j, f=case.dense_z: members if j == 1 else f(j)
+    assert float(crossed.deviance(case.theta, data)) == pytest.approx(
+        case.oracle(case.theta, True)["value"], abs=1e-9
+    )
+
+
+def test_offsets_lose_no_digits():
+    case = CASES["three"]()
+    fit = crossed.fit_crossed(case.data())
+    case.y = case.y + 1e7
+    moved = crossed.fit_crossed(case.data())
+    np.testing.assert_allclose(moved.theta, fit.theta, rtol=1e-5)
+
+
+def test_messages():
+    case = CASES["crossed"]()
+    with pytest.raises(DataError, match="GiB"):
+        case.data(memory_limit=100)
+    case.codes[1] = case.codes[1] + 5
+    with pytest.raises(DataError, match="codes"):
+        case.data()
