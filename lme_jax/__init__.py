@@ -1,12 +1,13 @@
 """Linear mixed-effects models in JAX: as easy as lme4 and statsmodels, batched and differentiable."""
 
-from . import errors
+from . import datasets, errors
 from .core.compression import compress, merge
 from .core.fit import Fit, fit, random_effects
 from .core.grouped import deviance
 from .core.optimize import NewtonOptions
 from .core.types import Status
-from .model import MixedLM, lmer, mixedlm
+from .mixed_lm import MixedLM, mixedlm
+from .model import lmer
 from .results import MixedLMResults
 
 __version__ = "0.1.0"
@@ -18,6 +19,7 @@ __all__ = [
     "NewtonOptions",
     "Status",
     "compress",
+    "datasets",
 
     "deviance",
     "errors",

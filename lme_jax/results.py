@@ -127,6 +127,17 @@ class MixedLMResults:
         return [Psi[columns, columns] for columns in self._data.term_slices]
 
     @cached_property
+    def factor_cov(self) -> Mapping[str, pd.DataFrame]:
+        """Ψ of all the effects of each grouping factor, response units²."""
+        L = np.asarray(self.fit.relative_factor)
+        Psi, at, out = self.scale * (L @ L.T), 0, {}
+        for factor in self._data.factors:
+            part = slice(at, at + len(factor.columns))
+            at = part.stop
+            out[factor.name] = pd.DataFrame(Psi[part, part], index=factor.columns, columns=factor.columns)
+        return out
+
+    @cached_property
     def cov_re(self) -> pd.DataFrame:
         """Ψ, the covariance of the random effects (block diagonal over the terms), response units²."""
         names = [c for term in self._data.terms for c in term.columns]
@@ -189,6 +200,11 @@ class MixedLMResults:
         factor = self._factor
         b = self._random_effects.b[: len(factor.levels)]
         return {factor.name: pd.DataFrame(b, index=pd.Index(factor.levels, name=factor.name), columns=factor.columns)}
+
+    @cached_property
+    def ranef_cov(self) -> Mapping[str, np.ndarray]:
+        """Var(b | y) with β, θ fixed (lme4's condVar) per factor, (levels, q, q) in the order of ``ranef``."""
+        return {self._factor.name: self._random_effects.conditional_cov[: len(self._factor.levels)]}
 
     @cached_property
     def random_effects(self) -> dict[Any, pd.Series]:

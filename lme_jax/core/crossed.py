@@ -187,7 +187,7 @@ def _crossed(theta: Array, data: CrossedData) -> tuple[Array, Array]:
 def derivatives(
     theta: Array, data: CrossedData | NestedData, reml: bool
 ) -> tuple[Array, Array, Array, AtOptimum]:
-    """Deviance (), gradient (k,) and exact Hessian (k, k) in scaled θ, by autodiff; and what the fit keeps."""
+    """Deviance (), gradient (k,), exact Hessian (k, k) in scaled θ by autodiff, and what the fit keeps."""
     around = Expansion(lambda delta: log_det_and_cross(theta + delta, data))
     return profiled_derivatives(around, theta.shape[0], data, reml)
 

@@ -7,6 +7,7 @@ symmetric system (``CrossedData``); its matrix is a sum over the pairs of column
 of the first factor, and those pairs are listed here once, pooled over levels that share ZᵀZ.
 """
 
+import itertools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -258,7 +259,7 @@ def _parents(inner: np.ndarray, outer: np.ndarray, n_inner: int) -> np.ndarray |
 def _nested_order(codes: list[np.ndarray], n_levels: list[int]) -> tuple[int, ...] | None:
     """Innermost-first order of a chain of nested factors, or None."""
     order = tuple(sorted(range(len(codes)), key=lambda j: -len(np.unique(codes[j]))))
-    for a, b in zip(order, order[1:], strict=False):
+    for a, b in itertools.pairwise(order):
         if _parents(codes[a], codes[b], n_levels[a]) is None:
             return None
     return order
@@ -389,7 +390,8 @@ def _check_memory(size: float, limit: float, what: str) -> None:
 
 def _dense_is_better(met: np.ndarray, pattern: np.ndarray, K: int) -> bool:
     """Whether pooling first (one Gram matrix per pattern) is much smaller than listing every pair."""
-    return (met * (met + 1) // 2).sum() > 4 * (pattern.max(initial=0) + 1) * K * (K + 1) // 2
+    pooled = (int(pattern.max(initial=0)) + 1) * (K * (K + 1) // 2)
+    return int((met * (met + 1) // 2).sum()) > 4 * pooled
 
 
 def _pair_products(

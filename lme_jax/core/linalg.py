@@ -44,6 +44,8 @@ def _cholesky_loop(M: Array) -> Array:
 def solve_lower(K: Array, B: Array) -> Array:
     """K⁻¹B for lower-triangular K (q, q, *batch) and B (q, m, *batch)."""
     q = K.shape[0]
+    if q == 0:
+        return jnp.zeros_like(B)
     if q <= UNROLL_UP_TO:
         rows: list[Array] = []
         for i in range(q):

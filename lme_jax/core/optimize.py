@@ -116,8 +116,12 @@ def _advance(state: NewtonState, objective: Objective, tol: float, max_iter: int
     finite = jnp.isfinite(value) & jnp.isfinite(gradient).all() & jnp.isfinite(hessian).all()
     noise = 16.0 * jnp.finfo(value.dtype).eps * (1.0 + jnp.abs(value))
     actual = state.value - value
-    accept = finite & (first | (actual > -noise))
-    ratio = jnp.where(first, 1.0, (actual + noise) / (state.predicted + noise))
+    # Near the optimum a difference of deviances is rounding; the gradient still tells better from worse.
+    weight = 1.0 / jnp.maximum(jnp.abs(jnp.diagonal(state.hessian)), jnp.finfo(value.dtype).tiny)
+    flatter = (weight * gradient**2).sum() < (weight * state.gradient**2).sum()
+    close = flatter & (state.predicted < 0.1 * tol**0.5)
+    accept = finite & (first | close | (actual > -noise))
+    ratio = jnp.where(first | close, 1.0, (actual + noise) / (state.predicted + noise))
     length = jnp.sqrt((state.step**2).sum())
     radius = jnp.where(ratio < 0.25, 0.25 * length, state.radius)
     at_edge = length > 0.99 * state.radius
@@ -138,7 +142,8 @@ def _advance(state: NewtonState, objective: Objective, tol: float, max_iter: int
     )
     tiny = moved.radius < 1e3 * jnp.finfo(value.dtype).eps * (1.0 + jnp.abs(moved.x).max())
     failed = first & ~finite
-    status = jnp.where(~was_last & tiny, Status.STALLED, moved.status)
+    stalled = jnp.where(state.decrease < 100.0 * tol, Status.CONVERGED, Status.STALLED)
+    status = jnp.where(~was_last & tiny, stalled, moved.status)
     status = jnp.where(~was_last & (moved.iterations >= max_iter), Status.MAX_ITER, status)
     status = jnp.where(failed, Status.NOT_FINITE, status)
     moved = moved._replace(status=status.astype(jnp.int32))

@@ -4,7 +4,7 @@ import dataclasses
 import enum
 import functools
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, dataclass_transform
 
 import jax
 import numpy as np
@@ -12,6 +12,7 @@ import numpy as np
 T = TypeVar("T")
 
 
+@dataclass_transform(frozen_default=True)
 def pytree(cls: type[T]) -> type[T]:
     """Register a class as a frozen dataclass pytree; fields marked ``static()`` are metadata."""
     frozen = dataclasses.dataclass(frozen=True)(cls)
