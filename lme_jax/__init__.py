@@ -2,9 +2,9 @@
 
 from . import datasets, errors
 from .core.compression import compress, merge
-from .core.fit import Fit, fit, random_effects
-from .core.grouped import deviance
+from .core.fit import deviance, fit, random_effects
 from .core.optimize import NewtonOptions
+from .core.records import Fit
 from .core.types import Status
 from .mixed_lm import MixedLM, mixedlm
 from .model import lmer

@@ -6,9 +6,10 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from .core.compression import GroupData, compress
+from .core.compression import compress
 from .core.covariance import Block, Template
-from .errors import UnsupportedError
+from .core.crossed_data import compress_crossed
+from .core.fit import ModelStatistics
 from .formula import Design, RandomTerm
 
 
@@ -58,7 +59,7 @@ class ModelData:
     design: Design
     terms: tuple[RandomTerm, ...]
     factors: tuple[Factor, ...]
-    compressed: GroupData
+    compressed: ModelStatistics
     covariance_names: tuple[str, ...]
 
     @classmethod
@@ -67,22 +68,8 @@ class ModelData:
         by_factor: dict[str, list[RandomTerm]] = {}
         for term in design.terms:
             by_factor.setdefault(term.factor, []).append(term)
-        if len(by_factor) > 1:
-            raise UnsupportedError(
-                f"the model has several grouping factors ({', '.join(by_factor)}); this version fits one"
-            )
         factors = tuple(_merge(tuple(terms)) for terms in by_factor.values())
-        factor = factors[0]
-        compressed = compress(
-            design.y,
-            design.X,
-            factor.Z,
-            factor.codes,
-            weights=design.weights,
-            offset=design.offset,
-            structure=factor.template,
-            n_groups=len(factor.levels),
-        )
+        compressed = _compress(design, factors)
         terms = tuple(t for group in by_factor.values() for t in group)
         return cls(design, terms, factors, compressed, _covariance_names(terms, factor_in_names))
 
@@ -121,6 +108,11 @@ class ModelData:
     @property
     def dropped_columns(self) -> tuple[str, ...]:
         return self.design.dropped_columns
+
+    @property
+    def template(self) -> Template:
+        """The blocks of all factors, in the order of θ."""
+        return tuple(block for factor in self.factors for block in factor.template)
 
     @cached_property
     def term_slices(self) -> tuple[slice, ...]:
@@ -171,6 +163,30 @@ class ModelData:
                 rows.append(part.start + i)
                 columns.append(part.start + j)
         return np.array(rows, int), np.array(columns, int)
+
+
+def _compress(design: Design, factors: tuple[Factor, ...]) -> ModelStatistics:
+    prior = {"weights": design.weights, "offset": design.offset}
+    if len(factors) == 1:
+        only = factors[0]
+        return compress(
+            design.y,
+            design.X,
+            only.Z,
+            only.codes,
+            structure=only.template,
+            n_groups=len(only.levels),
+            **prior,
+        )
+    return compress_crossed(
+        design.y,
+        design.X,
+        [f.Z for f in factors],
+        [f.codes for f in factors],
+        [len(f.levels) for f in factors],
+        tuple(f.template for f in factors),
+        **prior,
+    )
 
 
 def _free_pairs(term: RandomTerm) -> list[tuple[int, int]]:

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from .core.fit import Fit, fit
+from .core.fit import fit
 from .core.optimize import NewtonOptions
+from .core.records import Fit
 from .core.types import Status
 from .data import ModelData
 from .errors import ConvergenceError, ConvergenceWarning, SingularFitWarning

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .core.covariance import Template
-from .core.fit import Fit, RandomEffects, random_effects
+from .core.fit import random_effects
+from .core.records import Fit, RandomEffects
 from .core.types import Status
 from .data import Factor, ModelData
 from .inference.wald import covariance_standard_errors, wald_table
@@ -184,49 +184,56 @@ class MixedLMResults:
         multiplies profile-scale ones by √σ²). NaN at a singular fit, where no normal approximation holds.
         """
         dof = self.nobs - (len(self.fit.beta) if self.reml else 0)
-        errors = covariance_standard_errors(self.fit, self._template, dof)
+        errors = covariance_standard_errors(self.fit, self._data.template, dof)
         rows, columns = self._data.covariance_positions
         return pd.Series(errors[rows, columns], index=self._data.covariance_names, name="bse_re")
 
     # ------------------------------------------------------------ random effects
 
     @cached_property
-    def _random_effects(self) -> RandomEffects:
+    def _random_effects(self) -> tuple[RandomEffects, ...]:
         return random_effects(self.fit, self._data.compressed)
 
     @cached_property
     def ranef(self) -> Mapping[str, pd.DataFrame]:
         """BLUPs per grouping factor: a DataFrame (levels × effects)."""
-        factor = self._factor
-        b = self._random_effects.b[: len(factor.levels)]
-        return {factor.name: pd.DataFrame(b, index=pd.Index(factor.levels, name=factor.name), columns=factor.columns)}
+        return {
+            factor.name: pd.DataFrame(
+                effects.b[: len(factor.levels)],
+                index=pd.Index(factor.levels, name=factor.name),
+                columns=factor.columns,
+            )
+            for factor, effects in zip(self._data.factors, self._random_effects, strict=True)
+        }
 
     @cached_property
     def ranef_cov(self) -> Mapping[str, np.ndarray]:
         """Var(b | y) with β, θ fixed (lme4's condVar) per factor, (levels, q, q) in the order of ``ranef``."""
-        return {self._factor.name: self._random_effects.conditional_cov[: len(self._factor.levels)]}
+        return {
+            factor.name: effects.conditional_cov[: len(factor.levels)]
+            for factor, effects in zip(self._data.factors, self._random_effects, strict=True)
+        }
 
     @cached_property
     def random_effects(self) -> dict[Any, pd.Series]:
-        """BLUPs as statsmodels gives them: group → Series of its effects."""
+        """BLUPs of the first grouping factor as statsmodels gives them: group → Series of its effects."""
         frame = self.ranef[self._factor.name]
-        return {group: pd.Series(row, index=frame.columns) for group, row in zip(frame.index, frame.values, strict=True)}
+        rows = zip(frame.index, frame.to_numpy(), strict=True)
+        return {group: pd.Series(row, index=frame.columns) for group, row in rows}
 
     @cached_property
     def random_effects_cov(self) -> dict[Any, pd.DataFrame]:
-        """Var(b | y) with β, θ fixed (lme4's condVar): group → DataFrame (q, q)."""
+        """Var(b | y) of the first grouping factor with β, θ fixed: group → DataFrame (q, q)."""
         columns = list(self._factor.columns)
-        return {
-            group: pd.DataFrame(cov, index=columns, columns=columns)
-            for group, cov in zip(self._factor.levels, self._random_effects.conditional_cov, strict=False)
-        }
+        covs = zip(self._factor.levels, self.ranef_cov[self._factor.name], strict=True)
+        return {group: pd.DataFrame(cov, index=columns, columns=columns) for group, cov in covs}
 
     @cached_property
     def fittedvalues(self) -> pd.Series:
         """Xβ̂ + Zb̂ + offset, for the rows that were fitted."""
-        factor = self._factor
-        b = self._random_effects.b[factor.codes]
-        values = self._data.X @ self.fit.beta + np.einsum("nq,nq->n", factor.Z, b) + self._data.offset
+        values = self._data.X @ self.fit.beta + self._data.offset
+        for factor, effects in zip(self._data.factors, self._random_effects, strict=True):
+            values += np.einsum("nq,nq->n", factor.Z, effects.b[factor.codes])
         return pd.Series(values, index=self._data.index, name="fittedvalues")
 
     @cached_property
@@ -263,11 +270,12 @@ class MixedLMResults:
             ("AIC:", self.aic),
             ("BIC:", self.bic),
         ]
+        groups = ", ".join(f"{f.name} {len(f.levels)}" for f in self._data.factors)
         sizes = self._factor.sizes
         right = [
             ("Observations:", self.nobs),
-            (f"Groups ({self._factor.name}):", len(self._factor.levels)),
-            ("Rows per group:", f"{sizes.min()} to {sizes.max()}, mean {sizes.mean():.1f}"),
+            ("Groups:", groups),
+            (f"Rows per {self._factor.name}:", f"{sizes.min()} to {sizes.max()}, mean {sizes.mean():.1f}"),
             ("Residual variance:", self.scale),
             ("Residual SD:", self.sigma),
             ("Converged:", "yes, singular" if self.singular else "yes" if self.converged else "NO"),
@@ -323,7 +331,3 @@ class MixedLMResults:
     @property
     def _factor(self) -> Factor:
         return self._data.factors[0]
-
-    @property
-    def _template(self) -> Template:
-        return self._factor.template

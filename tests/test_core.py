@@ -55,7 +55,7 @@ def test_fit_is_the_dense_optimum(structure, reml):
     np.testing.assert_allclose(result.beta, dense.beta, rtol=1e-9)
     np.testing.assert_allclose(result.sigma, dense.sigma, rtol=1e-10)
     np.testing.assert_allclose(result.unscaled_cov, dense.unscaled_cov, rtol=1e-9)
-    effects = fit.random_effects(result, data)
+    effects = fit.random_effects(result, data)[0]
     np.testing.assert_allclose(effects.b[:m], dense.b, rtol=1e-8, atol=1e-10)
     np.testing.assert_allclose(effects.conditional_cov[:m], dense.conditional_cov, rtol=1e-8, atol=1e-10)
     np.testing.assert_allclose(effects.prediction_cov[:m], dense.prediction_cov, rtol=1e-8, atol=1e-10)
@@ -270,12 +270,12 @@ class TestTransforms:
             def program(y, X, Z, codes, w):
                 data = compression.compress(y, X, Z, codes, weights=w, n_groups=m)
                 result = fit.fit(data)
-                return result, fit.random_effects(result, data).b
+                return result, fit.random_effects(result, data)[0].b
 
             traced, b = program(*map(jnp.asarray, (y, X, Z, codes, w)))
             np.testing.assert_allclose(traced.deviance, host.deviance, atol=1e-9)
             np.testing.assert_allclose(traced.theta, host.theta, rtol=1e-7)
-            expected = fit.random_effects(host, compression.compress(y, X, Z, codes, weights=w)).b[:m]
+            expected = fit.random_effects(host, compression.compress(y, X, Z, codes, weights=w))[0].b[:m]
             np.testing.assert_allclose(b, expected, rtol=1e-6, atol=1e-9)
 
     def test_vmap_over_responses_equals_a_loop(self):

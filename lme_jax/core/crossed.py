@@ -22,12 +22,12 @@ from jax import Array
 from . import covariance, crossed_host, linalg
 from .compression import Basis
 from .crossed_data import MEMORY_LIMIT, CrossedData, Layout, NestedData, compress_crossed
-from .fit import SINGULAR_BELOW, Fit, RandomEffects
 from .grouped import _kernel
 from .optimize import NewtonOptions, NewtonState, initial_state, newton
-from .profiled import AtOptimum, Expansion, estimates, profiled_deviance
+from .profiled import AtOptimum, Expansion, profiled_deviance
 from .profiled import derivatives as profiled_derivatives
-from .types import Status, float64_on_host, pytree, static
+from .records import Fit, RandomEffects, assemble
+from .types import float64_on_host, pytree, static
 
 __all__ = [
     "MEMORY_LIMIT",
@@ -285,34 +285,7 @@ def _fit(data: CrossedData | NestedData, start: Array | None, reml: bool, option
     def objective(x: Array) -> tuple[Array, Array, Array, AtOptimum]:
         return derivatives(x, data, reml)
 
-    return _assemble(newton(objective, initial_state(x0, objective), options), data, reml)
-
-
-def _assemble(found: NewtonState, data: Any, reml: bool) -> Fit:
-    """The Fit of a finished search, as ``fit.fit`` reports it."""
-    template = data.template
-    scale = covariance.theta_scale(template, data.basis.z_scale)
-    theta = covariance.canonical(found.x, template)
-    sign = jnp.where(theta * found.x < 0, -1.0, 1.0)
-    gls = estimates(found.aux.H, data, reml)
-    singular = covariance.smallest_root(theta, template) < SINGULAR_BELOW
-    status = jnp.where((found.status == Status.CONVERGED) & singular, Status.SINGULAR, found.status)
-    finite = jnp.isfinite(found.value) & jnp.isfinite(gls.sigma) & jnp.isfinite(gls.beta).all()
-    user_theta, to_user = theta / scale, sign * scale
-    return Fit(
-        theta=user_theta,
-        relative_factor=covariance.factor(user_theta, template),
-        beta=gls.beta,
-        sigma=gls.sigma,
-        unscaled_cov=gls.unscaled_cov,
-        deviance=found.value,
-        gradient=found.gradient * to_user,
-        hessian=found.hessian * jnp.outer(to_user, to_user),
-        log_scale_slope=found.aux.log_scale_slope * to_user,
-        decrease=found.decrease,
-        iterations=found.iterations,
-        status=jnp.where(finite, status, Status.NOT_FINITE).astype(jnp.int32),
-    )
+    return assemble(newton(objective, initial_state(x0, objective), options), data, data.template, reml)
 
 
 @pytree
@@ -328,7 +301,7 @@ class _Summary:
 
 @functools.partial(jax.jit, static_argnames="reml")
 def _assemble_jitted(found: NewtonState, data: _Summary, reml: bool) -> Fit:
-    return _assemble(found, data, reml)
+    return assemble(found, data, data.template, reml)
 
 
 def _fit_on_host(data: CrossedData, reml: bool, start: Any, options: NewtonOptions) -> Fit:

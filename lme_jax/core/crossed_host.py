@@ -23,9 +23,9 @@ from ..errors import ConvergenceError
 from . import covariance, optimize
 from .covariance import Template
 from .crossed_data import CrossedData
-from .fit import Fit, RandomEffects
 from .optimize import NewtonOptions, NewtonState
 from .profiled import AtOptimum
+from .records import Fit, RandomEffects
 
 NEARLY_SINGULAR = 1e-3
 NUDGE = 1e-5

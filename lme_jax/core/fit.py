@@ -1,4 +1,4 @@
-"""start → optimise → canonical sign → Fit: one compiled program per model shape."""
+"""Fit any compressed model: start → optimise → canonical sign → Fit; one compiled program per model shape."""
 
 import functools
 from typing import Any
@@ -7,74 +7,28 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from . import covariance, grouped, linalg
+from . import covariance, crossed, grouped, linalg
 from .compression import GroupData
+from .crossed_data import CrossedData, NestedData
 from .optimize import NewtonOptions, initial_state, newton
-from .profiled import AtOptimum, derivatives, estimates
-from .types import Status, float64_on_host, pytree
+from .profiled import AtOptimum, derivatives
+from .records import Fit, RandomEffects, assemble
+from .types import float64_on_host
 
-SINGULAR_BELOW = 1e-4
-
-
-@pytree
-class Fit:
-    """A fitted model: arrays only, immutable, a pytree (lanes of a batch add a leading axis).
-
-    Attributes
-    ----------
-    theta : (k,) relative covariance parameters, canonical signs, user's units of Z.
-    relative_factor : (q, q) L(θ); Cov(b) = σ²LLᵀ.
-    beta : (p,) fixed effects; sigma : () residual standard deviation, response units.
-    unscaled_cov : (p, p) (XᵀV⁻¹X)⁻¹, so that Cov β̂ = σ²·unscaled_cov.
-    deviance : () −2 log L, or the REML criterion.
-    gradient, hessian : (k,), (k, k) of the deviance in θ.
-    log_scale_slope : (k,) ∂ log σ̂²/∂θ of the profiled σ̂².
-    decrease : () ½gᵀH⁻¹g, the scale-free gradient, in deviance units.
-    iterations, status : () int32; see ``Status``.
-    """
-
-    theta: Array
-    relative_factor: Array
-    beta: Array
-    sigma: Array
-    unscaled_cov: Array
-    deviance: Array
-    gradient: Array
-    hessian: Array
-    log_scale_slope: Array
-    decrease: Array
-    iterations: Array
-    status: Array
+ModelStatistics = GroupData | CrossedData | NestedData
 
 
-@pytree
-class RandomEffects:
-    """Predicted random effects of every level.
-
-    Attributes
-    ----------
-    b : (G, q) BLUPs, response units per unit of Z.
-    conditional_cov : (G, q, q) Var(b | y) with β fixed (lme4's condVar).
-    prediction_cov : (G, q, q) Var(b̂ − b), which adds the uncertainty of β̂ (Henderson).
-    """
-
-    b: Array
-    conditional_cov: Array
-    prediction_cov: Array
-
-
-@float64_on_host
 def fit(
-    data: GroupData, *, reml: bool = True, start: Any = None, options: NewtonOptions = NewtonOptions()
+    data: ModelStatistics, *, reml: bool = True, start: Any = None, options: NewtonOptions = NewtonOptions()
 ) -> Fit:
-    """Maximum-likelihood or REML fit of a one-factor model.
+    """Maximum-likelihood or REML fit of a linear mixed model.
 
     Parameters
     ----------
-    data : GroupData from ``compress``.
+    data : what ``compress`` returned.
     reml : bool, static.
     start : (k,), optional
-        θ to start from, user's units; L = I in scaled units of Z if None.
+        θ to start from, user's units.
     options : NewtonOptions, static.
 
     Returns
@@ -84,53 +38,70 @@ def fit(
 
     Notes
     -----
-    Newton with a trust region on θ alone, unbounded: about 6 evaluations of O(P·kq²·kw).
+    Newton with a trust region on θ alone, unbounded. One factor: about 6 evaluations of O(P·kq²·kw).
+    Several: see ``core.crossed``.
     """
+    if isinstance(data, GroupData):
+        return _fit_grouped(data, start, reml=reml, options=options)
+    return crossed.fit_crossed(data, reml=reml, start=start, options=options)
+
+
+@float64_on_host
+def _fit_grouped(data: GroupData, start: Any, *, reml: bool, options: NewtonOptions) -> Fit:
     return _fit(data, start, reml, options)
 
 
 @functools.partial(jax.jit, static_argnames=("reml", "options"))
 def _fit(data: GroupData, start: Array | None, reml: bool, options: NewtonOptions) -> Fit:
     template, moments = data.template, data.moments
-    k = covariance.n_theta(template)
+    k, dtype = covariance.n_theta(template), moments.WtW.dtype
     scale = covariance.theta_scale(template, moments.basis.z_scale)
-    dtype = moments.WtW.dtype
     x0 = covariance.start(template, dtype) if start is None else jnp.asarray(start, dtype) * scale
+
     def objective(x: Array) -> tuple[Array, Array, Array, AtOptimum]:
         return derivatives(grouped.expansion(x, data), k, moments, reml)
 
     found = newton(objective, initial_state(x0, objective), options)
-    theta = covariance.canonical(found.x, template)
-    sign = jnp.where(theta * found.x < 0, -1.0, 1.0)
-    gls = estimates(found.aux.H, moments, reml)
-    singular = covariance.smallest_root(theta, template) < SINGULAR_BELOW
-    status = jnp.where((found.status == Status.CONVERGED) & singular, Status.SINGULAR, found.status)
-    finite = jnp.isfinite(found.value) & jnp.isfinite(gls.sigma) & jnp.isfinite(gls.beta).all()
-    user_theta, to_user = theta / scale, sign * scale
-    return Fit(
-        theta=user_theta,
-        relative_factor=covariance.factor(user_theta, template),
-        beta=gls.beta,
-        sigma=gls.sigma,
-        unscaled_cov=gls.unscaled_cov,
-        deviance=found.value,
-        gradient=found.gradient * to_user,
-        hessian=found.hessian * jnp.outer(to_user, to_user),
-        log_scale_slope=found.aux.log_scale_slope * to_user,
-        decrease=found.decrease,
-        iterations=found.iterations,
-        status=jnp.where(finite, status, Status.NOT_FINITE).astype(jnp.int32),
-    )
+    return assemble(found, moments, template, reml)
 
 
-@float64_on_host
-def random_effects(fitted: Fit, data: GroupData) -> RandomEffects:
-    """BLUPs with conditional and prediction-error covariances, for every level (padded ones included).
+def deviance(theta: Any, data: ModelStatistics, *, reml: bool = True) -> Array:
+    """Profiled deviance (−2 log L, or the REML criterion) at θ: to put in your own optimiser or sampler.
+
+    Parameters
+    ----------
+    theta : (k,) relative covariance parameters, dimensionless, in the user's units of Z; any sign.
+    data : what ``compress`` returned.
+    reml : bool, static.
+
+    Returns
+    -------
+    () the deviance, differentiable in θ and in the data. NaN where the data leave no residual.
+
+    References
+    ----------
+    Bates, Mächler, Bolker & Walker (2015), eqs 34 and 41.
+    """
+    engine = grouped if isinstance(data, GroupData) else crossed
+    return engine.deviance(theta, data, reml=reml)
+
+
+def random_effects(fitted: Fit, data: ModelStatistics) -> tuple[RandomEffects, ...]:
+    """BLUPs with conditional and prediction-error covariances of every level, one record per factor.
+
+    Levels that pad a one-factor model to its bucketed length are included, as zeros.
 
     References
     ----------
     Henderson (1975); Bates et al. (2015), eq. 58.
     """
+    if isinstance(data, GroupData):
+        return (_grouped_effects(fitted, data),)
+    return crossed.random_effects(fitted, data)
+
+
+@float64_on_host
+def _grouped_effects(fitted: Fit, data: GroupData) -> RandomEffects:
     return _random_effects(fitted, data)
 
 

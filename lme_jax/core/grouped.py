@@ -134,26 +134,7 @@ def level_weights(theta: Array, data: GroupData) -> tuple[Array, Array]:
 
 @float64_on_host
 def deviance(theta: Array, data: GroupData, *, reml: bool = True) -> Array:
-    """Profiled deviance (−2 log L, or the REML criterion) at θ.
-
-    Parameters
-    ----------
-    theta : (k,) relative covariance parameters, dimensionless, in the user's units of Z; any sign.
-    data : GroupData.
-    reml : bool, static.
-
-    Returns
-    -------
-    () the deviance, differentiable in θ and in the data.
-
-    Notes
-    -----
-    O(P·q²(q + kw)). NaN where the data leave no residual.
-
-    References
-    ----------
-    Bates, Mächler, Bolker & Walker (2015), eqs 34 and 41.
-    """
+    """Profiled deviance at θ in the user's units; see ``fit.deviance``. O(P·q²(q + kw))."""
     return _deviance(jnp.asarray(theta), data, reml)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import scipy.stats
 
 from ..core.covariance import Template, factor_basis
-from ..core.fit import Fit
+from ..core.records import Fit
 from ..core.types import Status
 
 

@@ -1,0 +1,85 @@
+"""What a fit leaves behind: arrays in frozen pytrees, whichever engine made them."""
+
+import jax.numpy as jnp
+from jax import Array
+
+from . import covariance
+from .covariance import Template
+from .optimize import NewtonState
+from .profiled import RowTotals, estimates
+from .types import Status, pytree
+
+SINGULAR_BELOW = 1e-4
+
+
+@pytree
+class Fit:
+    """A fitted model: arrays only, immutable, a pytree (lanes of a batch add a leading axis).
+
+    Attributes
+    ----------
+    theta : (k,) relative covariance parameters, canonical signs, user's units of Z.
+    relative_factor : (q, q) L(θ); Cov(b) = σ²LLᵀ.
+    beta : (p,) fixed effects; sigma : () residual standard deviation, response units.
+    unscaled_cov : (p, p) (XᵀV⁻¹X)⁻¹, so that Cov β̂ = σ²·unscaled_cov.
+    deviance : () −2 log L, or the REML criterion.
+    gradient, hessian : (k,), (k, k) of the deviance in θ.
+    log_scale_slope : (k,) ∂ log σ̂²/∂θ of the profiled σ̂².
+    decrease : () ½gᵀH⁻¹g, the scale-free gradient, in deviance units.
+    iterations, status : () int32; see ``Status``.
+    """
+
+    theta: Array
+    relative_factor: Array
+    beta: Array
+    sigma: Array
+    unscaled_cov: Array
+    deviance: Array
+    gradient: Array
+    hessian: Array
+    log_scale_slope: Array
+    decrease: Array
+    iterations: Array
+    status: Array
+
+
+@pytree
+class RandomEffects:
+    """Predicted random effects of every level.
+
+    Attributes
+    ----------
+    b : (G, q) BLUPs, response units per unit of Z.
+    conditional_cov : (G, q, q) Var(b | y) with β fixed (lme4's condVar).
+    prediction_cov : (G, q, q) Var(b̂ − b), which adds the uncertainty of β̂ (Henderson).
+    """
+
+    b: Array
+    conditional_cov: Array
+    prediction_cov: Array
+
+
+def assemble(found: NewtonState, totals: RowTotals, template: Template, reml: bool) -> Fit:
+    """The Fit of a finished search over scaled θ: canonical signs, GLS estimates, the user's units."""
+    scale = covariance.theta_scale(template, totals.basis.z_scale)
+    theta = covariance.canonical(found.x, template)
+    sign = jnp.where(theta * found.x < 0, -1.0, 1.0)
+    gls = estimates(found.aux.H, totals, reml)
+    singular = covariance.smallest_root(theta, template) < SINGULAR_BELOW
+    status = jnp.where((found.status == Status.CONVERGED) & singular, Status.SINGULAR, found.status)
+    finite = jnp.isfinite(found.value) & jnp.isfinite(gls.sigma) & jnp.isfinite(gls.beta).all()
+    user_theta, to_user = theta / scale, sign * scale
+    return Fit(
+        theta=user_theta,
+        relative_factor=covariance.factor(user_theta, template),
+        beta=gls.beta,
+        sigma=gls.sigma,
+        unscaled_cov=gls.unscaled_cov,
+        deviance=found.value,
+        gradient=found.gradient * to_user,
+        hessian=found.hessian * jnp.outer(to_user, to_user),
+        log_scale_slope=found.aux.log_scale_slope * to_user,
+        decrease=found.decrease,
+        iterations=found.iterations,
+        status=jnp.where(finite, status, Status.NOT_FINITE).astype(jnp.int32),
+    )
