@@ -20,7 +20,6 @@ __all__ = [
     "Status",
     "compress",
     "datasets",
-
     "deviance",
     "errors",
     "fit",

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -139,9 +140,7 @@ class ModelData:
             block = Block(term.structure, len(term.columns))
             if term.structure == "unstructured":
                 pairs = zip(*np.tril_indices(block.size), strict=True)
-                effects = [
-                    term.columns[i] if i == j else f"{term.columns[i]}.{term.columns[j]}" for i, j in pairs
-                ]
+                effects = [term.columns[i] if i == j else f"{term.columns[i]}.{term.columns[j]}" for i, j in pairs]
             elif term.structure == "diagonal":
                 effects = list(term.columns)
             else:
@@ -166,7 +165,7 @@ class ModelData:
 
 
 def _compress(design: Design, factors: tuple[Factor, ...]) -> ModelStatistics:
-    prior = {"weights": design.weights, "offset": design.offset}
+    prior: dict[str, Any] = {"weights": design.weights, "offset": design.offset}
     if len(factors) == 1:
         only = factors[0]
         return compress(

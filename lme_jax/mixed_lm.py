@@ -87,9 +87,7 @@ class MixedLM:
     def n_groups(self) -> int:
         return len(self._data.factors[0].levels)
 
-    def fit(
-        self, *, reml: bool = True, start: Any = None, options: NewtonOptions = NewtonOptions()
-    ) -> MixedLMResults:
+    def fit(self, *, reml: bool = True, start: Any = None, options: NewtonOptions = NewtonOptions()) -> MixedLMResults:
         """Fit by REML (default) or ML; the model and earlier results stay as they are."""
         return fit_model(self._data, reml, start, options)
 
@@ -125,6 +123,4 @@ def mixedlm(
     -------
     MixedLM
     """
-    return MixedLM._from_formula(
-        formula, data, re_formula, vc_formula, subset, missing, groups, callers_names(2)
-    )
+    return MixedLM._from_formula(formula, data, re_formula, vc_formula, subset, missing, groups, callers_names(2))

@@ -52,9 +52,7 @@ def dense_fit(y, X, Z, codes, m, L, *, reml, weights=None):
     def blocks(M):
         return np.array([M[i * q : (i + 1) * q, i * q : (i + 1) * q] for i in range(m)])
 
-    return Dense(
-        deviance, beta, np.sqrt(sigma2), cov, b.reshape(m, q), blocks(conditional), blocks(prediction)
-    )
+    return Dense(deviance, beta, np.sqrt(sigma2), cov, b.reshape(m, q), blocks(conditional), blocks(prediction))
 
 
 def random_design(seed, *, n=90, m=9, p=3, q=2, weighted=False, balanced=False):

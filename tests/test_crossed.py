@@ -116,15 +116,11 @@ CASES = {
     "slope_first": lambda: Case(crossed_codes(70, [9, 5]), [9, 5], [2, 1]),
     "slope_second": lambda: Case(crossed_codes(70, [15, 5]), [15, 5], [1, 2], weighted=True),
     "slopes_both": lambda: Case(crossed_codes(90, [9, 5, 3]), [9, 5, 3], [2, 2, 1], p=1),
-    "structures": lambda: Case(
-        crossed_codes(90, [8, 5]), [8, 5], [3, 3], structures=["compound_symmetry", "ar1"]
-    ),
+    "structures": lambda: Case(crossed_codes(90, [8, 5]), [8, 5], [3, 3], structures=["compound_symmetry", "ar1"]),
     "diagonal": lambda: Case(crossed_codes(60, [9, 5]), [9, 5], [2, 2], structures=["diagonal", "identity"]),
     "no_fixed": lambda: Case(crossed_codes(60, [9, 5]), [9, 5], [1, 2], p=0),
     "one_slope_only": lambda: Case(crossed_codes(60, [30, 5]), [31, 5], [1, 1], seed=4),
-    "nested_and_crossed": lambda: Case(
-        [*nested_codes([12, 4], 5), crossed_codes(60, [5])[0]], [12, 4, 5], [1, 1, 1]
-    ),
+    "nested_and_crossed": lambda: Case([*nested_codes([12, 4], 5), crossed_codes(60, [5])[0]], [12, 4, 5], [1, 1, 1]),
     "nested": lambda: Case(nested_codes([12, 4], 5), [12, 4], [1, 1]),
     "nested_outer_first": lambda: Case(nested_codes([12, 4], 5)[::-1], [4, 12], [1, 1], weighted=True),
     "nested_three": lambda: Case(nested_codes([20, 8, 3], 4), [20, 8, 3], [1, 2, 1], weighted=True),
@@ -181,9 +177,7 @@ def test_compiled_agrees_with_host(name, reml):
     close(engine.hessian(theta), hess, 1e-7)
 
 
-@pytest.mark.parametrize(
-    ("name", "reml"), [(n, i % 2 == 0) for i, n in enumerate((*NESTED, "nested_no_fixed"))]
-)
+@pytest.mark.parametrize(("name", "reml"), [(n, i % 2 == 0) for i, n in enumerate((*NESTED, "nested_no_fixed"))])
 def test_nested_values_and_derivatives(name, reml):
     case = CASES[name]()
     data = case.data()
@@ -296,9 +290,7 @@ def test_sparse_design_of_a_factor():
         case.templates,
     )
     case.dense_z = lambda j, f=case.dense_z: members if j == 1 else f(j)
-    assert float(crossed.deviance(case.theta, data)) == pytest.approx(
-        case.oracle(case.theta, True)["value"], abs=1e-9
-    )
+    assert float(crossed.deviance(case.theta, data)) == pytest.approx(case.oracle(case.theta, True)["value"], abs=1e-9)
 
 
 def test_offsets_lose_no_digits():

@@ -36,9 +36,7 @@ def data():
             "g": np.array(["u", "v"])[i // 3 % 2],
             "k": i % 4 + 1,
             "b": i % 5 < 2,
-            "o": pd.Categorical(
-                np.array(["lo", "mid", "hi", "top"])[i % 4], ["lo", "mid", "hi", "top"], ordered=True
-            ),
+            "o": pd.Categorical(np.array(["lo", "mid", "hi", "top"])[i % 4], ["lo", "mid", "hi", "top"], ordered=True),
             "s": np.array(list("pqrs"))[i // 6],
         },
         index=np.zeros(n, dtype=int),
@@ -328,9 +326,7 @@ def test_new_data_repeat_the_training_design(data, formula):
 
 def test_new_levels(data):
     design = design_from_formula("y ~ x + f + (1 | s) + (1 | g:f)", data)
-    new = pd.DataFrame(
-        {"x": [1.0, np.nan, 2], "f": ["c", "a", None], "s": ["q", "zz", None], "g": ["v", "w", "u"]}
-    )
+    new = pd.DataFrame({"x": [1.0, np.nan, 2], "f": ["c", "a", None], "s": ["q", "zz", None], "g": ["v", "w", "u"]})
     built = design_new_data(design, new)
     assert [list(codes) for _, codes in built.terms] == [[1, -1, -1], [5, -1, -1]]
     np.testing.assert_array_equal(np.isnan(built.X).any(axis=1), [False, True, True])

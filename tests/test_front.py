@@ -1,7 +1,5 @@
 """What a person meets: labels, reports, warnings, and errors that say what, where and what to do."""
 
-import warnings
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -134,10 +132,8 @@ class TestStatus:
 
     def test_perfect_fit_does_not_pass_for_a_fit(self, sleepstudy):
         sleepstudy["Reaction"] = 3.0 + 2.0 * sleepstudy.Days
-        with warnings.catch_warnings(), pytest.raises((lme.errors.ConvergenceError, DataError)) as caught:
-            warnings.simplefilter("ignore")
+        with pytest.raises(lme.errors.ConvergenceError, match="no residual variation"):
             lme.lmer(FORMULA, sleepstudy)
-        assert "residual" in str(caught.value)
 
 
 class TestWrongInput:
@@ -187,7 +183,7 @@ class TestWrongInput:
     def test_response_and_weights(self, sleepstudy):
         with pytest.raises(DataError, match="constant"):
             lme.lmer(FORMULA, sleepstudy.assign(Reaction=5.0))
-        with pytest.raises(DataError, match="[Ww]eights"):
+        with pytest.raises(DataError, match=r"[Ww]eights"):
             lme.lmer(FORMULA, sleepstudy, weights=np.r_[0.0, np.ones(179)])
         with pytest.raises(DataError):
             lme.lmer(FORMULA, sleepstudy.iloc[:0])
@@ -225,7 +221,7 @@ class TestWrongInput:
         y = np.array([1.0, 2.0, np.nan, 3.0, 4.0, 6.0])
         with pytest.raises(DataError, match="2"):
             lme.MixedLM(y, X, [1, 1, 2, 2, 3, 3])
-        with pytest.raises(DataError, match="(?s)weights.*> 0"):
+        with pytest.raises(DataError, match=r"(?s)weights.*> 0"):
             lme.compress(np.arange(6.0), X, X, [1, 1, 2, 2, 3, 3], weights=np.r_[-1.0, np.ones(5)])
         with pytest.raises(DataError, match="non-finite"):
             lme.compress(y, X, X, [1, 1, 2, 2, 3, 3])

@@ -7,11 +7,18 @@ import pytest
 from reference_data import lmer_entries, load_frame, structured_entries
 
 import lme_jax as lme
-from lme_jax.errors import DroppedRowsWarning, SingularFitWarning, UnsupportedError
+from lme_jax.errors import DroppedRowsWarning, SingularFitWarning
 
 ENTRIES = {entry["id"]: entry for entry in lmer_entries()}
 # lmer left the gradient of this fit at 2.8e-3; what is asked of it is in the test of the criterion alone.
 UNPOLISHED = {"star_reml"}
+# Polished less far than the rest: R left max |∂(−2 log L)/∂θ| = g at its θ, and the curvature turns g into this
+# relative error of the estimates. test_gradient_is_smaller_than_the_reference_left_it shows whose error it is.
+COARSE = {
+    "chem97_nested_ml": dict(rtol=4e-6, gradient=7.4e-5),
+    "insteval_crossed_ml": dict(rtol=1e-5, gradient=1.3e-3),
+    "insteval_slope_ml": dict(rtol=5e-5, gradient=5.6e-4),
+}
 
 
 @pytest.fixture(scope="module")
@@ -32,12 +39,17 @@ def fit_entry(entry):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SingularFitWarning)
         warnings.simplefilter("ignore", DroppedRowsWarning)
-        try:
-            return lme.lmer(
-                entry["formula"], load_frame(entry["dataset"]), reml=entry["method"] == "REML", **options
-            )
-        except UnsupportedError:
-            pytest.skip("several grouping factors")
+        return lme.lmer(entry["formula"], load_frame(entry["dataset"]), reml=entry["method"] == "REML", **options)
+
+
+def rtol_of(name):
+    return COARSE[name]["rtol"] if name in COARSE else 1e-6
+
+
+@pytest.mark.parametrize("name", list(COARSE))
+def test_gradient_is_smaller_than_the_reference_left_it(fitted, name):
+    assert np.abs(fitted(name).fit.gradient).max() < 0.1 * COARSE[name]["gradient"]
+    assert fitted(name).deviance <= ENTRIES[name]["m2ll"] + 1e-8
 
 
 def scale_of(values):
@@ -62,19 +74,19 @@ def test_criterion(fitted, name):
 
 @pytest.mark.parametrize("name", [n for n in ENTRIES if n not in UNPOLISHED])
 def test_fixed_effects(fitted, name):
-    entry, result = ENTRIES[name], fitted(name)
+    entry, result, rtol = ENTRIES[name], fitted(name), rtol_of(name)
     assert list(result.fe_params.index) == list(entry["fixef"])
     beta, se = np.array(list(entry["fixef"].values())), np.array(list(entry["se"].values()))
-    np.testing.assert_allclose(result.fe_params, beta, rtol=1e-6, atol=1e-6 * se.min())
-    np.testing.assert_allclose(result.bse_fe, se, rtol=1e-6)
+    np.testing.assert_allclose(result.fe_params, beta, rtol=rtol, atol=rtol * se.min())
+    np.testing.assert_allclose(result.bse_fe, se, rtol=rtol)
     vcov = np.array(entry["vcov"], float)
-    np.testing.assert_allclose(result.cov_fe, vcov, rtol=1e-6, atol=1e-6 * scale_of(vcov) ** 0.5 * se.min())
+    np.testing.assert_allclose(result.cov_fe, vcov, rtol=rtol, atol=rtol * scale_of(vcov) ** 0.5 * se.min())
 
 
 @pytest.mark.parametrize("name", [n for n in ENTRIES if n not in UNPOLISHED])
 def test_variance_components(fitted, name):
-    entry, result = ENTRIES[name], fitted(name)
-    np.testing.assert_allclose(result.sigma, entry["sigma"], rtol=1e-6)
+    entry, result, rtol = ENTRIES[name], fitted(name), rtol_of(name)
+    np.testing.assert_allclose(result.sigma, entry["sigma"], rtol=rtol)
     for label, cov in reference_covariances(entry).items():
         ours = np.asarray(result.factor_cov[label])
         expected = np.array(cov, float)
@@ -82,7 +94,7 @@ def test_variance_components(fitted, name):
         # At a singular fit a zero variance is known to the accuracy with which the optimiser resolves
         # a squared parameter near 0: 1e-6 of the residual variance. Elsewhere 1e-6 relative.
         floor = 1e-6 * entry["sigma"] ** 2 if entry["is_singular"] else 0.0
-        np.testing.assert_allclose(ours, expected, rtol=1e-6, atol=1e-6 * np.outer(sd, sd).max() + floor)
+        np.testing.assert_allclose(ours, expected, rtol=rtol, atol=rtol * np.outer(sd, sd).max() + floor)
 
 
 def reference_covariances(entry):

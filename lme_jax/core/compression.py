@@ -14,12 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
 import scipy.sparse
-from jax import Array
 
 from ..errors import DataError
 from . import linalg
 from .covariance import Template, column_groups, make_template
-from .types import pytree, static
+from .types import Array, pytree, static
 
 PILOT_ROWS = 16_384
 CHUNK_ROWS = 65_536
@@ -385,10 +384,10 @@ def _compress_traced(
 ) -> GroupData:
     dtype = jnp.result_type(y, X, Z)
     y, X, Z = (jnp.asarray(a, dtype) for a in (y, X, Z))
+    codes: Array = groups
     if isinstance(groups, jax.core.Tracer):
         if n_groups is None:
             raise DataError("groups is traced: pass n_groups, the number of groups, as a Python int")
-        codes = groups
     else:
         host_codes, n_groups = _codes(np.asarray(groups), n_groups)
         codes = jnp.asarray(host_codes)

@@ -10,9 +10,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
 
 from ..errors import UnsupportedError
+from .types import Array
 
 STRUCTURES = ("unstructured", "diagonal", "identity", "compound_symmetry", "ar1")
 
@@ -186,11 +186,11 @@ def linear_basis(template: Template) -> np.ndarray:
         where = at + np.arange(block.size)
         at += block.size
         if block.structure == "unstructured":
-            pairs = [([i], [j]) for i, j in zip(*np.tril_indices(block.size), strict=True)]
+            pairs = [([int(i)], [int(j)]) for i, j in zip(*np.tril_indices(block.size), strict=True)]
         elif block.structure == "diagonal":
             pairs = [([i], [i]) for i in range(block.size)]
         elif block.structure == "identity" or block.size == 1:
-            pairs = [(list(range(block.size)),) * 2]
+            pairs = [(list(range(block.size)), list(range(block.size)))]
         else:
             raise UnsupportedError(
                 f"a {block.structure} block is not linear in its covariance parameters: use the square-root scale"

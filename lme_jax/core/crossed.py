@@ -12,12 +12,11 @@ References: Bates et al. (2015), eqs 30–42; Bates & DebRoy (2004) for the grad
 """
 
 import functools
-from typing import Any
+from typing import Any, TypeGuard
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
 
 from . import covariance, crossed_host, linalg
 from .compression import Basis
@@ -27,7 +26,7 @@ from .optimize import NewtonOptions, NewtonState, initial_state, newton
 from .profiled import AtOptimum, Expansion, profiled_deviance
 from .profiled import derivatives as profiled_derivatives
 from .records import Fit, RandomEffects, assemble
-from .types import float64_on_host, pytree, static
+from .types import Array, float64_on_host, pytree, static
 
 __all__ = [
     "MEMORY_LIMIT",
@@ -73,9 +72,7 @@ def log_det_and_cross(theta: Array, data: CrossedData | NestedData) -> tuple[Arr
 
 def _sum_by_parent(values: Array, parent: Array, n_parents: int) -> Array:
     """(r, c, m) → (r, c, n_parents) for a non-decreasing parent."""
-    add = functools.partial(
-        jax.ops.segment_sum, segment_ids=parent, num_segments=n_parents, indices_are_sorted=True
-    )
+    add = functools.partial(jax.ops.segment_sum, segment_ids=parent, num_segments=n_parents, indices_are_sorted=True)
     rows = values.reshape(-1, values.shape[-1])
     sums = jnp.stack([add(row) for row in rows]) if len(rows) <= 12 else jax.vmap(add)(rows)
     return sums.reshape(*values.shape[:-1], n_parents)
@@ -149,9 +146,7 @@ def _apply_root(Ls: list[Array], layout: Layout, X: Array) -> Array:
         if q == 1:
             parts.append(Ls[j][0, 0] * X[rows])
         else:
-            parts.append(
-                jnp.einsum("ab,mac->mbc", Ls[j], X[rows].reshape(-1, q, X.shape[1])).reshape(-1, X.shape[1])
-            )
+            parts.append(jnp.einsum("ab,mac->mbc", Ls[j], X[rows].reshape(-1, q, X.shape[1])).reshape(-1, X.shape[1]))
     return jnp.concatenate(parts)
 
 
@@ -165,17 +160,13 @@ def _crossed(theta: Array, data: CrossedData) -> tuple[Array, Array]:
     products = (M[np.tril_indices(q1)][:, data.product_pattern] * data.product_value).sum(0)
     n_pairs = data.base.shape[0]
     N_pairs = data.base - jax.ops.segment_sum(products, data.product_pair, n_pairs, indices_are_sorted=True)
-    lower = (
-        jnp.zeros((K, K), N_pairs.dtype).at[data.pair_row, data.pair_column].set(N_pairs, unique_indices=True)
-    )
+    lower = jnp.zeros((K, K), N_pairs.dtype).at[data.pair_row, data.pair_column].set(N_pairs, unique_indices=True)
     N = lower + jnp.tril(lower, -1).T
     S = _apply_root(Ls, layout, _apply_root(Ls, layout, N).T) + jnp.eye(K, dtype=N.dtype)
     MC = linalg.matmul(M[:, :, data.pattern], data.Z1W)
     H = data.WtW - sum(data.Z1W[a] @ MC[a].T for a in range(q1))
     pulled = sum(data.entry_value[a] * MC[a][:, data.entry_level] for a in range(q1))
-    add = functools.partial(
-        jax.ops.segment_sum, segment_ids=data.entry_column, num_segments=K, indices_are_sorted=True
-    )
+    add = functools.partial(jax.ops.segment_sum, segment_ids=data.entry_column, num_segments=K, indices_are_sorted=True)
     R = _apply_root(Ls, layout, data.Z2W - jax.vmap(add)(pulled).T)
     log_s, cross = bordered(S, R)
     return (data.count * log_det).sum() + log_s, H - cross
@@ -184,9 +175,7 @@ def _crossed(theta: Array, data: CrossedData) -> tuple[Array, Array]:
 # ---------------------------------------------------------------- deviance, derivatives, fit
 
 
-def derivatives(
-    theta: Array, data: CrossedData | NestedData, reml: bool
-) -> tuple[Array, Array, Array, AtOptimum]:
+def derivatives(theta: Array, data: CrossedData | NestedData, reml: bool) -> tuple[Array, Array, Array, AtOptimum]:
     """Deviance (), gradient (k,), exact Hessian (k, k) in scaled θ by autodiff, and what the fit keeps."""
     around = Expansion(lambda delta: log_det_and_cross(theta + delta, data))
     return profiled_derivatives(around, theta.shape[0], data, reml)
@@ -204,7 +193,7 @@ def _deviance(theta: Array, data: CrossedData | NestedData, reml: bool) -> Array
     return profiled_deviance(*log_det_and_cross(scaled, data), data, reml)
 
 
-def _on_host(data: CrossedData | NestedData, *others: Any) -> bool:
+def _on_host(data: CrossedData | NestedData, *others: Any) -> TypeGuard[CrossedData]:
     """Whether the NumPy driver serves: a large dense system, and nothing that JAX must see."""
     leaves = jax.tree.leaves((data, others))
     return (
@@ -367,9 +356,7 @@ def _nested_effects_jitted(fitted: Fit, data: NestedData) -> tuple[RandomEffects
             across = -linalg.matmul(MC, up) if MC.shape[1] else MC
             own = M - linalg.matmul(across, linalg.transpose(MC)) if MC.shape[1] else M
             joint.append(
-                jnp.concatenate(
-                    [jnp.concatenate([own, across], 1), jnp.concatenate([linalg.transpose(across), up], 1)]
-                )
+                jnp.concatenate([jnp.concatenate([own, across], 1), jnp.concatenate([linalg.transpose(across), up], 1)])
             )
             block.append(own)
         effects, variances = jnp.concatenate([b, above]), joint

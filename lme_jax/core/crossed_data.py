@@ -12,12 +12,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.sparse
-from jax import Array
 
 from ..errors import DataError
 from .compression import CHUNK_ROWS, Basis, _add_by_code, check_rows, pilot_basis
 from .covariance import Template, make_template
-from .types import pytree, static
+from .types import Array, pytree, static
 
 MEMORY_LIMIT = 8 * 2**30
 PAIR_CHUNK = 1 << 22
@@ -159,9 +158,7 @@ def compress_crossed(
     """
     y, X = np.asarray(y, float), np.asarray(X, float)
     sparse = [scipy.sparse.issparse(Z) for Z in Zs]
-    sizes = tuple(
-        Z.shape[1] // m if s else np.shape(Z)[1] for Z, m, s in zip(Zs, n_levels, sparse, strict=True)
-    )
+    sizes = tuple(Z.shape[1] // m if s else np.shape(Z)[1] for Z, m, s in zip(Zs, n_levels, sparse, strict=True))
     blocks = [make_template(t, q) for t, q in zip(templates, sizes, strict=True)]
     template = tuple(block for t in blocks for block in t)
     check_rows(y=y, X=X, weights=weights, offset=offset)
@@ -183,9 +180,7 @@ def compress_crossed(
         root = np.sqrt(np.asarray(weights, float))
         log_weights = 2.0 * np.log(root).sum()
         W = W * root[:, None]
-        Zs = [
-            scipy.sparse.diags(root) @ Z if s else Z * root[:, None] for Z, s in zip(Zs, sparse, strict=True)
-        ]
+        Zs = [scipy.sparse.diags(root) @ Z if s else Z * root[:, None] for Z, s in zip(Zs, sparse, strict=True)]
     totals = dict(
         WtW=W.T @ W,
         n_rows=np.float64(len(y)),
@@ -218,9 +213,7 @@ def _check_factor(j: int, n: int, Z: Any, codes: Any, n_levels: int) -> None:
         raise DataError(f"factor {j} has codes from {low} to {high}; they must lie in [0, {n_levels})")
 
 
-def _basis(
-    y: Any, X: Any, Zs: list[Any], sizes: tuple[int, ...], n_levels: list[int], template: Template
-) -> Basis:
+def _basis(y: Any, X: Any, Zs: list[Any], sizes: tuple[int, ...], n_levels: list[int], template: Template) -> Basis:
     """The conditioned basis; columns of a sparse factor are scaled by their root mean square per level."""
     columns = []
     for Z, q, m in zip(Zs, sizes, n_levels, strict=True):
@@ -265,9 +258,7 @@ def _nested_order(codes: list[np.ndarray], n_levels: list[int]) -> tuple[int, ..
     return order
 
 
-def _nested(
-    W: np.ndarray, Zs: list[Any], codes: list[Any], layout: Layout, totals: dict[str, Any]
-) -> NestedData:
+def _nested(W: np.ndarray, Zs: list[Any], codes: list[Any], layout: Layout, totals: dict[str, Any]) -> NestedData:
     order, levels = layout.order, layout.levels
     rank = {order[-1]: np.arange(levels[order[-1]])}
     parent = {}
@@ -306,9 +297,7 @@ def _dense_columns(Zs: list[Any], codes: list[Any], layout: Layout) -> Any:
         n, q = Zs[j].shape
         columns = (codes[j][:, None].astype(np.int32) * q + np.arange(q, dtype=np.int32)).ravel()
         where = np.arange(n + 1, dtype=np.int32) * q
-        parts.append(
-            scipy.sparse.csr_matrix((Zs[j].ravel(), columns, where), shape=(n, q * layout.levels[j]))
-        )
+        parts.append(scipy.sparse.csr_matrix((Zs[j].ravel(), columns, where), shape=(n, q * layout.levels[j])))
     return scipy.sparse.hstack(parts, format="csr") if len(parts) > 1 else parts[0]
 
 
@@ -350,9 +339,7 @@ def _crossed(
     kq = q1 * (q1 + 1) // 2
     # Up to four copies live while the products are sorted.
     peak = n_products * (8 * kq + 40) if not _dense_is_better(met, pattern, K) else 0
-    _check_memory(
-        16 * K * K + peak, memory_limit, f"the dense {K} × {K} system and {n_products} pairs of columns"
-    )
+    _check_memory(16 * K * K + peak, memory_limit, f"the dense {K} × {K} system and {n_products} pairs of columns")
     pairs = _pair_products(cross, met, pattern, len(representative), K)
     base = scipy.sparse.tril(Z2.T @ Z2, format="coo")
     pair_key, base_value, product_pair, product_pattern, product_value = _align(pairs, base)
@@ -394,9 +381,7 @@ def _dense_is_better(met: np.ndarray, pattern: np.ndarray, K: int) -> bool:
     return int((met * (met + 1) // 2).sum()) > 4 * pooled
 
 
-def _pair_products(
-    cross: list[Any], met: np.ndarray, pattern: np.ndarray, n_patterns: int, K: int
-) -> list[Any]:
+def _pair_products(cross: list[Any], met: np.ndarray, pattern: np.ndarray, n_patterns: int, K: int) -> list[Any]:
     """Per packed pair (a ≥ b) of Z₁ columns, CSR (K(K+1)/2, P): Σ over a pattern's levels of products."""
     q1 = len(cross)
     ab = list(zip(*np.tril_indices(q1), strict=True))
@@ -404,7 +389,9 @@ def _pair_products(
     if _dense_is_better(met, pattern, K):
         return _pooled_products(cross, pattern, ab, shape, K)
     indptr, indices = cross[0].indptr.astype(np.int64), cross[0].indices.astype(np.int64)
-    keys, patterns, values = [], [], [[] for _ in ab]
+    keys: list[Any] = []
+    patterns: list[Any] = []
+    values: list[list[Any]] = [[] for _ in ab]
     for d in np.unique(met[met > 0]):
         i, j = np.tril_indices(d)
         members = np.flatnonzero(met == d)
@@ -425,9 +412,7 @@ def _pair_products(
     return [_sum_duplicates(np.concatenate(v), key, which, shape) for v in values]
 
 
-def _pooled_products(
-    cross: list[Any], pattern: np.ndarray, ab: list[Any], shape: tuple[int, int], K: int
-) -> list[Any]:
+def _pooled_products(cross: list[Any], pattern: np.ndarray, ab: list[Any], shape: tuple[int, int], K: int) -> list[Any]:
     i, j = np.tril_indices(K)
     columns: list[list[np.ndarray]] = [[] for _ in ab]
     for t in range(shape[1]):

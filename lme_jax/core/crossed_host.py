@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.sparse
-from jax import Array
 from scipy.linalg import blas, lapack
 
 from ..errors import ConvergenceError
@@ -26,6 +25,7 @@ from .crossed_data import CrossedData
 from .optimize import NewtonOptions, NewtonState
 from .profiled import AtOptimum
 from .records import Fit, RandomEffects
+from .types import Array
 
 NEARLY_SINGULAR = 1e-3
 NUDGE = 1e-5
@@ -100,8 +100,7 @@ class Engine:
         n_pairs, P = len(data.base), data.G.shape[-1]
         ends = np.searchsorted(data.product_pair, np.arange(n_pairs + 1, dtype=np.int32))
         self.products = [
-            scipy.sparse.csr_matrix((v, data.product_pattern, ends), shape=(n_pairs, P))
-            for v in data.product_value
+            scipy.sparse.csr_matrix((v, data.product_pattern, ends), shape=(n_pairs, P)) for v in data.product_value
         ]
         starts = np.searchsorted(data.entry_column, np.arange(self.K + 1, dtype=np.int32))
         self.cross = [
@@ -124,8 +123,8 @@ class Engine:
         self.last: _Point | None = None
         p = data.n_fixed
         self.dof = float(data.n_rows) - (p if reml else 0)
-        i, j = np.tril_indices(self.q1)
-        self.packed = (i, j, np.where(i == j, 1.0, 0.5))
+        rows, columns = np.tril_indices(self.q1)
+        self.packed = (rows, columns, np.where(rows == columns, 1.0, 0.5))
 
     # ---- linear maps
 
@@ -159,9 +158,7 @@ class Engine:
 
     def _times(self, values: np.ndarray, X: np.ndarray) -> np.ndarray:
         """NX for the symmetric N given at the pairs."""
-        lower = scipy.sparse.csr_matrix(
-            (values, self.data.pair_column, self.row_ends), shape=(self.K, self.K)
-        )
+        lower = scipy.sparse.csr_matrix((values, self.data.pair_column, self.row_ends), shape=(self.K, self.K))
         return lower @ X + lower.T @ X - lower.diagonal()[:, None] * X
 
     def _down(self, X1: np.ndarray) -> np.ndarray:
@@ -243,9 +240,7 @@ class Engine:
             q_cross = q_cross - across.T @ np.linalg.solve(s.H[:p, :p], across)
         inverse = lapack.dpotri(s.cholesky, lower=0, overwrite_c=1)[0].T
         gradient_psi, R = self._gradient_psi(s, inverse, D1, D2, Q)
-        gradient = np.array(
-            [np.sum(gradient_psi[j] * move) for j, move in zip(self.owner, moves, strict=True)]
-        )
+        gradient = np.array([np.sum(gradient_psi[j] * move) for j, move in zip(self.owner, moves, strict=True)])
         return _Point(
             np.array(theta), Ls, moves, curvature, s.M, s.F, s.U, s.N, inverse, s.H, s.value, D1, D2,
             gradient_psi, R, q_cross, slopes, gradient,
@@ -353,9 +348,7 @@ class Engine:
     def _profile_terms(self, point: _Point) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(Σ tr(g_Ψ ∂²Ψ), q/Q, BBᵀ/Q²) in θ."""
         Q = float(np.linalg.cholesky(point.H)[-1, -1] ** 2)
-        bend = sum(
-            np.einsum("ij,ijab->ab", g, c) for g, c in zip(point.gradient_psi, point.curvature, strict=True)
-        )
+        bend = sum(np.einsum("ij,ijab->ab", g, c) for g, c in zip(point.gradient_psi, point.curvature, strict=True))
         return bend, point.q_cross / Q, np.outer(point.slopes, point.slopes) / Q**2
 
     def average_information(self, point: _Point) -> np.ndarray:
@@ -380,7 +373,7 @@ class Engine:
 
     def _identity(self) -> np.ndarray:
         with jax.enable_x64(True):
-            return np.array(covariance.start(self.data.template, np.float64))
+            return np.array(covariance.start(self.data.template, jnp.dtype(np.float64)))
 
     def _smallest_root(self, theta: np.ndarray) -> float:
         with jax.enable_x64(True):
@@ -521,7 +514,7 @@ def _dot(Y1: np.ndarray, Y2: np.ndarray, X1: np.ndarray, X2: np.ndarray) -> np.n
 
 @functools.partial(jax.jit, static_argnames=("tol", "max_iter"))
 def _advance(state: NewtonState, at: tuple[Any, ...], tol: float, max_iter: int) -> NewtonState:
-    return optimize._advance(state, lambda _: at, tol, max_iter)
+    return optimize.advance(state, lambda _: at, tol, max_iter)
 
 
 def minimise(engine: Engine, x0: np.ndarray, options: NewtonOptions) -> NewtonState:
@@ -531,8 +524,8 @@ def minimise(engine: Engine, x0: np.ndarray, options: NewtonOptions) -> NewtonSt
     """
     tol = 1e-10 if options.tol is None else options.tol
     k, w = len(x0), len(engine.data.WtW)
-    failed = (np.float64(np.nan), np.full(k, np.nan), np.full((k, k), np.nan))
-    failed = (*failed, AtOptimum(np.full((w, w), np.nan), np.full(k, np.nan)))
+    nowhere = AtOptimum(np.full((w, w), np.nan), np.full(k, np.nan))
+    failed: tuple[Any, ...] = (np.float64(np.nan), np.full(k, np.nan), np.full((k, k), np.nan), nowhere)
     state = optimize.initial_state(jnp.asarray(x0, jnp.float64), lambda x: jax.tree.map(jnp.asarray, failed))
     while int(state.status) < 0 and int(state.iterations) < options.max_iter:
         trial = np.asarray(state.x) + np.asarray(state.step)

@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array
 
 from . import covariance, crossed, grouped, linalg
 from .compression import GroupData
@@ -13,7 +12,7 @@ from .crossed_data import CrossedData, NestedData
 from .optimize import NewtonOptions, initial_state, newton
 from .profiled import AtOptimum, derivatives
 from .records import Fit, RandomEffects, assemble
-from .types import float64_on_host
+from .types import Array, float64_on_host
 
 ModelStatistics = GroupData | CrossedData | NestedData
 

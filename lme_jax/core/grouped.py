@@ -16,12 +16,11 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
 
 from . import covariance, linalg
 from .compression import GroupData
 from .profiled import Expansion, profiled_deviance
-from .types import float64_on_host
+from .types import Array, float64_on_host
 
 
 def _level_factors(L: Array, G: Array) -> tuple[Array, Array, Array]:

@@ -11,12 +11,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array
 
 from . import covariance, grouped, linalg
 from .compression import GroupData
 from .parameterizations import Scale, covariance_of, sqrt_from_profile
-from .types import float64_on_host
+from .types import Array, float64_on_host
 
 
 class Likelihood(NamedTuple):

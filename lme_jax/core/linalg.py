@@ -6,7 +6,8 @@ for small matrices, a ``fori_loop`` over columns for larger ones. All are differ
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+
+from .types import Array
 
 UNROLL_UP_TO = 5
 

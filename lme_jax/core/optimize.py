@@ -11,10 +11,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array
 
 from . import linalg
-from .types import Status
+from .types import Array, Status
 
 Objective = Callable[[Array], tuple[Array, Array, Array, Any]]
 
@@ -109,7 +108,8 @@ def _propose(state: NewtonState, tol: float) -> NewtonState:
     )
 
 
-def _advance(state: NewtonState, objective: Objective, tol: float, max_iter: int) -> NewtonState:
+def advance(state: NewtonState, objective: Objective, tol: float, max_iter: int) -> NewtonState:
+    """Evaluate the proposed point, move there or shrink the radius, and propose the next one."""
     trial = state.x + state.step
     value, gradient, hessian, aux = objective(trial)
     first = state.iterations == 0
@@ -155,8 +155,8 @@ def _advance(state: NewtonState, objective: Objective, tol: float, max_iter: int
 def newton(objective: Objective, state: NewtonState, options: NewtonOptions, rounds: int | None = None) -> NewtonState:
     """Minimise from ``state`` until it converges, fails, or ``rounds`` more evaluations are spent.
 
-    ``objective(x)`` returns value (), gradient (k,), Hessian (k, k) and a pytree to keep. Calling again with the returned
-    state goes on where this call stopped.
+    ``objective(x)`` returns value (), gradient (k,), Hessian (k, k) and a pytree to keep. Calling again
+    with the returned state goes on where this call stopped.
     """
     tol = options.tol
     if tol is None:
@@ -166,4 +166,4 @@ def newton(objective: Objective, state: NewtonState, options: NewtonOptions, rou
     def unfinished(s: NewtonState) -> Array:
         return (s.status < 0) & (s.iterations < limit)
 
-    return jax.lax.while_loop(unfinished, lambda s: _advance(s, objective, tol, options.max_iter), state)
+    return jax.lax.while_loop(unfinished, lambda s: advance(s, objective, tol, options.max_iter), state)

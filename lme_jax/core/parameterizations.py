@@ -13,11 +13,10 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
 
 from . import covariance
 from .covariance import Template
-from .types import float64_on_host
+from .types import Array, float64_on_host
 
 Scale = Literal["natural", "profile", "sqrt"]
 

@@ -5,10 +5,10 @@ from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
-from jax import Array
 
 from . import linalg
 from .compression import Basis
+from .types import Array
 
 
 class RowTotals(Protocol):
@@ -52,9 +52,7 @@ class AtOptimum(NamedTuple):
     log_scale_slope: Array
 
 
-def derivatives(
-    expansion: Expansion, k: int, totals: RowTotals, reml: bool
-) -> tuple[Array, Array, Array, AtOptimum]:
+def derivatives(expansion: Expansion, k: int, totals: RowTotals, reml: bool) -> tuple[Array, Array, Array, AtOptimum]:
     """Deviance (), gradient (k,) and Hessian (k, k) in scaled θ, from one expansion."""
 
     def criteria(delta: Array) -> tuple[Array, tuple[Array, Array]]:

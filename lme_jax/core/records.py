@@ -1,13 +1,12 @@
 """What a fit leaves behind: arrays in frozen pytrees, whichever engine made them."""
 
 import jax.numpy as jnp
-from jax import Array
 
 from . import covariance
 from .covariance import Template
 from .optimize import NewtonState
 from .profiled import RowTotals, estimates
-from .types import Status, pytree
+from .types import Array, Status, pytree
 
 SINGULAR_BELOW = 1e-4
 

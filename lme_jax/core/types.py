@@ -4,12 +4,15 @@ import dataclasses
 import enum
 import functools
 from collections.abc import Callable
-from typing import Any, TypeVar, dataclass_transform
+from typing import Any, TypeAlias, TypeVar, dataclass_transform
 
 import jax
 import numpy as np
 
 T = TypeVar("T")
+
+# A JAX array in traced code, a NumPy one on the host: no static type has the methods of both.
+Array: TypeAlias = Any
 
 
 @dataclass_transform(frozen_default=True)

@@ -84,13 +84,9 @@ def describe(name: str | None = None) -> pd.DataFrame:
             key: (e["rows"], len(e["columns"]), e["title"], e["source"], e["licence"])
             for key, e in _catalogue().items()
         }
-        return pd.DataFrame.from_dict(
-            rows, orient="index", columns=["rows", "columns", "title", "source", "licence"]
-        )
+        return pd.DataFrame.from_dict(rows, orient="index", columns=["rows", "columns", "title", "source", "licence"])
     columns = _catalogue()[_canonical(name)]["columns"]
-    described = {
-        c: (s["type"], len(s.get("levels", [])), s["unit"], s["meaning"]) for c, s in columns.items()
-    }
+    described = {c: (s["type"], len(s.get("levels", [])), s["unit"], s["meaning"]) for c, s in columns.items()}
     return pd.DataFrame.from_dict(described, orient="index", columns=["type", "levels", "unit", "meaning"])
 
 

@@ -18,6 +18,8 @@ from lme_jax.formula.design import (
 )
 from lme_jax.formula.values import factorize
 
+RE_NAMES: tuple[str, ...] = ("Group",)
+
 
 @dataclass(frozen=True)
 class ArrayState:
@@ -52,7 +54,7 @@ def design_from_arrays(
     y = _vector(endog, "endog")
     X, exog_names = _matrix(exog, "exog", len(y))
     if exog_re is None:
-        Z, re_names = np.ones((len(y), 1)), ("Group",)
+        Z, re_names = np.ones((len(y), 1)), RE_NAMES
     else:
         Z, re_names = _matrix(exog_re, "exog_re", len(y))
         re_names = _random_names(Z, re_names)
@@ -77,9 +79,7 @@ def design_from_arrays(
     endog_name = str(endog.name) if isinstance(endog, pd.Series) and endog.name is not None else "y"
     check_design(y, endog_name, w, X, [term])
     n_dropped = 0 if rows is None else int(gaps.n - len(rows))
-    return Design(
-        y, X, (term,), w, None, endog_name, kept_names, dropped, index, n_dropped, "", ArrayState()
-    )
+    return Design(y, X, (term,), w, None, endog_name, kept_names, dropped, index, n_dropped, "", ArrayState())
 
 
 def _vector(values: Any, name: str) -> np.ndarray:

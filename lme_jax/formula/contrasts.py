@@ -31,9 +31,7 @@ def contrast_matrix(factor: Factor, spec: Any, name: str) -> tuple[np.ndarray, l
     if isinstance(spec, str):
         build = _NAMED.get(spec.removeprefix("contr.").lower())
         if build is None:
-            raise FormulaError(
-                f"Unknown contrasts {spec!r} for {name!r}; known: {', '.join(_NAMED)}, or a matrix."
-            )
+            raise FormulaError(f"Unknown contrasts {spec!r} for {name!r}; known: {', '.join(_NAMED)}, or a matrix.")
         return build(labels)
     if isinstance(spec, pd.DataFrame):
         return _from_frame(spec, factor, labels, name)
@@ -43,10 +41,8 @@ def contrast_matrix(factor: Factor, spec: Any, name: str) -> tuple[np.ndarray, l
     return matrix, [str(j + 1) for j in range(matrix.shape[1])]
 
 
-def _from_frame(
-    spec: pd.DataFrame, factor: Factor, labels: list[str], name: str
-) -> tuple[np.ndarray, list[str]]:
-    rows = spec.index.get_indexer(factor.levels)
+def _from_frame(spec: pd.DataFrame, factor: Factor, labels: list[str], name: str) -> tuple[np.ndarray, list[str]]:
+    rows = spec.index.get_indexer(pd.Index(factor.levels))
     if (rows < 0).any():
         rows = pd.Index(spec.index.map(str)).get_indexer(labels)
     if (rows < 0).any():
@@ -59,12 +55,7 @@ def _from_frame(
 
 def _check_matrix(matrix: np.ndarray, labels: list[str], name: str) -> None:
     k = len(labels)
-    if (
-        matrix.ndim != 2
-        or matrix.shape[0] != k
-        or not 1 <= matrix.shape[1] < k
-        or not np.isfinite(matrix).all()
-    ):
+    if matrix.ndim != 2 or matrix.shape[0] != k or not 1 <= matrix.shape[1] < k or not np.isfinite(matrix).all():
         raise DataError(
             f"The contrast matrix of {name!r} has shape {matrix.shape}; it needs {k} finite rows "
             f"(levels {labels}) and at most {k - 1} columns."

@@ -137,16 +137,14 @@ def subset_rows(frame: pd.DataFrame, subset: Any) -> np.ndarray | None:
         return None
     if isinstance(subset, str):
         try:
-            mask = frame.eval(subset)
+            mask: Any = frame.eval(subset)
         except Exception as error:
             raise DataError(f"Cannot evaluate the subset {subset!r}: {error}") from error
     else:
         mask = subset
     mask = np.asarray(pd.array(mask, dtype="boolean").fillna(False)) if _is_mask(mask) else np.asarray(mask)
     if mask.dtype != bool or mask.shape != (len(frame),):
-        raise DataError(
-            f"`subset` must hold one True or False per row: {len(frame)} rows, got shape {mask.shape}."
-        )
+        raise DataError(f"`subset` must hold one True or False per row: {len(frame)} rows, got shape {mask.shape}.")
     return np.flatnonzero(mask)
 
 
@@ -166,9 +164,7 @@ def row_numbers(frame: pd.DataFrame, given: Any, what: str, rows: np.ndarray | N
     except (ValueError, TypeError) as error:
         raise DataError(f"The {label} must be numbers: {error}") from error
     if array.shape != (len(frame),):
-        raise DataError(
-            f"The {label} must hold one number per row: {len(frame)} rows, got shape {array.shape}."
-        )
+        raise DataError(f"The {label} must hold one number per row: {len(frame)} rows, got shape {array.shape}.")
     return array if rows is None else array[rows]
 
 
@@ -250,9 +246,7 @@ def check_design(
         raise DataError(f"The response {name!r} is constant ({y[0]:g}); there is no variation to model.")
     if weights is not None and (weights <= 0).any():
         rows = np.flatnonzero(weights <= 0)
-        raise DataError(
-            f"Weights must be positive; {len(rows)} are not (rows used, from 0: {list(rows[:5])})."
-        )
+        raise DataError(f"Weights must be positive; {len(rows)} are not (rows used, from 0: {list(rows[:5])}).")
     if X.shape[1] >= n:
         raise DataError(f"{X.shape[1]} fixed effects for {n} rows leave nothing to estimate a variance from.")
     for term in terms:
@@ -262,9 +256,7 @@ def check_design(
 def _check_term(term: RandomTerm, n: int) -> None:
     m, q = len(term.levels), term.Z.shape[1]
     if m < 2:
-        raise DataError(
-            f"The grouping factor {term.factor!r} has one level in the rows used; it needs at least 2."
-        )
+        raise DataError(f"The grouping factor {term.factor!r} has one level in the rows used; it needs at least 2.")
     if m >= n:
         raise DataError(
             f"The grouping factor {term.factor!r} has {m} levels for {n} rows; with one row per level its "
@@ -278,9 +270,7 @@ def _check_term(term: RandomTerm, n: int) -> None:
         )
 
 
-def reduce_rank(
-    X: np.ndarray, names: Sequence[str]
-) -> tuple[np.ndarray, tuple[str, ...], tuple[str, ...], np.ndarray]:
+def reduce_rank(X: np.ndarray, names: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...], tuple[str, ...], np.ndarray]:
     """X without dependent columns, the names kept, the names dropped, and the positions kept."""
     keep = drop_dependent_columns(X, names)
     if len(keep) == X.shape[1]:

@@ -83,9 +83,7 @@ class Lme4State:
         coding = self.codings.get(label)
         if (coding is None) != isinstance(value, np.ndarray):
             kinds = ("a factor", "numeric") if coding is None else ("numeric", "a factor")
-            raise DataError(
-                f"{label} is {kinds[0]} in the new data but was {kinds[1]} when the model was fitted."
-            )
+            raise DataError(f"{label} is {kinds[0]} in the new data but was {kinds[1]} when the model was fitted.")
         return value if coding is None else _recode(value, coding, label)
 
 
@@ -170,9 +168,7 @@ def design_from_formula(
     codings = _codings(variables.values, contrasts or {}, parsed)
     X, names = model_matrix(parsed.fixed, variables.values, codings, len(index))
     X, exog_names, dropped, kept_columns = reduce_rank(X, names)
-    terms, crossings = _random_terms(
-        parsed.bars, _structures(parsed.bars, structures or {}), variables, codings
-    )
+    terms, crossings = _random_terms(parsed.bars, _structures(parsed.bars, structures or {}), variables, codings)
     check_design(variables.y, str(parsed.response), variables.weights, X, terms)
     offset_column = offset if isinstance(offset, str) else None
     state = Lme4State(parsed, codings, crossings, memory, used, kept_columns, offset_column)
@@ -225,9 +221,7 @@ class _Variables:
         )
 
     def without_unused_levels(self) -> _Variables:
-        values = {
-            k: v.without_unused_levels() if isinstance(v, Factor) else v for k, v in self.values.items()
-        }
+        values = {k: v.without_unused_levels() if isinstance(v, Factor) else v for k, v in self.values.items()}
         return replace(self, values=values)
 
 
@@ -275,19 +269,14 @@ def _formula_offset(fixed: Linear, evaluator: Evaluator) -> np.ndarray | None:
     return total
 
 
-def _codings(
-    values: Mapping[str, Value], chosen: Mapping[str, Any], parsed: MixedFormula
-) -> dict[str, FactorCoding]:
+def _codings(values: Mapping[str, Value], chosen: Mapping[str, Any], parsed: MixedFormula) -> dict[str, FactorCoding]:
     factors = {label: v for label, v in values.items() if isinstance(v, Factor)}
     unknown = [k for k in chosen if k not in factors]
     if unknown:
-        raise FormulaError(
-            f"`contrasts` names {unknown}, but the factors in the formula are {list(factors)}."
-        )
+        raise FormulaError(f"`contrasts` names {unknown}, but the factors in the formula are {list(factors)}.")
     by_contrast = _coded_by_contrasts(parsed, frozenset(factors))
     return {
-        label: _coding(f, chosen.get(label, f.contrast), label, label in by_contrast)
-        for label, f in factors.items()
+        label: _coding(f, chosen.get(label, f.contrast), label, label in by_contrast) for label, f in factors.items()
     }
 
 
@@ -307,9 +296,7 @@ def _coding(factor: Factor, spec: Any, label: str, by_contrasts: bool) -> Factor
     return FactorCoding(factor.levels, labels, matrix, tuple(names))
 
 
-def model_matrix(
-    linear: Linear, values: Mapping[str, Value], codings: Mapping[str, FactorCoding], n: int
-) -> Piece:
+def model_matrix(linear: Linear, values: Mapping[str, Value], codings: Mapping[str, FactorCoding], n: int) -> Piece:
     """Columns and names of one linear predictor; within a term the first variable runs fastest."""
     order = {label: i for i, (label, _) in enumerate(linear.variables)}
     full = linear.full_coding(frozenset(order) & frozenset(codings))
@@ -322,17 +309,13 @@ def model_matrix(
         pieces.append(product)  # type: ignore[arg-type]
     if not pieces:
         return np.empty((n, 0)), ()
-    return np.concatenate([p for p, _ in pieces], axis=1), tuple(
-        name for _, names in pieces for name in names
-    )
+    return np.concatenate([p for p, _ in pieces], axis=1), tuple(name for _, names in pieces for name in names)
 
 
 def _columns(label: str, value: Value, coding: FactorCoding | None, full: bool) -> Piece:
     if isinstance(value, Factor):
         assert coding is not None
-        matrix, suffixes = (
-            (np.eye(len(coding.labels)), coding.labels) if full else (coding.contrasts, coding.names)
-        )
+        matrix, suffixes = (np.eye(len(coding.labels)), coding.labels) if full else (coding.contrasts, coding.names)
         # Code -1, a missing value in new data, picks the last row.
         padded = np.vstack([matrix, np.full(matrix.shape[1], np.nan)])
         return padded[value.codes], tuple(label + s for s in suffixes)

@@ -202,9 +202,7 @@ def design_from_statsmodels(
     keep = lost.settle("drop" if missing == "drop" else "raise")
     if keep is not None:
         frame, group = frame.iloc[keep], group.take(keep)
-        weight_values, offset_values = (
-            None if v is None else v[keep] for v in (weight_values, offset_values)
-        )
+        weight_values, offset_values = (None if v is None else v[keep] for v in (weight_values, offset_values))
 
     y, endog_name = _response(*built[0])
     fixed_matrix, X = built[1]
@@ -219,9 +217,7 @@ def design_from_statsmodels(
         fixed=fixed_matrix,
         keep=kept_columns,
         groups=groups if isinstance(groups, str) else None,
-        effects=tuple(
-            (matrix, effect.within) for effect, (matrix, _) in zip(effects, built[2:], strict=True)
-        ),
+        effects=tuple((matrix, effect.within) for effect, (matrix, _) in zip(effects, built[2:], strict=True)),
         crossings=tuple(crossings),
         offset_column=offset if isinstance(offset, str) else None,
     )
@@ -281,9 +277,7 @@ def _two_sides(formula: str) -> tuple[Formula, Formula]:
 def _with_context_arrays(frame: pd.DataFrame, formula: str, context: Mapping[str, Any]) -> pd.DataFrame:
     """Arrays that the formula takes from the context become columns, so that they lose rows alike."""
     wanted = {str(v) for v in _formula(formula).required_variables} - set(frame.columns)
-    found = {
-        name: context[name] for name in wanted if isinstance(context.get(name), list | np.ndarray | pd.Series)
-    }
+    found = {name: context[name] for name in wanted if isinstance(context.get(name), list | np.ndarray | pd.Series)}
     found = {name: np.asarray(value) for name, value in found.items() if np.shape(value) == (len(frame),)}
     return frame.assign(**found) if found else frame
 
@@ -295,9 +289,7 @@ def _one_side(text: str, what: str) -> Formula:
     return getattr(parsed, "rhs", parsed)
 
 
-def _effects(
-    re_formula: str | None, vc_formula: Mapping[str, str] | None, frame: pd.DataFrame
-) -> list[Effect]:
+def _effects(re_formula: str | None, vc_formula: Mapping[str, str] | None, frame: pd.DataFrame) -> list[Effect]:
     effects = []
     if re_formula is not None or vc_formula is None:
         effects.append(Effect(None, _one_side(re_formula or "1", "re_formula")))
@@ -385,9 +377,7 @@ def _note_non_finite(lost: MissingRows, keep: np.ndarray, matrix: Matrix, values
                 lost.note(name, mask, kind)
 
 
-def _materialize(
-    formula: Formula, frame: pd.DataFrame, context: Mapping[str, Any]
-) -> tuple[Matrix, np.ndarray]:
+def _materialize(formula: Formula, frame: pd.DataFrame, context: Mapping[str, Any]) -> tuple[Matrix, np.ndarray]:
     frame = _with_logical_factors(frame, formula)
     used = _variables(formula, frame)
     stale = [n for n in used if isinstance(frame[n].dtype, pd.CategoricalDtype)]
@@ -409,9 +399,7 @@ def _materialize(
 def _model_matrix(formula: Formula, frame: pd.DataFrame, context: Mapping[str, Any]) -> Any:
     try:
         with np.errstate(all="ignore"):
-            return ModelSpec(formula, output="numpy", na_action="ignore").get_model_matrix(
-                frame, context=context
-            )
+            return ModelSpec(formula, output="numpy", na_action="ignore").get_model_matrix(frame, context=context)
     except FactorEvaluationError as error:
         missing = re.search(r"NameError: (?:name )?[`']([^`']+)[`']", str(error))
         if missing is not None and f"{missing[1]}(" not in str(formula):

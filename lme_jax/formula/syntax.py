@@ -209,13 +209,9 @@ class _Parser:
         before = self.tokens[self.i - 1].text if self.i else ""
         where = f"at position {token.at} of the formula {self.text!r}"
         if before in ("|", "||"):
-            raise FormulaError(
-                f"A random-effects term has no grouping factor after {before!r} {where}; write (1 | g)."
-            )
+            raise FormulaError(f"A random-effects term has no grouping factor after {before!r} {where}; write (1 | g).")
         if token.text in ("|", "||"):
-            raise FormulaError(
-                f"A random-effects term has no effects before {token.text!r} {where}; write (1 | g)."
-            )
+            raise FormulaError(f"A random-effects term has no effects before {token.text!r} {where}; write (1 | g).")
         if token.kind == "end":
             raise FormulaError(f"The formula {self.text!r} ends too early: a ')' or an operand is missing.")
         raise FormulaError(f"Unexpected {token.text!r} {where}.")

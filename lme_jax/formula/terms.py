@@ -82,9 +82,7 @@ def has_bar(node: Node) -> bool:
 def parse_mixed(formula: str, columns: Sequence[str]) -> MixedFormula:
     """Parse an lme4 formula; `columns` gives a meaning to ``.``."""
     if not isinstance(formula, str):
-        raise FormulaError(
-            f"The formula must be text such as 'y ~ x + (1 | g)', not {type(formula).__name__}."
-        )
+        raise FormulaError(f"The formula must be text such as 'y ~ x + (1 | g)', not {type(formula).__name__}.")
     return _parse_mixed(formula, tuple(columns) if _uses_dot(formula) else None)
 
 
@@ -103,8 +101,7 @@ def _parse_mixed(formula: str, columns: tuple[str, ...] | None) -> MixedFormula:
     fixed, raw_bars = _split_bars(tree.right)
     if not raw_bars:
         raise FormulaError(
-            f"The formula {formula!r} has no random-effects term; add one such as (1 | g), "
-            "or fit a linear model."
+            f"The formula {formula!r} has no random-effects term; add one such as (1 | g), or fit a linear model."
         )
     _refuse_twins(raw_bars)
     bars = tuple(bar for raw in raw_bars for bar in _expand_bar(*raw))
@@ -144,9 +141,7 @@ def _split_bars(rhs: Node) -> tuple[list[Signed], list[tuple[Node, Node, str]]]:
             continue
         bar, structure = _as_bar(node)
         if sign == "-":
-            raise FormulaError(
-                f"Cannot subtract the random-effects term {node}; leave it out of the formula."
-            )
+            raise FormulaError(f"Cannot subtract the random-effects term {node}; leave it out of the formula.")
         if has_bar(bar.left) or has_bar(bar.right):
             raise FormulaError(f"The random-effects term {node} holds more than one '|'.")
         bars.append((bar.left, bar.right, structure))
@@ -177,9 +172,7 @@ def _as_bar(node: Node) -> tuple[Binary, str]:
 def _expand_bar(lhs: Node, group: Node, structure: str) -> list[Bar]:
     linear = expand_linear([("+", lhs)])
     sep = "||" if structure == "diagonal" else "|"
-    return [
-        Bar(linear, parts, label, structure, f"{lhs} {sep} {label}") for parts, label in _groupings(group)
-    ]
+    return [Bar(linear, parts, label, structure, f"{lhs} {sep} {label}") for parts, label in _groupings(group)]
 
 
 def _groupings(group: Node) -> list[tuple[tuple[Node, ...], str]]:
@@ -195,15 +188,11 @@ def _groupings(group: Node) -> list[tuple[tuple[Node, ...], str]]:
     if isinstance(group, Binary) and group.op == ":":
         return [_interact(a, b) for a in _groupings(group.left) for b in _groupings(group.right)]
     if not isinstance(group, Name | Call):
-        raise FormulaError(
-            f"{group} is no grouping factor; write a column, a call such as factor(f), a:b or a/b."
-        )
+        raise FormulaError(f"{group} is no grouping factor; write a column, a call such as factor(f), a:b or a/b.")
     return [((group,), group.name if isinstance(group, Name) else str(group))]
 
 
-def _interact(
-    a: tuple[tuple[Node, ...], str], b: tuple[tuple[Node, ...], str]
-) -> tuple[tuple[Node, ...], str]:
+def _interact(a: tuple[tuple[Node, ...], str], b: tuple[tuple[Node, ...], str]) -> tuple[tuple[Node, ...], str]:
     right = f"({b[1]})" if len(b[0]) > 1 else b[1]
     return a[0] + b[0], f"{a[1]}:{right}"
 

@@ -70,11 +70,7 @@ def column(frame: pd.DataFrame, name: str) -> pd.Series:
     """Return one column, or say which ones there are."""
     if name not in frame.columns:
         near = difflib.get_close_matches(name, [str(c) for c in frame.columns], n=3)
-        hint = (
-            f"; did you mean {' or '.join(map(repr, near))}?"
-            if near
-            else f"; columns: {list(frame.columns)[:20]}."
-        )
+        hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else f"; columns: {list(frame.columns)[:20]}."
         raise DataError(f"The data have no column {name!r}{hint}")
     values = frame[name]
     if isinstance(values, pd.DataFrame):
@@ -105,15 +101,11 @@ def _level_order(levels: np.ndarray, name: str) -> np.ndarray:
     kinds = {type(level) for level in levels.tolist()}
     if len(kinds) > 1 and not all(issubclass(k, int | float | np.number) for k in kinds):
         names = ", ".join(sorted(k.__name__ for k in kinds))
-        raise DataError(
-            f"Column {name!r} mixes the types {names}; convert it to one type, e.g. .astype(str)."
-        )
+        raise DataError(f"Column {name!r} mixes the types {names}; convert it to one type, e.g. .astype(str).")
     try:
         return np.array(sorted(range(len(levels)), key=levels.__getitem__), dtype=np.int64)
     except TypeError as error:
-        raise DataError(
-            f"The values of column {name!r} cannot be sorted ({error}); convert them to text."
-        ) from error
+        raise DataError(f"The values of column {name!r} cannot be sorted ({error}); convert them to text.") from error
 
 
 def plain_values(series: pd.Series, name: str) -> Any:
@@ -131,9 +123,7 @@ def plain_values(series: pd.Series, name: str) -> Any:
         return factorize(series, name)
     if dtype.kind == "O":
         return _object_values(series, name)
-    raise DataError(
-        f"Column {name!r} has type {dtype}, which a formula cannot use; convert it to numbers or text."
-    )
+    raise DataError(f"Column {name!r} has type {dtype}, which a formula cannot use; convert it to numbers or text.")
 
 
 def _object_values(series: pd.Series, name: str) -> Any:
@@ -179,9 +169,18 @@ _COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
     ">=": operator.ge,
 }
 _LOGICAL = {"&": np.logical_and, "&&": np.logical_and, "|": np.logical_or, "||": np.logical_or}
-_CONSTANTS = {"TRUE": True, "FALSE": False, "T": True, "F": False, "True": True, "False": False, "pi": np.pi}
+_CONSTANTS: dict[str, Any] = {
+    "TRUE": True,
+    "FALSE": False,
+    "T": True,
+    "F": False,
+    "True": True,
+    "False": False,
+    "pi": np.pi,
+}
 _CONSTANTS |= {"NULL": None, "None": None}
-_ELEMENTWISE: dict[str, Callable[..., Any]] = {
+_CONSTANTS: dict[str, Any] = {"TRUE": True, "FALSE": False, "T": True, "F": False, "True": True, "False": False}
+_CONSTANTS |= {"pi": np.pi}
     "I": lambda x: x,
     "log": lambda x, base=None: np.log(x) if base is None else np.log(x) / np.log(base),
     "exp": np.exp,
@@ -314,9 +313,7 @@ class Evaluator:
     def compare(self, node: Binary, left: Any, right: Any) -> Any:
         if isinstance(left, Factor) and isinstance(right, str | float | bool):
             result = _COMPARISONS[node.op](left.levels, right)
-            return Factor(
-                np.where(left.codes < 0, -1, np.append(result, 0)[left.codes]), np.array([False, True])
-            )
+            return Factor(np.where(left.codes < 0, -1, np.append(result, 0)[left.codes]), np.array([False, True]))
         left, right = as_number(left, str(node)), as_number(right, str(node))
         result = np.asarray(_COMPARISONS[node.op](left, right))
         missing = np.isnan(left) | np.isnan(right)
@@ -490,9 +487,7 @@ def _compact(numbers: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
 def _radix_numbers(codes: list[np.ndarray], sizes: list[int]) -> tuple[np.ndarray, np.ndarray]:
     """Mixed-radix numbers of rows of codes, and which rows have a missing part."""
     if float(np.prod([float(s) for s in sizes])) > 2.0**62:
-        raise DataError(
-            "The interaction of the grouping factors has more than 2^62 cells; build one column instead."
-        )
+        raise DataError("The interaction of the grouping factors has more than 2^62 cells; build one column instead.")
     total, missing = np.zeros(len(codes[0]), dtype=np.int64), np.zeros(len(codes[0]), dtype=bool)
     for code, size in zip(codes, sizes, strict=True):
         total = total * size + code

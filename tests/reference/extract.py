@@ -92,9 +92,7 @@ def without(entry: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
     return {k: v for k, v in entry.items() if k not in keys}
 
 
-def copy_data(
-    folder: Path, name: str, schema: dict[str, Any], entries: list[dict[str, Any]]
-) -> dict[str, Any]:
+def copy_data(folder: Path, name: str, schema: dict[str, Any], entries: list[dict[str, Any]]) -> dict[str, Any]:
     """Compress one CSV, cut to the columns that its models name if it is long; return its schema."""
     with (folder / "data" / f"{name}.csv").open(newline="") as file:
         header, *rows = csv.reader(file)
@@ -117,9 +115,7 @@ def copy_data(
         "source": schema["source"],
         "note": schema["note"],
         "rows": len(rows),
-        "columns": {
-            c: column_schema(kinds[c], {r[i] for r in rows}) for c, i in zip(columns, where, strict=True)
-        },
+        "columns": {c: column_schema(kinds[c], {r[i] for r in rows}) for c, i in zip(columns, where, strict=True)},
     }
 
 
@@ -141,9 +137,7 @@ def column_schema(column: dict[str, Any], values: set[str]) -> dict[str, Any]:
 
 def write_lines(name: str, entries: dict[str, Any]) -> None:
     """JSON with one entry per line, so that a diff shows which fit changed."""
-    lines = [
-        f"{json.dumps(key)}: {json.dumps(entry, separators=(',', ':'))}" for key, entry in entries.items()
-    ]
+    lines = [f"{json.dumps(key)}: {json.dumps(entry, separators=(',', ':'))}" for key, entry in entries.items()]
     (HERE / name).write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
 
