@@ -179,8 +179,7 @@ _CONSTANTS: dict[str, Any] = {
     "pi": np.pi,
 }
 _CONSTANTS |= {"NULL": None, "None": None}
-_CONSTANTS: dict[str, Any] = {"TRUE": True, "FALSE": False, "T": True, "F": False, "True": True, "False": False}
-_CONSTANTS |= {"pi": np.pi}
+_ELEMENTWISE: dict[str, Callable[..., Any]] = {
     "I": lambda x: x,
     "log": lambda x, base=None: np.log(x) if base is None else np.log(x) / np.log(base),
     "exp": np.exp,
