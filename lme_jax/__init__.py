@@ -1,6 +1,7 @@
 """Linear mixed-effects models in JAX: as easy as lme4 and statsmodels, batched and differentiable."""
 
 from . import datasets, errors
+from .cache import enable_compilation_cache
 from .core.compression import compress, merge
 from .core.fit import deviance, fit, random_effects
 from .core.optimize import NewtonOptions
@@ -21,6 +22,7 @@ __all__ = [
     "compress",
     "datasets",
     "deviance",
+    "enable_compilation_cache",
     "errors",
     "fit",
     "lmer",

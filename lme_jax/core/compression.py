@@ -22,6 +22,7 @@ from .types import Array, pytree, static
 
 PILOT_ROWS = 16_384
 CHUNK_ROWS = 65_536
+PATTERN_SAMPLE = 2_048
 
 
 @pytree
@@ -277,7 +278,12 @@ def pool(moments: GroupMoments) -> GroupData:
     packed = moments.ZtZ[np.tril_indices(q)].T
     # Hash rows by one random projection; equal rows meet, and a collision of unequal ones is checked away.
     key = (packed * np.random.default_rng(0).uniform(1.0, 2.0, packed.shape[1])).sum(1)
-    _, first, pattern = np.unique(key, return_index=True, return_inverse=True)
+    sample = key[: min(n_groups, PATTERN_SAMPLE)]
+    if n_groups > PATTERN_SAMPLE and len(np.unique(sample)) > 0.9 * len(sample):
+        # Hardly a level shares its ZᵀZ with another: sorting all of them would cost more than it saves.
+        first = pattern = np.arange(n_groups)
+    else:
+        _, first, pattern = np.unique(key, return_index=True, return_inverse=True)
     if not np.array_equal(packed[first][pattern], packed):
         _, first, pattern = np.unique(packed, axis=0, return_index=True, return_inverse=True)
     products = outer_products(moments.ZtW, np)
@@ -368,7 +374,9 @@ def check_rows(**arrays: Any) -> None:
     for name, a in given.items():
         if len(a) != n:
             raise DataError(f"{name} has {len(a)} rows, y has {n}: give one row per observation")
-        bad = ~np.isfinite(a) if a.ndim == 1 else ~np.isfinite(a).all(axis=1)
+        with np.errstate(all="ignore"):
+            clean = np.isfinite(a.sum())  # finite whenever every entry is, short of overflow
+        bad = np.zeros(0, bool) if clean else ~np.isfinite(a.reshape(n, -1)).all(axis=1)
         if bad.any():
             rows = np.flatnonzero(bad)[:5].tolist()
             raise DataError(f"{name} has {int(bad.sum())} non-finite rows (first {rows}): drop or impute them")

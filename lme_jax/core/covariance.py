@@ -102,17 +102,21 @@ def _ar1_root(r: Array, q: int) -> Array:
     return jnp.where(np.tri(q, dtype=bool), powers * first[None, :], 0.0)
 
 
-def start(template: Template, dtype: jnp.dtype) -> Array:
-    """θ of L = I (AR(1): uncorrelated): where the search begins, in scaled units of Z."""
-    parts = []
+def start(template: Template, spread: Array) -> Array:
+    """θ of uncorrelated effects with relative standard deviations ``spread`` (q,): where a search begins."""
+    parts, at = [], 0
     for block in template:
+        sd = spread[at : at + block.size]
+        at += block.size
         if block.structure == "unstructured":
-            parts.append(np.eye(block.size)[np.tril_indices(block.size)])
+            parts.append(jnp.diag(sd)[np.tril_indices(block.size)])
+        elif block.structure == "diagonal":
+            parts.append(sd)
         elif block.structure == "ar1" and block.size > 1:
-            parts.append(np.array([1.0, 0.0]))
+            parts.append(jnp.stack([sd.mean(), jnp.zeros_like(sd[0])]))
         else:
-            parts.append(np.ones(block.n_theta))
-    return jnp.asarray(np.concatenate(parts), dtype)
+            parts.append(jnp.full(block.n_theta, sd.mean()))
+    return jnp.concatenate(parts)
 
 
 def column_groups(template: Template) -> np.ndarray:

@@ -269,7 +269,7 @@ def _fit_traced(data: CrossedData | NestedData, start: Any, *, reml: bool, optio
 def _fit(data: CrossedData | NestedData, start: Array | None, reml: bool, options: NewtonOptions) -> Fit:
     dtype = data.WtW.dtype
     scale = covariance.theta_scale(data.template, data.basis.z_scale)
-    x0 = covariance.start(data.template, dtype) if start is None else jnp.asarray(start, dtype) * scale
+    x0 = covariance.start(data.template, jnp.ones(data.basis.z_scale.shape, dtype)) if start is None else jnp.asarray(start, dtype) * scale
 
     def objective(x: Array) -> tuple[Array, Array, Array, AtOptimum]:
         return derivatives(x, data, reml)

@@ -373,7 +373,7 @@ class Engine:
 
     def _identity(self) -> np.ndarray:
         with jax.enable_x64(True):
-            return np.array(covariance.start(self.data.template, jnp.dtype(np.float64)))
+            return np.array(covariance.start(self.data.template, jnp.ones(len(self.data.basis.z_scale))))
 
     def _smallest_root(self, theta: np.ndarray) -> float:
         with jax.enable_x64(True):

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from . import covariance, crossed, grouped, linalg
 from .compression import GroupData
@@ -55,13 +56,33 @@ def _fit(data: GroupData, start: Array | None, reml: bool, options: NewtonOption
     template, moments = data.template, data.moments
     k, dtype = covariance.n_theta(template), moments.WtW.dtype
     scale = covariance.theta_scale(template, moments.basis.z_scale)
-    x0 = covariance.start(template, dtype) if start is None else jnp.asarray(start, dtype) * scale
+    x0 = moment_start(data) if start is None else jnp.asarray(start, dtype) * scale
 
     def objective(x: Array) -> tuple[Array, Array, Array, AtOptimum]:
         return derivatives(grouped.expansion(x, data), k, moments, reml)
 
     found = newton(objective, initial_state(x0, objective), options)
     return assemble(found, moments, template, reml)
+
+
+def moment_start(data: GroupData) -> Array:
+    """Scaled θ from moments of the pilot residuals r, taking the effects for uncorrelated.
+
+    With R_a = Σ (zₐᵀr)², A_a = Σ (zₐᵀzₐ)², B_a = Σ zₐᵀzₐ over the levels: E R_a = σ²(τ_a²A_a + B_a) and
+    E rᵀr = σ²(n + Σ τ_a²B_a), which give σ² and then each τ_a in closed form.
+    """
+    q = data.G.shape[0]
+    on_diagonal = np.flatnonzero(np.equal(*np.tril_indices(q)))
+    R = data.C2[on_diagonal, -1].sum(-1)
+    own = jnp.diagonal(data.G).T
+    A, B = (data.count * own**2).sum(-1), (data.count * own).sum(-1)
+    A = jnp.where(A > 0, A, 1.0)
+    moments = data.moments
+    sigma2 = (moments.WtW[-1, -1] - (R * B / A).sum()) / jnp.maximum(moments.n_rows - (B**2 / A).sum(), 1.0)
+    usable = (sigma2 > 0) & jnp.isfinite(sigma2)
+    tau2 = jnp.where(usable, (R / jnp.where(usable, sigma2, 1.0) - B) / A, 1.0)
+    # Not at zero, where the deviance is stationary whatever the data; not so far out that it is flat.
+    return covariance.start(data.template, jnp.sqrt(jnp.clip(tau2, 0.04, 1e4)))
 
 
 def deviance(theta: Any, data: ModelStatistics, *, reml: bool = True) -> Array:

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
-import scipy.stats
+import scipy.special
 
 from ..core.covariance import Template, factor_basis
 from ..core.records import Fit
@@ -25,8 +25,8 @@ def wald_table(estimate: np.ndarray, se: np.ndarray, alpha: float = 0.05) -> Wal
     """Normal-theory table of estimates (p,) with standard errors (p,)."""
     with np.errstate(divide="ignore", invalid="ignore"):
         z = estimate / se
-    half = scipy.stats.norm.ppf(1.0 - alpha / 2.0) * se
-    return WaldTable(estimate, se, z, 2.0 * scipy.stats.norm.sf(np.abs(z)), estimate - half, estimate + half)
+    half = scipy.special.ndtri(1.0 - alpha / 2.0) * se
+    return WaldTable(estimate, se, z, 2.0 * scipy.special.ndtr(-np.abs(z)), estimate - half, estimate + half)
 
 
 def variance_parameter_covariance(fit: Fit, dof: float) -> np.ndarray:
