@@ -21,7 +21,7 @@ import numpy as np
 from . import covariance, crossed_host, linalg
 from .compression import Basis
 from .crossed_data import MEMORY_LIMIT, CrossedData, Layout, NestedData, compress_crossed
-from .grouped import _kernel
+from .grouped import kernel
 from .optimize import NewtonOptions, NewtonState, initial_state, newton
 from .profiled import AtOptimum, Expansion, profiled_deviance
 from .profiled import derivatives as profiled_derivatives
@@ -86,8 +86,7 @@ def _nested(theta: Array, data: NestedData) -> tuple[Array, Array, list[tuple[Ar
     log_v = jnp.zeros((), H.dtype)
     steps = []
     for at, j in enumerate(order):
-        log_det, F = _kernel(Ls[j], G[at])
-        M = linalg.matmul(F, (Ls[j] @ Ls[j].T)[:, :, None])
+        log_det, M, _ = kernel(Ls[j], G[at])
         MC = linalg.matmul(M, C[at])
         log_v = log_v + log_det.sum()
         steps.append((M, C[at]))
@@ -155,8 +154,7 @@ def _crossed(theta: Array, data: CrossedData) -> tuple[Array, Array]:
     Ls = factors(theta, data)
     L1 = Ls[layout.order[0]]
     q1 = L1.shape[0]
-    log_det, F = _kernel(L1, data.G)
-    M = linalg.matmul(F, (L1 @ L1.T)[:, :, None])
+    log_det, M, _ = kernel(L1, data.G)
     products = (M[np.tril_indices(q1)][:, data.product_pattern] * data.product_value).sum(0)
     n_pairs = data.base.shape[0]
     N_pairs = data.base - jax.ops.segment_sum(products, data.product_pair, n_pairs, indices_are_sorted=True)
@@ -269,7 +267,11 @@ def _fit_traced(data: CrossedData | NestedData, start: Any, *, reml: bool, optio
 def _fit(data: CrossedData | NestedData, start: Array | None, reml: bool, options: NewtonOptions) -> Fit:
     dtype = data.WtW.dtype
     scale = covariance.theta_scale(data.template, data.basis.z_scale)
-    x0 = covariance.start(data.template, jnp.ones(data.basis.z_scale.shape, dtype)) if start is None else jnp.asarray(start, dtype) * scale
+    x0 = (
+        covariance.start(data.template, jnp.ones(data.basis.z_scale.shape, dtype))
+        if start is None
+        else jnp.asarray(start, dtype) * scale
+    )
 
     def objective(x: Array) -> tuple[Array, Array, Array, AtOptimum]:
         return derivatives(x, data, reml)

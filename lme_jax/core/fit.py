@@ -10,7 +10,7 @@ import numpy as np
 from . import covariance, crossed, grouped, linalg
 from .compression import GroupData
 from .crossed_data import CrossedData, NestedData
-from .optimize import NewtonOptions, initial_state, newton
+from .optimize import NewtonOptions, NewtonState, initial_state, newton
 from .profiled import AtOptimum, derivatives
 from .records import Fit, RandomEffects, assemble
 from .types import Array, float64_on_host
@@ -54,15 +54,52 @@ def _fit_grouped(data: GroupData, start: Any, *, reml: bool, options: NewtonOpti
 @functools.partial(jax.jit, static_argnames=("reml", "options"))
 def _fit(data: GroupData, start: Array | None, reml: bool, options: NewtonOptions) -> Fit:
     template, moments = data.template, data.moments
-    k, dtype = covariance.n_theta(template), moments.WtW.dtype
     scale = covariance.theta_scale(template, moments.basis.z_scale)
-    x0 = moment_start(data) if start is None else jnp.asarray(start, dtype) * scale
+    x0 = moment_start(data) if start is None else jnp.asarray(start, moments.WtW.dtype) * scale
+    return assemble(_search(data, jax.lax.stop_gradient(x0), reml, options), moments, template, reml)
 
-    def objective(x: Array) -> tuple[Array, Array, Array, AtOptimum]:
-        return derivatives(grouped.expansion(x, data), k, moments, reml)
 
-    found = newton(objective, initial_state(x0, objective), options)
-    return assemble(found, moments, template, reml)
+def objective(x: Array, data: GroupData, reml: bool) -> tuple[Array, Array, Array, AtOptimum]:
+    """Deviance, gradient, Hessian and what the fit keeps, at scaled θ = x (k,)."""
+    return derivatives(grouped.expansion(x, data), x.shape[0], data.moments, reml)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
+def _search(data: GroupData, x0: Array, reml: bool, options: NewtonOptions) -> NewtonState:
+    """The optimum as a function of the data, differentiable by the implicit function theorem."""
+
+    def at(x: Array) -> tuple[Array, Array, Array, AtOptimum]:
+        return objective(x, data, reml)
+
+    return newton(at, initial_state(x0, at), options)
+
+
+@_search.defjvp
+def _search_jvp(
+    reml: bool, options: NewtonOptions, primals: tuple[Any, Any], tangents: tuple[Any, Any]
+) -> tuple[NewtonState, NewtonState]:
+    """dθ̂ = −H⁻¹ ∂²D/∂θ∂d · ḋ; what was evaluated at θ̂ moves with θ̂ and the data.
+
+    At a singular optimum the deviance is even in the vanished direction, so the mixed derivative is zero
+    there and θ̂ moves within its face; a flat direction (H singular) is held by a tiny ridge.
+    """
+    (data, x0), (data_dot, _) = primals, tangents
+    found = _search(data, x0, reml, options)
+    x, H = found.x, objective(found.x, data, reml)[2]
+    slope_dot = jax.jvp(lambda d: objective(x, d, reml)[1], (data,), (data_dot,))[1]
+    ridge = 1e3 * jnp.finfo(H.dtype).eps * jnp.abs(jnp.diagonal(H)).max()
+    K = linalg.cholesky(H + ridge * jnp.eye(len(x), dtype=H.dtype))
+    x_dot = -linalg.solve_upper(K, linalg.solve_lower(K, slope_dot[:, None]))[:, 0]
+    moved = jax.jvp(lambda x, d: objective(x, d, reml), (x, data), (x_dot, data_dot))[1]
+    value_dot, gradient_dot, hessian_dot, aux_dot = moved
+    still = jax.tree.map(_zero_tangent, found)
+    return found, still._replace(x=x_dot, value=value_dot, gradient=gradient_dot, hessian=hessian_dot, aux=aux_dot)
+
+
+def _zero_tangent(a: Array) -> Array:
+    if jnp.issubdtype(a.dtype, jnp.floating):
+        return jnp.zeros_like(a)
+    return np.zeros(a.shape, jax.dtypes.float0)
 
 
 def moment_start(data: GroupData) -> Array:

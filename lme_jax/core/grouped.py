@@ -23,21 +23,17 @@ from .profiled import Expansion, profiled_deviance
 from .types import Array, float64_on_host
 
 
-def _level_factors(L: Array, G: Array) -> tuple[Array, Array, Array]:
-    """Per pattern: K = chol(I + LᵀGL), GL, and K⁻¹Lᵀ, each (q, q, P)."""
+def kernel(L: Array, G: Array) -> tuple[Array, Array, Array]:
+    """Per pattern: log|I + LᵀGL| (P,), W = L M⁻¹Lᵀ and F = (I + ΨG)⁻¹ = I − WG, both (q, q, P).
+
+    W is formed as a square of K⁻¹Lᵀ: as FΨ it would lose the digits that Ψ is larger than G⁻¹.
+    """
     root = L[:, :, None]
-    GL = linalg.matmul(G, root)
-    M = linalg.matmul(linalg.transpose(root), GL) + jnp.eye(L.shape[0], dtype=L.dtype)[:, :, None]
-    K = linalg.cholesky(M)
-    return K, GL, linalg.solve_lower(K, jnp.broadcast_to(linalg.transpose(root), K.shape))
-
-
-def _kernel(L: Array, G: Array) -> tuple[Array, Array]:
-    """Per pattern: log|I + LᵀGL| (P,) and F = (I + ΨG)⁻¹ = I − L M⁻¹LᵀG, (q, q, P)."""
-    K, GL, left = _level_factors(L, G)
-    right = linalg.solve_lower(K, linalg.transpose(GL))
     eye = jnp.eye(L.shape[0], dtype=L.dtype)[:, :, None]
-    return linalg.log_det(K), eye - linalg.matmul(linalg.transpose(left), right)
+    K = linalg.cholesky(linalg.matmul(linalg.transpose(root), linalg.matmul(G, root)) + eye)
+    left = linalg.solve_lower(K, jnp.broadcast_to(linalg.transpose(root), K.shape))
+    W = linalg.matmul(linalg.transpose(left), left)
+    return linalg.log_det(K), W, eye - linalg.matmul(W, G)
 
 
 def _symmetric_square(F: Array) -> Array:
@@ -53,16 +49,15 @@ def _symmetric_square(F: Array) -> Array:
 def log_det_and_cross(theta: Array, data: GroupData) -> tuple[Array, Array]:
     """log|V| () and H = [X y]ᵀV⁻¹[X y] (p+1, p+1) in the conditioned basis, at scaled θ."""
     L = covariance.factor(theta, data.template)
-    log_det, F = _kernel(L, data.G)
-    cross = _cross(F, L @ L.T, data)
+    log_det, W, _ = kernel(L, data.G)
+    cross = _cross(W, data)
     H = data.moments.WtW - covariance.unpack_symmetric(cross, data.n_fixed + 1)
     return (data.count * log_det).sum(), H
 
 
-def _cross(F: Array, Psi: Array, data: GroupData) -> Array:
-    """Σ CᵀL M⁻¹LᵀC, packed (kw,), from L M⁻¹Lᵀ = FΨ (symmetric)."""
-    weights = _double_off_diagonal(linalg.matmul(F, Psi[:, :, None]))
-    return (weights[:, None] * data.C2).sum((0, 2))
+def _cross(W: Array, data: GroupData) -> Array:
+    """Σ CᵀWC over the levels, packed (kw,)."""
+    return (_double_off_diagonal(W)[:, None] * data.C2).sum((0, 2))
 
 
 def _double_off_diagonal(S: Array) -> Array:
@@ -82,11 +77,11 @@ def covariance_expansion(L: Array, data: GroupData) -> Expansion:
     One pass: O(P·kq²·kw) with kq = q(q+1)/2 and kw = (p+1)(p+2)/2, mostly one matrix product.
     """
     width, q = data.n_fixed + 1, data.G.shape[0]
-    log_det, F = _kernel(L, data.G)
+    log_det, W, F = kernel(L, data.G)
     U = linalg.matmul(data.G, F)[np.tril_indices(q)]
     D2 = linalg.matmul(_symmetric_square(F), data.C2)
     value = (data.count * log_det).sum()
-    cross = _cross(F, L @ L.T, data)
+    cross = _cross(W, data)
     U_sum = _unpack_rows((U * data.count).sum(-1), q)
     UU = _unpack_pairs(jnp.einsum("xp,yp->xy", U * data.count, U), q)
     D_sum = _unpack_rows(D2.sum(-1), q)
@@ -127,8 +122,8 @@ def _unpack_pairs(packed: Array, q: int) -> Array:
 
 def level_weights(theta: Array, data: GroupData) -> tuple[Array, Array]:
     """Per level, at scaled θ: W = L M⁻¹Lᵀ (q, q, G) (= Var(b|y)/σ², conditioned) and ZᵀW."""
-    left = _level_factors(covariance.factor(theta, data.template), data.moments.ZtZ)[2]
-    return linalg.matmul(linalg.transpose(left), left), data.moments.ZtW
+    W = kernel(covariance.factor(theta, data.template), data.moments.ZtZ)[1]
+    return W, data.moments.ZtW
 
 
 @float64_on_host

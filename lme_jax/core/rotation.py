@@ -38,7 +38,7 @@ def compress_rotated(
     root = np.ones(n) if weights is None else np.sqrt(np.asarray(weights, float))
     y = y if offset is None else y - offset
     U, S, _ = np.linalg.svd(root[:, None] * Zs[which].toarray(), full_matrices=False)
-    kept = S > 1e-13 * S[0] * max(Zs[which].shape)
+    kept = 1e-13 * S[0] * max(Zs[which].shape) < S
     U, S = U[:, kept], S[kept]
     others = [Z.toarray() for j, Z in enumerate(Zs) if j != which]
     rest = root[:, None] * np.concatenate([X, y[:, None], *others], axis=1)
@@ -50,8 +50,8 @@ def compress_rotated(
     log_weights = np.float64(2.0 * np.log(root).sum())
     if not others:
         data = compress(rows[:, p], rows[:, :p], size, codes, structure=templates[which], n_groups=len(S))
-        moments = dataclasses.replace(data.moments, n_rows=np.float64(n), log_weights=log_weights)  # type: ignore[type-var]
-        return dataclasses.replace(data, moments=moments)  # type: ignore[type-var]
+        moments = dataclasses.replace(data.moments, n_rows=np.float64(n), log_weights=log_weights)
+        return dataclasses.replace(data, moments=moments)
     return _several(rows, size, codes, Zs, n_levels, templates, which, p, n, log_weights)
 
 
