@@ -1,6 +1,7 @@
 # make demo   two fits on packaged data, in a fresh virtual environment
 # make test   every test, the slow ones too
 # make lint   style, types and architecture
+# make notebooks   run notebooks/ again, in place (installs Jupyter's kernel and statsmodels)
 # Needs python3 >= 3.11 with venv and pip; another interpreter: make PYTHON=python3.12 …
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ CONSTRAINTS := requirements/dev.txt
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format clean
+.PHONY: help demo test lint format notebooks clean
 
 help:
 	@sed -n 's/^# \(make\)/\1/p' Makefile
@@ -31,6 +32,9 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+notebooks: $(VENV)/.installed-notebooks
+	$(BIN)/python notebooks/execute.py
+
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis dist
 
@@ -49,4 +53,8 @@ $(VENV)/.installed: $(VENV)/.created pyproject.toml $(CONSTRAINTS)
 
 $(VENV)/.installed-dev: $(VENV)/.created pyproject.toml $(CONSTRAINTS)
 	$(PIP) --editable '.[dev]'
+	@touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-notebooks: $(VENV)/.created pyproject.toml $(CONSTRAINTS)
+	$(PIP) --editable '.[notebooks]'
 	@touch $@ $(VENV)/.installed

@@ -1,16 +1,21 @@
 """ModelData: a Design whose random terms are merged by factor and compressed, ready to fit and to label."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import scipy.sparse
 
 from .core.compression import compress
 from .core.covariance import Block, Template
 from .core.crossed_data import compress_crossed
 from .core.fit import ModelStatistics
+from .core.henderson import MixedModelEquations
+from .core.records import Fit
+from .core.rotation import compress_rotated
+from .errors import UnsupportedError
 from .formula import Design, RandomTerm
 
 
@@ -22,6 +27,8 @@ class Factor:
     ----------
     levels : (m,) labels; codes : (n,) int32; Z : (n, q); columns : q effect names.
     template : the covariance structure of the q effects, a block per term.
+    membership : (n, m) CSR weights where rows belong to several levels, else None.
+    root : (m, r) with known relatedness RRᵀ of the levels, else None: levels are independent.
     """
 
     name: str
@@ -30,11 +37,52 @@ class Factor:
     Z: np.ndarray
     columns: tuple[str, ...]
     template: Template
+    membership: Any = None
+    root: np.ndarray | None = None
 
     @cached_property
     def sizes(self) -> np.ndarray:
         """(m,) rows per level."""
+        if self.membership is not None:
+            return np.diff(self.membership.tocsc().indptr)
         return np.bincount(self.codes, minlength=len(self.levels))
+
+    @property
+    def by_code(self) -> bool:
+        """Whether every row has one level and the levels are independent."""
+        return self.membership is None and self.root is None
+
+    @property
+    def n_independent(self) -> int:
+        """Number r of independent sets of q effects: the levels, or the rank of their relatedness."""
+        return len(self.levels) if self.root is None else self.root.shape[1]
+
+    @property
+    def rows(self) -> Any:
+        """(n, m) CSR weights of the levels in each row."""
+        return self.rows_of(self.codes) if self.membership is None else self.membership
+
+    def rows_of(self, codes: np.ndarray) -> Any:
+        """CSR indicators of codes; a negative code gives an empty row."""
+        known = codes >= 0
+        ends = np.concatenate([[0], np.cumsum(known)])
+        return scipy.sparse.csr_matrix(
+            (np.ones(ends[-1]), codes[known], ends), shape=(len(codes), len(self.levels)), dtype=float
+        )
+
+    def spread(self, Z: np.ndarray, rows: Any) -> Any:
+        """(n, r·q) CSR columns of the independent effects for effect values Z (n, q) and level weights (n, m)."""
+        rows = rows if self.root is None else scipy.sparse.csr_matrix(rows @ self.root)
+        n, q = Z.shape
+        values = rows.data[:, None] * Z[np.repeat(np.arange(n), np.diff(rows.indptr))]
+        columns = rows.indices[:, None].astype(np.int64) * q + np.arange(q)
+        shape = (n, self.n_independent * q)
+        return scipy.sparse.csr_matrix((values.ravel(), columns.ravel(), rows.indptr.astype(np.int64) * q), shape=shape)
+
+    @cached_property
+    def effects(self) -> Any:
+        """(n, r·q) CSR columns of the independent effects in the rows that were fitted."""
+        return self.spread(self.Z, self.rows)
 
 
 def _merge(terms: tuple[RandomTerm, ...]) -> Factor:
@@ -42,7 +90,7 @@ def _merge(terms: tuple[RandomTerm, ...]) -> Factor:
     Z = first.Z if len(terms) == 1 else np.concatenate([t.Z for t in terms], axis=1)
     columns = tuple(c for t in terms for c in t.columns)
     template = tuple(Block(t.structure, t.Z.shape[1]) for t in terms)
-    return Factor(first.factor, first.levels, first.codes, Z, columns, template)
+    return Factor(first.factor, first.levels, first.codes, Z, columns, template, first.membership, first.root)
 
 
 @dataclass(frozen=True)
@@ -73,6 +121,24 @@ class ModelData:
         compressed = _compress(design, factors)
         terms = tuple(t for group in by_factor.values() for t in group)
         return cls(design, terms, factors, compressed, _covariance_names(terms, factor_in_names))
+
+    def with_response(self, y: np.ndarray) -> "ModelData":
+        """The same design with another response (n,)."""
+        design = replace(self.design, y=y)
+        return replace(self, design=design, compressed=_compress(design, self.factors))
+
+    def equations(self, fitted: Fit) -> MixedModelEquations:
+        """Henderson's equations at a fit."""
+        L = np.asarray(fitted.relative_factor)
+        roots = [L[span, span] for span in self.factor_slices]
+        effects = [f.effects for f in self.factors]
+        return MixedModelEquations(self.X, effects, roots, self.design.weights, fitted.unscaled_cov)
+
+    @cached_property
+    def factor_slices(self) -> tuple[slice, ...]:
+        """Where each factor's effects stand among all effects."""
+        ends = np.cumsum([len(f.columns) for f in self.factors])
+        return tuple(slice(int(end) - len(f.columns), int(end)) for end, f in zip(ends, self.factors, strict=True))
 
     @property
     def y(self) -> np.ndarray:
@@ -166,6 +232,8 @@ class ModelData:
 
 def _compress(design: Design, factors: tuple[Factor, ...]) -> ModelStatistics:
     prior: dict[str, Any] = {"weights": design.weights, "offset": design.offset}
+    if _rotation_pays(factors):
+        return _compress_rotated(design, factors, prior)
     if len(factors) == 1:
         only = factors[0]
         return compress(
@@ -180,10 +248,39 @@ def _compress(design: Design, factors: tuple[Factor, ...]) -> ModelStatistics:
     return compress_crossed(
         design.y,
         design.X,
-        [f.Z for f in factors],
-        [f.codes for f in factors],
-        [len(f.levels) for f in factors],
+        [f.Z if f.by_code else f.effects for f in factors],
+        [f.codes if f.by_code else None for f in factors],
+        [f.n_independent for f in factors],
         tuple(f.template for f in factors),
+        **prior,
+    )
+
+
+def _rotation_pays(factors: tuple[Factor, ...]) -> bool:
+    """Whether a factor of shared or related levels must, or had better, be eliminated first."""
+    if not any(f.by_code for f in factors):
+        return True
+    sizes = [f.n_independent * len(f.columns) for f in factors]
+    single = [n for n, f in zip(sizes, factors, strict=True) if not f.by_code and len(f.columns) == 1]
+    return 2 * max(single, default=0) > sum(sizes)
+
+
+def _compress_rotated(design: Design, factors: tuple[Factor, ...], prior: dict[str, Any]) -> ModelStatistics:
+    single = [j for j, f in enumerate(factors) if not f.by_code and len(f.columns) == 1]
+    if not single:
+        names = ", ".join(f.name for f in factors)
+        raise UnsupportedError(
+            f"every grouping factor ({names}) has shared or related levels and several effects per level. Give "
+            "one of them a single effect, such as (1 | g), or add a factor whose levels are independent."
+        )
+    which = max(single, key=lambda j: factors[j].n_independent)
+    return compress_rotated(
+        design.y,
+        design.X,
+        [f.effects for f in factors],
+        [f.n_independent for f in factors],
+        tuple(f.template for f in factors),
+        which,
         **prior,
     )
 

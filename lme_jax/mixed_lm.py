@@ -1,19 +1,46 @@
 """``MixedLM`` and ``mixedlm``: statsmodels' names and habits."""
 
-from collections.abc import Mapping
+import dataclasses
+import warnings
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
+from .core.components import root_map
+from .core.fit import fit as core_fit
 from .core.optimize import NewtonOptions
+from .core.records import Fit
+from .core.types import Status
 from .data import ModelData
-from .formula import design_from_arrays, design_from_statsmodels
-from .model import callers_names, fit_model
-from .results import MixedLMResults
+from .errors import ConvergenceWarning, DataError, SingularFitWarning, UnsupportedError
+from .formula import Design, RandomTerm, design_from_arrays, design_from_statsmodels
+from .formula.values import as_frame, column, factorize
+from .mixed_lm_results import StatsmodelsFit
+from .model import callers_names
+from .results import report
+from .statsmodels_fit import (
+    METHODS,
+    ascent_start,
+    default_start,
+    em_start,
+    fit_at,
+    newton_held,
+    penalised,
+    search,
+)
+from .statsmodels_layout import Layout
+from .statsmodels_params import MixedLMParams, VCSpec
+from .statsmodels_results import without_rows
+
+_FIT_OPTIONS = ("gtol", "maxiter", "eps", "maxcor", "ftol", "xtol", "tol", "disp", "maxls", "m", "pgtol", "use_t")
 
 
 class MixedLM:
-    """Linear mixed model from arrays: a drop-in for statsmodels' ``MixedLM``.
+    """Linear mixed model: a drop-in for statsmodels' ``MixedLM``.
 
     Parameters
     ----------
@@ -21,16 +48,71 @@ class MixedLM:
     exog : (n, p) fixed-effects design.
     groups : (n,) labels of the groups.
     exog_re : (n, q), optional
-        Random-effects design; a random intercept if None.
+        Random-effects design; a random intercept if None and there is no ``exog_vc``.
+    exog_vc : VCSpec or mapping, optional
+        Independent variance components within groups, as matrices.
+    use_sqrt : bool
+        Whether packed covariance parameters of ``loglike``, ``score`` and start values are roots (L, √v)
+        rather than (co)variances; all are relative to σ².
     missing : {"none", "drop", "raise"}
         "none" and "raise" refuse missing values, "drop" leaves their rows out.
+    weights : (n,), optional
+        Prior weights w > 0: Var(ε_i) = σ²/w_i.
+
+    Attributes
+    ----------
+    reml : criterion of the latest fit (True before); ``loglike``, ``score`` and ``hessian`` use it. Results
+        keep their own.
     """
 
     def __init__(
-        self, endog: Any, exog: Any, groups: Any, exog_re: Any = None, *, weights: Any = None, missing: str = "none"
+        self,
+        endog: Any,
+        exog: Any,
+        groups: Any,
+        exog_re: Any = None,
+        exog_vc: VCSpec | Mapping[str, Any] | None = None,
+        use_sqrt: bool = True,
+        missing: str = "none",
+        *,
+        weights: Any = None,
+        **kwargs: Any,
     ) -> None:
-        design = design_from_arrays(endog, exog, groups, exog_re, weights=weights, missing=missing)
-        self._data = ModelData.from_design(design, factor_in_names=False)
+        if kwargs:
+            raise DataError(f"MixedLM has no argument {', '.join(map(repr, kwargs))}")
+        if exog_vc is None:
+            design = design_from_arrays(endog, exog, groups, exog_re, weights=weights, missing=missing)
+            design = _statsmodels_names(design, exog_re)
+            labels = factorize(groups, "groups")
+            codes = _group_codes_of(design, labels.codes, len(labels.codes))
+            self._set_up(design, labels.levels, codes, "Group", [None], use_sqrt, from_arrays=_plain(endog, exog))
+            return
+        design, levels, codes, names = _design_with_components(endog, exog, groups, exog_re, exog_vc, weights, missing)
+        self._set_up(design, levels, codes, "Group", names, use_sqrt, from_arrays=_plain(endog, exog))
+
+    def _set_up(
+        self,
+        design: Design,
+        levels: np.ndarray,
+        codes: np.ndarray,
+        group_factor: str,
+        components: Sequence[str | None],
+        use_sqrt: bool,
+        *,
+        from_arrays: bool,
+    ) -> None:
+        used, self._group_codes = np.unique(codes, return_inverse=True)
+        self.group_labels = list(np.asarray(levels)[used])
+        self._group_factor, self._components, self._from_arrays = group_factor, tuple(components), from_arrays
+        self.use_sqrt, self.reml = use_sqrt, True
+        self.fe_pen: Any = None
+        self.cov_pen: Any = None
+        self._data = _named(ModelData.from_design(design, factor_in_names=False), self._named_of(design))
+
+    def _named_of(self, design: Design) -> list[tuple[str | None, RandomTerm]]:
+        return list(zip(self._components, design.terms, strict=True))
+
+    # ------------------------------------------------------------ from formulas
 
     @classmethod
     def from_formula(
@@ -40,12 +122,14 @@ class MixedLM:
         re_formula: str | None = None,
         vc_formula: Mapping[str, str] | None = None,
         subset: Any = None,
+        use_sparse: bool = False,
         missing: str = "none",
-        *,
-        groups: Any,
+        *args: Any,
+        **kwargs: Any,
     ) -> "MixedLM":
         """A model from a statsmodels formula; see ``mixedlm``."""
-        return cls._from_formula(formula, data, re_formula, vc_formula, subset, missing, groups, callers_names(2))
+        arguments = (formula, data, re_formula, vc_formula, subset, use_sparse, missing, *args)
+        return cls._from_formula(*arguments, depth=3, **kwargs)
 
     @classmethod
     def _from_formula(
@@ -55,23 +139,63 @@ class MixedLM:
         re_formula: str | None,
         vc_formula: Mapping[str, str] | None,
         subset: Any,
+        use_sparse: bool,
         missing: str,
-        groups: Any,
-        context: Mapping[str, Any],
+        *,
+        depth: int,
+        groups: Any = None,
+        eval_env: Any = 0,
+        drop_cols: Sequence[str] | None = None,
+        use_sqrt: bool = True,
+        weights: Any = None,
+        offset: Any = None,
+        **unknown: Any,
     ) -> "MixedLM":
+        if unknown:
+            raise DataError(f"mixedlm has no argument {', '.join(map(repr, unknown))}")
+        if groups is None:
+            raise DataError("'groups' is required: the name of a column, or one label per row")
+        frame = as_frame(data)
+        context = eval_env if isinstance(eval_env, Mapping) else callers_names(depth + max(0, int(eval_env or 0)))
+        numbered = frame.set_axis(pd.RangeIndex(len(frame)), axis=0)
         design = design_from_statsmodels(
             formula,
-            data,
+            numbered,
             groups,
             re_formula=re_formula,
             vc_formula=vc_formula,
+            weights=weights,
+            offset=offset,
             subset=subset,
             missing=missing,
             context=context,
         )
+        rows = design.index.to_numpy()
+        design = dataclasses.replace(_drop_columns(design, drop_cols), index=frame.index[rows])
+        named = isinstance(groups, str)
+        labels = factorize(column(frame, groups) if named else np.asarray(groups).ravel(), "groups")
         model = cls.__new__(cls)
-        model._data = ModelData.from_design(design, factor_in_names=False)
+        model.formula = formula
+        has_re = len(design.terms) > len(vc_formula or {})
+        components: list[str | None] = [None] if has_re else []
+        components += sorted(vc_formula or {})
+        label = groups if named else "Group"
+        model._set_up(
+            design, labels.levels, labels.codes[rows], label, components, use_sqrt, from_arrays=False
+        )
         return model
+
+    formula: str | None = None
+
+    # ------------------------------------------------------------ data and sizes
+
+    @cached_property
+    def _layout(self) -> Layout:
+        return Layout(self._data)
+
+    @property
+    def _named_terms(self) -> list[tuple[str | None, RandomTerm]]:
+        return self._named_of(self._data.design)
 
     @property
     def endog(self) -> np.ndarray:
@@ -84,12 +208,437 @@ class MixedLM:
         return self._data.X
 
     @property
-    def n_groups(self) -> int:
-        return len(self._data.factors[0].levels)
+    def exog_re(self) -> np.ndarray | None:
+        """(n, q) the design of the correlated random effects."""
+        return self._data.design.terms[0].Z if self.k_re else None
 
-    def fit(self, *, reml: bool = True, start: Any = None, options: NewtonOptions = NewtonOptions()) -> MixedLMResults:
-        """Fit by REML (default) or ML; the model and earlier results stay as they are."""
-        return fit_model(self._data, reml, start, options)
+    @property
+    def endog_names(self) -> str:
+        return self._data.endog_name
+
+    @property
+    def exog_names(self) -> list[str]:
+        return list(self._data.exog_names)
+
+    @property
+    def n_groups(self) -> int:
+        return len(self.group_labels)
+
+    @property
+    def nobs(self) -> int:
+        return self._data.n_rows
+
+    n_totobs = nobs
+
+    @property
+    def k_fe(self) -> int:
+        return len(self._data.exog_names)
+
+    @property
+    def k_re(self) -> int:
+        return len(self._data.design.terms[0].columns) if self._components[0] is None else 0
+
+    @property
+    def k_re2(self) -> int:
+        return self.k_re * (self.k_re + 1) // 2
+
+    @property
+    def k_vc(self) -> int:
+        return sum(component is not None for component in self._components)
+
+    @property
+    def k_params(self) -> int:
+        """Fixed effects and all covariance parameters (statsmodels leaves the components out)."""
+        return self.k_fe + self.k_re2 + self.k_vc
+
+    @property
+    def df_resid(self) -> int:
+        return self.nobs - self.k_fe
+
+    @cached_property
+    def row_indices(self) -> dict[Any, np.ndarray]:
+        """Group → its rows."""
+        order = np.argsort(self._group_codes, kind="stable")
+        cuts = np.cumsum(np.bincount(self._group_codes, minlength=self.n_groups))[:-1]
+        return dict(zip(self.group_labels, np.split(order, cuts), strict=True))
+
+    def group_list(self, array: Any) -> list[np.ndarray] | None:
+        """Rows of an array, a list entry per group."""
+        if array is None:
+            return None
+        values = np.asarray(array)
+        return [values[rows] for rows in self.row_indices.values()]
+
+    @property
+    def endog_li(self) -> Any:
+        return self.group_list(self.endog)
+
+    @property
+    def exog_li(self) -> Any:
+        return self.group_list(self.exog)
+
+    @property
+    def exog_re_li(self) -> Any:
+        return self.group_list(self.exog_re)
+
+    @cached_property
+    def exog_vc(self) -> VCSpec:
+        """The components as matrices per group (built when asked for; the fit needs none of them)."""
+        names, colnames, mats = [], [], []
+        for component, term in self._named_terms:
+            if component is None:
+                continue
+            names.append(component)
+            per_group = [_group_matrix(term, rows) for rows in self.row_indices.values()]
+            colnames.append([names_ for names_, _ in per_group])
+            mats.append([matrix for _, matrix in per_group])
+        return VCSpec(names, colnames, mats)
+
+    @property
+    def data(self) -> SimpleNamespace:
+        """Names, as statsmodels keeps them."""
+        k_re2 = self.k_re2
+        names = [str(n) for n in self._layout.names]
+        re_names = list(self._data.design.terms[0].columns) if self.k_re else []
+        return SimpleNamespace(
+            xnames=self.exog_names,
+            ynames=self.endog_names,
+            param_names=[*self.exog_names, *names],
+            exog_re_names=re_names,
+            exog_re_names_full=names[:k_re2],
+            vcomp_names=[c for c in self._components if c is not None],
+            endog=self.endog,
+            exog=self.exog,
+            frame=None,
+        )
+
+    # ------------------------------------------------------------ likelihood at given parameters
+
+    def _unpack(self, params: Any) -> MixedLMParams:
+        if isinstance(params, MixedLMParams):
+            return params
+        packed = np.asarray(params, float)
+        k = self.k_re2 + self.k_vc
+        if packed.ndim != 1 or len(packed) not in (k, self.k_fe + k):
+            raise DataError(f"params of shape {packed.shape}: give {k} covariance parameters, with {self.k_fe} β or not")
+        return MixedLMParams.from_packed(packed, self.k_fe, self.k_re, self.use_sqrt, has_fe=len(packed) > k)
+
+    def _point(self, params: Any, profile_fe: bool) -> tuple[np.ndarray, np.ndarray]:
+        """(β, packed ω), β by GLS where it is profiled out."""
+        given = self._unpack(params)
+        omega = given.get_packed(use_sqrt=False)
+        return (self._layout.components.gls(omega) if profile_fe else np.asarray(given.fe_params, float)), omega
+
+    def loglike(self, params: Any, profile_fe: bool = True) -> float:
+        """ℓ, ML or restricted as ``self.reml``, with σ² profiled out, and β too unless told otherwise.
+
+        Parameters
+        ----------
+        params : MixedLMParams with Cov(b)/σ² and components/σ², or packed as ``use_sqrt`` says.
+        """
+        beta, omega = self._point(params, profile_fe)
+        value = self._layout.components.loglike(beta, omega, self.reml)
+        if self.fe_pen is not None:
+            value -= float(self.fe_pen.func(beta))
+        if self.cov_pen is not None and self.k_re:
+            relative = self._unpack(params).cov_re
+            value -= float(self.cov_pen.func(relative, np.linalg.inv(relative)))
+        return value
+
+    def score(self, params: Any, profile_fe: bool = True) -> np.ndarray:
+        """Gradient of ``loglike`` in the packed parameters, in their ``use_sqrt`` form."""
+        calc = self.score_sqrt if self.use_sqrt else self.score_full
+        fe, re, vc = calc(self._profiled(params, profile_fe), calc_fe=not profile_fe)
+        if self.fe_pen is not None and not profile_fe:
+            fe = fe - self.fe_pen.deriv(self._point(params, profile_fe)[0])
+        return np.concatenate([fe, re, vc] if not profile_fe else [re, vc])
+
+    def _profiled(self, params: Any, profile_fe: bool) -> MixedLMParams:
+        given = self._unpack(params).copy()
+        given.fe_params = self._point(params, profile_fe)[0]
+        return given
+
+    def score_full(self, params: Any, calc_fe: bool = True) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """∂ℓ in β (empty without ``calc_fe``), Cov(b)/σ² and components/σ², at the given β."""
+        beta, omega = self._point(params, False)
+        score = self._layout.components.score_and_hessian(beta, omega, self.reml)[0]
+        p, k = self.k_fe, self.k_re2
+        return score[:p] if calc_fe else np.zeros(0), score[p : p + k], score[p + k :]
+
+    def score_sqrt(self, params: Any, calc_fe: bool = True) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """∂ℓ in β, the rows of L with LLᵀ = Cov(b)/σ², and the roots of components/σ²."""
+        fe, re, vc = self.score_full(params, calc_fe)
+        theta = self._unpack(params).get_packed(use_sqrt=True)
+        jacobian = root_map(theta, self._layout.template)[1]
+        score = jacobian.T @ np.concatenate([re, vc])
+        return fe, score[: self.k_re2], score[self.k_re2 :]
+
+    def hessian(self, params: Any) -> tuple[np.ndarray, bool]:
+        """Exact joint Hessian of ℓ in (β, Cov(b)/σ², components/σ²), and whether it is singular.
+
+        Away from the GLS β it includes terms in XᵀV⁻¹r that statsmodels leaves out.
+        """
+        beta, omega = self._point(params, False)
+        hessian = self._layout.components.score_and_hessian(beta, omega, self.reml)[1]
+        unit = np.sqrt(np.maximum(np.abs(np.diag(hessian)), np.finfo(float).tiny))
+        smallest = np.linalg.svd(hessian / np.outer(unit, unit), compute_uv=False)[-1]
+        return hessian, bool(smallest < 1e-12)
+
+    def get_fe_params(self, cov_re: Any, vcomp: Any, tol: float = 1e-10) -> tuple[np.ndarray, bool]:
+        """GLS β at Cov(b)/σ² and components/σ², right at zero variances too; and whether those are singular."""
+        given = MixedLMParams.from_components(None, cov_re, None, vcomp)
+        eigenvalues = np.linalg.eigvalsh(given.cov_re) if given.k_re else np.ones(1)
+        singular = bool(min(eigenvalues.min(), np.min(given.vcomp, initial=np.inf)) < tol)
+        return self._layout.components.gls(given.get_packed(use_sqrt=False)), singular
+
+    def get_scale(self, fe_params: Any, cov_re: Any, vcomp: Any) -> float:
+        """σ̂² at β, Cov(b)/σ², components/σ²."""
+        omega = MixedLMParams.from_components(fe_params, cov_re, None, vcomp).get_packed(use_sqrt=False)
+        return self._layout.components.scale(np.asarray(fe_params, float), omega, self.reml)
+
+    def predict(self, params: Any, exog: Any = None) -> np.ndarray:
+        """Xβ for MixedLMParams, a packed vector or β alone."""
+        beta = params.fe_params if isinstance(params, MixedLMParams) else np.asarray(params, float)[: self.k_fe]
+        return (self.exog if exog is None else np.asarray(exog, float)) @ np.asarray(beta)
+
+    def get_distribution(self, params: Any, scale: float, exog: Any = None) -> "MixedLMDistribution":
+        """The marginal distribution of y at packed profile-scale ``params`` and σ²; ``.rvs(n, rng)`` draws it."""
+        return MixedLMDistribution(self, params, scale, exog)
+
+    # ------------------------------------------------------------ fits
+
+    def fit(
+        self,
+        start_params: Any = None,
+        reml: bool = True,
+        niter_sa: int = 0,
+        do_cg: bool = True,
+        fe_pen: Any = None,
+        cov_pen: Any = None,
+        free: MixedLMParams | None = None,
+        full_output: bool = False,
+        method: str | Sequence[str] | None = None,
+        *,
+        niter_em: int = 0,
+        start: Any = None,
+        options: NewtonOptions = NewtonOptions(),
+        **fit_kwargs: Any,
+    ) -> StatsmodelsFit:
+        """Fit by REML (default) or ML; earlier results stay as they are.
+
+        Parameters
+        ----------
+        start_params : MixedLMParams or packed vector, optional
+            Relative to σ², in the form that ``use_sqrt`` says; β in it is not used.
+        reml : bool
+        niter_sa, niter_em : int
+            Steepest-ascent and EM steps before the search.
+        do_cg : bool
+            False skips the search and returns the start as it is.
+        fe_pen, cov_pen : penalties with ``func`` and ``deriv``, optional
+            Subtracted from ℓ; β and Cov(b)/σ² then maximise the difference.
+        free : MixedLMParams, optional
+            Ones where a covariance parameter is estimated, zeros where it stays at its start. ``cov_re`` the
+            identity means independent random effects. Holds with every method.
+        full_output : bool
+            Keep the searches' histories in ``.hist``.
+        method : str or list, optional
+            "newton" (default), "lbfgs", "bfgs", "cg", "nm", "powell"; a list is tried until one converges.
+        start : (k,), optional
+            θ of our own order and scale, instead of ``start_params``.
+        options : NewtonOptions
+            Of the default method.
+        **fit_kwargs
+            gtol, ftol, xtol, maxiter, maxcor; ``use_t=True`` for t instead of z.
+        """
+        settings = _checked_options(fit_kwargs)
+        if "maxiter" in settings and options == NewtonOptions():
+            options = NewtonOptions(max_iter=max(int(settings["maxiter"]), 1))
+        methods = _checked_methods(method)
+        independent = free is not None and self._means_independent(free, start_params)
+        data = _diagonal(self._data, self._data.design.terms[0]) if independent else self._data
+        mask = np.ones(len(default_start(data)), bool) if free is None or independent else self._mask(free)
+        theta = self._start(start_params, start, data)
+        hist: list[dict[str, Any]] = []
+        layout = Layout(data) if independent else self._layout
+        if niter_em or niter_sa or not do_cg or not mask.all() or fe_pen is not None or cov_pen is not None:
+            theta = default_start(data) if theta is None else theta
+        if niter_em and theta is not None:
+            theta, record = em_start(layout, reml, theta, int(niter_em))
+            hist.append(record)
+        if niter_sa and theta is not None:
+            theta, record = ascent_start(data, reml, theta, mask, int(niter_sa))
+            hist.append(record)
+        if not do_cg:
+            found = fit_at(data, reml, np.asarray(theta), mask, 0, searched=False)
+        elif fe_pen is not None or cov_pen is not None:
+            if not mask.all():
+                raise UnsupportedError("penalties with held covariance parameters are not supported: drop one")
+            found = self._penalised(layout, reml, np.asarray(theta), fe_pen, cov_pen, settings, methods[0])
+            _report(found, data)
+        else:
+            found = self._search(layout, reml, theta, mask, methods, settings, options, hist)
+            _report(found, data)
+        self.reml, self.fe_pen, self.cov_pen = reml, fe_pen, cov_pen
+        result = StatsmodelsFit(data, found, reml=reml, options=options)
+        result.model, result._from_arrays = self, self._from_arrays  # type: ignore[attr-defined]
+        result.freepat, result.hist = free, hist if full_output else None
+        result.fe_pen, result.cov_pen = fe_pen, cov_pen
+        result.use_t = bool(fit_kwargs.get("use_t", False))
+        return result
+
+    def _search(
+        self,
+        layout: Layout,
+        reml: bool,
+        theta: np.ndarray | None,
+        mask: np.ndarray,
+        methods: Sequence[str],
+        settings: Mapping[str, Any],
+        options: NewtonOptions,
+        hist: list[dict[str, Any]],
+    ) -> Fit:
+        data = layout.data
+        for method in methods:
+            if method == "newton" and mask.all():
+                found = core_fit(data.compressed, reml=reml, start=theta, options=options)
+                record: dict[str, Any] = {"method": "newton", "evaluations": int(found.iterations)}
+            elif method == "newton":
+                theta = newton_held(layout, reml, np.asarray(theta), mask, float(settings.get("gtol", 1e-7)))
+                found = fit_at(data, reml, theta, mask, 0)
+                record = {"method": "newton", "evaluations": 0}
+            else:
+                theta = default_start(data) if theta is None else theta
+                theta, record = search(data, reml, theta, mask, method, settings)
+                found = fit_at(data, reml, theta, mask, record["evaluations"])
+            status = Status(int(found.status))
+            record |= {
+                "converged": status.is_optimum,
+                "fopt": float(found.deviance),
+                "gopt": np.asarray(found.gradient),
+                "params": np.asarray(found.theta),
+            }
+            hist.append(record)
+            if status.is_optimum:
+                break
+        return found
+
+    def _penalised(
+        self,
+        layout: Layout,
+        reml: bool,
+        theta: np.ndarray,
+        fe_pen: Any,
+        cov_pen: Any,
+        settings: Mapping[str, Any],
+        method: str,
+    ) -> Fit:
+        start = core_fit(layout.data.compressed, reml=reml)
+        if Status(int(start.status)) is Status.CONVERGED:
+            theta = np.asarray(start.theta)
+        beta, theta = penalised(layout, reml, theta, fe_pen, cov_pen, settings, method)
+        found = fit_at(layout.data, reml, theta, np.zeros(len(theta), bool), 0)
+        curvature = fit_at(layout.data, reml, theta, np.ones(len(theta), bool), 0).hessian
+        found = dataclasses.replace(found, hessian=curvature)
+        return self._with_beta(found, beta, reml, layout)
+
+    @staticmethod
+    def _with_beta(found: Fit, beta: np.ndarray, reml: bool, layout: Layout) -> Fit:
+        """The same covariance with another β: σ² and ℓ are those of that β."""
+        L = np.asarray(found.relative_factor)
+        model, omega = layout.components, layout.omega(L @ L.T)
+        sigma = np.sqrt(model.scale(beta, omega, reml))
+        return dataclasses.replace(
+            found, beta=beta, sigma=np.float64(sigma), deviance=np.float64(-2.0 * model.loglike(beta, omega, reml))
+        )
+
+    def fit_regularized(
+        self,
+        start_params: Any = None,
+        method: Any = "l1",
+        alpha: Any = 0.0,
+        ceps: float = 1e-4,
+        ptol: float = 1e-6,
+        maxit: int = 200,
+        **fit_kwargs: Any,
+    ) -> StatsmodelsFit:
+        """Fit with a penalty on β.
+
+        Parameters
+        ----------
+        start_params : (p,), optional
+            β to start the L1 search from.
+        method : "l1", or a smooth penalty with ``func`` and ``deriv``
+            "l1" minimises (y − Xβ)ᵀ(σ²V)⁻¹(y − Xβ) + Σ α_j|β_j| with the covariance of the unpenalised fit. A
+            smooth penalty is subtracted from ℓ, and β and the covariance maximise the difference.
+        alpha : scalar or (p,)
+        ceps : unused; coefficients become exactly zero by soft thresholds, and may come back.
+        ptol, maxit : largest change of β at which the L1 search ends, in units of its standard errors; sweeps.
+        **fit_kwargs : of ``fit``.
+        """
+        if isinstance(method, str) and method.lower() != "l1":
+            raise DataError(f"method={method!r} is unknown: use 'l1' or a penalty object")
+        if not isinstance(method, str):
+            method.alpha = alpha
+            return self.fit(fe_pen=method, **fit_kwargs)
+        result = self.fit(**fit_kwargs)
+        alphas = np.broadcast_to(np.asarray(alpha, float), (self.k_fe,))
+        if not alphas.any():
+            return result
+        beta = _lasso(np.asarray(result.cov_fe), np.asarray(result.fit.beta), alphas, start_params, ptol, maxit)
+        model, omega = result._layout.components, result._omega
+        deviance = np.float64(-2.0 * model.loglike(beta, omega, result.reml))
+        penalised_fit = dataclasses.replace(result.fit, beta=beta, deviance=deviance)
+        out = StatsmodelsFit(result._data, penalised_fit, reml=result.reml)
+        out.model, out._from_arrays = self, self._from_arrays  # type: ignore[attr-defined]
+        out.freepat, out.hist, out.use_t = result.freepat, result.hist, result.use_t
+        return out
+
+    # ------------------------------------------------------------ starts and masks
+
+    def _start(self, start_params: Any, theta: Any, data: ModelData) -> np.ndarray | None:
+        """θ in the order of ``data`` (some terms of which may be diagonal)."""
+        if theta is not None:
+            return np.asarray(theta, float)
+        if start_params is None:
+            return None
+        packed = self._unpack(start_params).get_packed(use_sqrt=True)
+        if data is self._data:
+            return self._layout.unpack_theta(packed)
+        rows, columns = np.tril_indices(self.k_re)
+        on_diagonal = np.concatenate([rows == columns, np.ones(self.k_vc, bool)])
+        return Layout(data).unpack_theta(packed[on_diagonal])
+
+    def _mask(self, free: MixedLMParams) -> np.ndarray:
+        """Which θ (the data's order) are free."""
+        packed = self._check_mask(free)
+        return self._layout.unpack_theta(packed).astype(bool)
+
+    def _check_mask(self, free: MixedLMParams) -> np.ndarray:
+        packed = free.get_packed(use_sqrt=False)
+        if len(packed) != self.k_re2 + self.k_vc:
+            raise DataError(f"free has {len(packed)} covariance parameters; the model has {self.k_re2 + self.k_vc}")
+        if not np.isin(packed, (0, 1)).all():
+            raise DataError("free must hold ones (estimated) and zeros (held) only")
+        if len(free.fe_params) and not np.all(free.fe_params == 1):
+            raise UnsupportedError("fixed effects cannot be held by free=: subtract X_j·β_j from endog instead")
+        return packed
+
+    def _means_independent(self, free: MixedLMParams, start_params: Any) -> bool:
+        """Whether the mask leaves out all covariances and nothing else."""
+        packed = self._check_mask(free)
+        if not self.k_re or not np.array_equal(free.cov_re, np.eye(self.k_re)) or not packed[self.k_re2 :].all():
+            return False
+        start = None if start_params is None else self._unpack(start_params).cov_re
+        return start is None or not (start - np.diag(np.diag(start))).any()
+
+    def _without_rows(self) -> "MixedLM":
+        """A copy that keeps names and sizes only."""
+        thin = type(self).__new__(type(self))
+        thin.__dict__.update({k: v for k, v in self.__dict__.items() if k not in ("row_indices", "exog_vc", "_layout")})
+        thin._data = without_rows(self._data)
+        thin._group_codes = np.zeros(0, int)
+        return thin
 
 
 def mixedlm(
@@ -98,9 +647,10 @@ def mixedlm(
     re_formula: str | None = None,
     vc_formula: Mapping[str, str] | None = None,
     subset: Any = None,
+    use_sparse: bool = False,
     missing: str = "none",
-    *,
-    groups: Any,
+    *args: Any,
+    **kwargs: Any,
 ) -> MixedLM:
     """A mixed model from a statsmodels formula: a drop-in for ``smf.mixedlm``; call ``.fit()`` on it.
 
@@ -111,16 +661,230 @@ def mixedlm(
     data : DataFrame
         Never changed.
     re_formula : str, optional
-        Random effects within groups, ``"~Time"``; a random intercept if None.
+        Random effects within groups, ``"~Time"``; a random intercept if None and there is no ``vc_formula``.
     vc_formula : mapping, optional
-        Name → formula of independent variance components.
+        Name → formula of independent variance components: ``"0 + C(a)"`` (cells in a group), ``"0 + x"``.
     subset : mask or query string, optional
         Rows to use (statsmodels ignores this argument).
+    use_sparse : bool
+        Has no effect: nothing dense is built for components.
     missing : {"none", "drop", "raise"}
-    groups : column name or (n,) labels
+    groups : column name or (n,) labels, required
+    eval_env : mapping, or number of frames above the caller, whose variables the formulas may use
+    drop_cols : names of fixed-effects columns to leave out
+    use_sqrt : see ``MixedLM``
+    weights, offset : column name or (n,), optional
 
     Returns
     -------
     MixedLM
     """
-    return MixedLM._from_formula(formula, data, re_formula, vc_formula, subset, missing, groups, callers_names(2))
+    arguments = (formula, data, re_formula, vc_formula, subset, use_sparse, missing, *args)
+    return MixedLM._from_formula(*arguments, depth=3, **kwargs)
+
+
+class MixedLMDistribution:
+    """Draws responses marginally: new random effects and errors each time."""
+
+    def __init__(self, model: MixedLM, params: Any, scale: float, exog: Any = None) -> None:
+        self.model, self.scale = model, float(scale)
+        self.exog = model.exog if exog is None else np.asarray(exog, float)
+        self.params = MixedLMParams.from_packed(params, model.k_fe, model.k_re, use_sqrt=False, has_fe=True)
+
+    def rvs(self, n: int = 1, rng: Any = None) -> np.ndarray:
+        """One response (rows,) for n ≤ 1, as statsmodels; (n, rows) for more.
+
+        Parameters
+        ----------
+        rng : numpy Generator or RandomState, or a seed
+        """
+        rng = np.random.default_rng(rng) if not hasattr(rng, "normal") else rng
+        return self._draw(rng) if n <= 1 else np.array([self._draw(rng) for _ in range(n)])
+
+    def _draw(self, rng: Any) -> np.ndarray:
+        data = self.model._data
+        theta = self.params.get_packed(use_sqrt=True)
+        y = self.exog @ self.params.fe_params
+        at = 0
+        for term, block in zip(data.design.terms, self.model._layout.template, strict=True):
+            u = rng.normal(size=(len(term.levels), block.size))
+            root = theta[at : at + block.n_theta]
+            at += block.n_theta
+            if block.structure == "unstructured":
+                L = np.zeros((block.size,) * 2)
+                L[np.tril_indices(block.size)] = root
+                u = u @ L.T
+            else:
+                u = u * root
+            y = y + np.sqrt(self.scale) * np.einsum("nq,nq->n", term.Z, u[term.codes])
+        weights = 1.0 if data.design.weights is None else data.design.weights
+        return y + np.sqrt(self.scale / weights) * rng.normal(size=len(y))
+
+
+# ---------------------------------------------------------------- helpers
+
+
+def _plain(endog: Any, exog: Any) -> bool:
+    """Whether the model came without labels, so that people index its results by position."""
+    return not isinstance(endog, (pd.Series, pd.DataFrame)) and not isinstance(exog, (pd.Series, pd.DataFrame))
+
+
+def _statsmodels_names(design: Design, exog_re: Any) -> Design:
+    """Unnamed random-effects columns are x_re1, x_re2, … as in statsmodels."""
+    if exog_re is None or isinstance(exog_re, (pd.Series, pd.DataFrame)):
+        return design
+    first = design.terms[0]
+    columns = tuple(f"x_re{j + 1}" for j in range(len(first.columns)))
+    return dataclasses.replace(design, terms=(dataclasses.replace(first, columns=columns), *design.terms[1:]))
+
+
+def _group_codes_of(design: Design, codes: np.ndarray, n: int) -> np.ndarray:
+    """Codes of the groups of the rows that were kept."""
+    if len(design.y) == n:
+        return codes
+    # The levels that occur are in sorted order in both codings.
+    kept = design.terms[0].codes
+    used = np.unique(codes[codes >= 0])
+    return used[kept] if len(used) == len(design.terms[0].levels) else kept
+
+
+def _design_with_components(
+    endog: Any, exog: Any, groups: Any, exog_re: Any, exog_vc: Any, weights: Any, missing: str
+) -> tuple[Design, np.ndarray, np.ndarray, list[str | None]]:
+    n = len(np.asarray(endog))
+    grouping = factorize(groups, "groups")
+    if len(grouping.codes) != n:
+        raise DataError(f"groups has {len(grouping.codes)} rows, endog has {n}: give one label per observation")
+    # Without correlated effects the groups only delimit the matrices: any valid grouping serves the checks.
+    stand_in = groups if exog_re is not None else np.arange(n) // 2
+    design = design_from_arrays(endog, exog, stand_in, exog_re, weights=weights, missing=missing)
+    if len(design.y) != n:
+        raise UnsupportedError("missing='drop' cannot drop rows of the matrices in exog_vc: leave them out first")
+    used, codes = np.unique(grouping.codes, return_inverse=True)
+    levels = np.asarray(grouping.levels)[used]
+    rows = [np.flatnonzero(codes == g) for g in range(len(levels))] if len(levels) < 64 else _rows_of(codes)
+    if not isinstance(exog_vc, VCSpec) and not hasattr(exog_vc, "mats"):
+        warnings.warn(
+            "Using deprecated variance components format: pass a VCSpec(names, colnames, mats) as exog_vc.",
+            FutureWarning,
+            stacklevel=4,
+        )
+        exog_vc = VCSpec.from_dict(exog_vc, list(levels))
+    elif not isinstance(exog_vc, VCSpec):
+        exog_vc = VCSpec(exog_vc.names, exog_vc.colnames, exog_vc.mats)
+    components = exog_vc.terms("Group", list(levels), rows)
+    design = _statsmodels_names(design, exog_re)
+    terms = (*(design.terms if exog_re is not None else ()), *components)
+    names: list[str | None] = [*([None] if exog_re is not None else []), *exog_vc.names]
+    return dataclasses.replace(design, terms=terms), levels, codes.ravel(), names
+
+
+def _rows_of(codes: np.ndarray) -> list[np.ndarray]:
+    order = np.argsort(codes, kind="stable")
+    return np.split(order, np.cumsum(np.bincount(codes))[:-1])
+
+
+def _named(data: ModelData, terms: Sequence[tuple[str | None, RandomTerm]]) -> ModelData:
+    """Covariance names with the components' own names."""
+    component = {id(term): name for name, term in terms}
+    names: list[str] = []
+    at = 0
+    for term in data.terms:
+        size = len(term.columns) * (len(term.columns) + 1) // 2 if term.structure == "unstructured" else 1
+        size = len(term.columns) if term.structure == "diagonal" else size
+        own = component.get(id(term))
+        names += [f"{own} Var"] if own is not None else list(data.covariance_names[at : at + size])
+        at += size
+    return dataclasses.replace(data, covariance_names=tuple(names))
+
+
+def _diagonal(data: ModelData, term: RandomTerm) -> ModelData:
+    """The same data with independent effects in one term."""
+    design = data.design
+    new = dataclasses.replace(term, structure="diagonal")
+    design = dataclasses.replace(design, terms=tuple(new if t is term else t for t in design.terms))
+    out = ModelData.from_design(design, factor_in_names=False)
+    variances = [n for n in data.covariance_names if not n.endswith(" Cov")]
+    return dataclasses.replace(out, covariance_names=tuple(variances))
+
+
+def _drop_columns(design: Design, names: Sequence[str] | None) -> Design:
+    if not names:
+        return design
+    unknown = [name for name in names if name not in design.exog_names]
+    if unknown:
+        raise DataError(f"drop_cols names {unknown}, which are no columns; there are {list(design.exog_names)}")
+    keep = np.array([name not in names for name in design.exog_names])
+    state: Any = design.state
+    return dataclasses.replace(
+        design,
+        X=np.ascontiguousarray(design.X[:, keep]),
+        exog_names=tuple(np.array(design.exog_names, dtype=object)[keep]),
+        state=dataclasses.replace(state, keep=state.keep[keep]),
+    )
+
+
+def _group_matrix(term: RandomTerm, rows: np.ndarray) -> tuple[list[str], np.ndarray]:
+    """Column names and design of one component in one group."""
+    cells, local = np.unique(term.codes[rows], return_inverse=True)
+    q = term.Z.shape[1]
+    out = np.zeros((len(rows), len(cells) * q))
+    for j in range(q):
+        out[np.arange(len(rows)), local.ravel() * q + j] = term.Z[rows, j]
+    labels = [str(term.levels[c]) for c in cells]
+    names = [f"{label}[{c}]" for label in labels for c in term.columns] if q > 1 else labels
+    return names, out
+
+
+def _checked_options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Tolerances; a FutureWarning names what is not used, as statsmodels gives."""
+    unknown = sorted(set(given) - set(_FIT_OPTIONS))
+    if unknown:
+        plural = "s" if len(unknown) > 1 else ""
+        warnings.warn(f"Argument{plural} {', '.join(unknown)} not used by MixedLM.fit.", FutureWarning, stacklevel=3)
+    return {name: value for name, value in given.items() if name in _FIT_OPTIONS and name != "use_t"}
+
+
+def _checked_methods(method: str | Sequence[str] | None) -> list[str]:
+    methods = ["newton"] if method is None else [method] if isinstance(method, str) else list(method)
+    methods = [m.lower() for m in methods]
+    unknown = [m for m in methods if m not in METHODS]
+    if unknown or not methods:
+        raise DataError(f"unknown method {unknown}; choose from {METHODS}")
+    return methods
+
+
+def _report(found: Fit, data: ModelData) -> None:
+    """Warn of a singular fit or of one that did not converge; refuse one without a residual."""
+    status = Status(int(found.status))
+    if status is Status.SINGULAR:
+        warnings.warn(
+            "the random effects covariance is singular: a variance is zero or a correlation is ±1. It is a valid "
+            "optimum on the boundary; a simpler random part would describe these data as well.",
+            SingularFitWarning,
+            stacklevel=3,
+        )
+    elif status.is_optimum or status is Status.NOT_FINITE:
+        report(found, data)
+    else:
+        warnings.warn(
+            f"MixedLM optimization: {status.text}; ½gᵀH⁻¹g = {float(found.decrease):.1e} deviance units remain. "
+            "Try method='newton', another start, or a larger maxiter.",
+            ConvergenceWarning,
+            stacklevel=3,
+        )
+
+
+def _lasso(cov: np.ndarray, beta_hat: np.ndarray, alpha: np.ndarray, start: Any, tol: float, maxit: int) -> np.ndarray:
+    """argmin (β − β̂)ᵀC⁻¹(β − β̂) + Σ α|β| by cyclic coordinate descent; C the GLS covariance of β̂."""
+    precision = np.linalg.inv(cov)
+    beta = beta_hat.copy() if start is None else np.asarray(start, float)[: len(beta_hat)].copy()
+    unit = 1.0 / np.sqrt(np.diag(precision))
+    for _ in range(maxit):
+        before = beta.copy()
+        for j in range(len(beta)):
+            pull = precision[j] @ (beta_hat - beta) + precision[j, j] * beta[j]
+            beta[j] = np.sign(pull) * max(abs(pull) - 0.5 * alpha[j], 0.0) / precision[j, j]
+        if np.max(np.abs(beta - before) / unit) < tol:
+            break
+    return beta

@@ -1,20 +1,17 @@
-"""``lmer``: the front door for formulas with bars, and what every door does with a fit."""
+"""``lmer``: the front door for formulas with bars."""
 
 import sys
-import warnings
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
-import numpy as np
+import pandas as pd
 
-from .core.fit import fit
 from .core.optimize import NewtonOptions
-from .core.records import Fit
-from .core.types import Status
 from .data import ModelData
-from .errors import ConvergenceError, ConvergenceWarning, SingularFitWarning
 from .formula import design_from_formula
-from .results import MixedLMResults
+from .formula.terms import update_formula
+from .results import MixedLMResults, fit_model
 
 
 def lmer(
@@ -28,6 +25,8 @@ def lmer(
     missing: str = "drop",
     subset: Any = None,
     structures: Mapping[str, str] | None = None,
+    memberships: Mapping[str, Any] | None = None,
+    relatedness: Mapping[str, Any] | None = None,
     start: Any = None,
     options: NewtonOptions = NewtonOptions(),
 ) -> MixedLMResults:
@@ -53,6 +52,12 @@ def lmer(
     subset : mask or query string, optional
     structures : mapping, optional
         Bar or factor → "unstructured", "diagonal", "identity", "compound_symmetry" or "ar1".
+    memberships : mapping, optional
+        Factor → weights (n, m) of its m levels in each row, where rows belong to several levels: a DataFrame
+        whose columns name the levels, or an array, dense or scipy sparse. The factor need not be a column.
+    relatedness : mapping, optional
+        Factor → K (m, m), such as a kinship matrix: Cov(b) = K ⊗ Ψ. A DataFrame labelled by level, which may
+        hold levels without rows (their effects are predicted too), or an array in the order of the levels.
     start : (k,), optional
         θ to start from.
     options : NewtonOptions
@@ -72,53 +77,44 @@ def lmer(
     ----------
     Bates, Mächler, Bolker & Walker (2015), J. Stat. Softw. 67(1).
     """
-    design = design_from_formula(
-        formula,
-        data,
+    arguments = dict(
         weights=weights,
         offset=offset,
         contrasts=contrasts,
         missing=missing,
         subset=subset,
         structures=structures,
-        context=callers_names(2),
+        memberships=memberships,
+        relatedness=relatedness,
     )
-    return fit_model(ModelData.from_design(design, factor_in_names=True), reml, start, options)
+    design = design_from_formula(formula, data, **arguments, context=callers_names(2))
+    # A shallow copy: columns that the person replaces or adds later do not reach an update.
+    kept = data.copy(deep=False) if isinstance(data, pd.DataFrame) else data
+    arguments |= dict(formula=formula, data=kept, reml=reml, options=options)
+    again = partial(_fit_again, arguments, design.state.context)  # type: ignore[attr-defined]
+    return fit_model(ModelData.from_design(design, factor_in_names=True), reml, start, options, again)
+
+
+def _fit_again(
+    arguments: Mapping[str, Any], context: Mapping[str, Any], changes: Mapping[str, Any], names: Mapping[str, Any]
+) -> MixedLMResults:
+    """Fit with some arguments of the first call changed; ``names`` are what the caller's line sees."""
+    unknown = set(changes) - set(arguments) - {"start"}
+    if unknown:
+        raise TypeError(f"update() got {sorted(unknown)}; it takes {sorted(arguments)}")
+    old = {**arguments}
+    new = {**old, **changes, "start": changes.get("start")}
+    if "formula" in changes:
+        new["formula"] = update_formula(old["formula"], changes["formula"])
+    reml, options, start = new.pop("reml"), new.pop("options"), new.pop("start")
+    design = design_from_formula(new.pop("formula"), new.pop("data"), **new, context={**names, **context})
+    kept = {**old, **changes, "formula": design.formula, "reml": reml}
+    kept.pop("start", None)
+    again = partial(_fit_again, kept, design.state.context)  # type: ignore[attr-defined]
+    return fit_model(ModelData.from_design(design, factor_in_names=True), reml, start, options, again)
 
 
 def callers_names(depth: int) -> dict[str, Any]:
     """The variables that the person's own line sees: formulas may call their functions."""
     frame = sys._getframe(depth)
     return {**frame.f_globals, **frame.f_locals}
-
-
-def fit_model(data: ModelData, reml: bool, start: Any, options: NewtonOptions) -> MixedLMResults:
-    """Fit compressed data and tell the person how it ended."""
-    result = fit(data.compressed, reml=reml, start=start, options=options)
-    report(result, data)
-    return MixedLMResults(data, result, reml=reml)
-
-
-def report(result: Fit, data: ModelData) -> None:
-    """Turn a status into the warning or the error that a person should see."""
-    status = Status(int(result.status))
-    spread = np.std(data.y - data.offset)
-    if status is Status.NOT_FINITE or float(result.sigma) <= 1e-10 * spread:
-        raise ConvergenceError(
-            f"the deviance of {data.endog_name!r} ({data.n_rows} rows, {len(result.beta)} fixed effects) has no "
-            "minimum: the model leaves no residual variation. Check for a fixed effect that copies the response."
-        )
-    if status is Status.SINGULAR:
-        warnings.warn(
-            "the fit is singular: a variance is zero or a correlation is ±1 (see .varcorr). It is a valid "
-            "optimum; a simpler random part would describe these data as well.",
-            SingularFitWarning,
-            stacklevel=4,
-        )
-    elif not status.is_optimum:
-        warnings.warn(
-            f"the optimiser {status.text}: {int(result.iterations)} evaluations, ½gᵀH⁻¹g = "
-            f"{float(result.decrease):.1e} deviance units. Try another start=, or options=NewtonOptions(max_iter=…).",
-            ConvergenceWarning,
-            stacklevel=4,
-        )

@@ -1,21 +1,34 @@
 """MixedLMResults: labels on a Fit. Nothing is computed before it is asked for, nothing changes after."""
 
-from collections.abc import Mapping
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable, Mapping
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
-from .core.fit import random_effects
+from .core.covariance import smallest_root
+from .core.fit import fit, random_effects
+from .core.henderson import MixedModelEquations
+from .core.optimize import NewtonOptions
 from .core.records import Fit, RandomEffects
 from .core.types import Status
 from .data import Factor, ModelData
+from .errors import ConvergenceError, ConvergenceWarning, DataError, SingularFitWarning, UnsupportedError
+from .inference.prediction import RandomChoice, predict_mean, prediction_rows, prediction_table, related_effects
+from .inference.simulation import response_for, simulate_responses
 from .inference.wald import covariance_standard_errors, wald_table
+from .statsmodels_results import StatsmodelsResults
 from .summary import Summary
 
+Refitter = Callable[[Mapping[str, Any], Mapping[str, Any]], "MixedLMResults"]
 
-class MixedLMResults:
+
+class MixedLMResults(StatsmodelsResults):
     """A fitted linear mixed model.
 
     Results are immutable: refitting the model, or changing the data frame it came from, leaves them as
@@ -29,12 +42,26 @@ class MixedLMResults:
         The arrays of the optimum.
     reml : bool
         The criterion.
+    options : NewtonOptions
+        Of the search, for refits.
+    again : function, optional
+        Fits with changed arguments, for ``update``.
     """
 
-    def __init__(self, data: ModelData, fit: Fit, *, reml: bool) -> None:
+    def __init__(
+        self,
+        data: ModelData,
+        fit: Fit,
+        *,
+        reml: bool,
+        options: NewtonOptions = NewtonOptions(),
+        again: Refitter | None = None,
+    ) -> None:
         self._data = data
         self.fit = fit
         self.reml = reml
+        self._options = options
+        self._again = again
 
     # ------------------------------------------------------------ criterion
 
@@ -192,7 +219,20 @@ class MixedLMResults:
 
     @cached_property
     def _random_effects(self) -> tuple[RandomEffects, ...]:
-        return random_effects(self.fit, self._data.compressed)
+        if all(factor.by_code for factor in self._data.factors):
+            return random_effects(self.fit, self._data.compressed)
+        return related_effects(self._data, self.fit, self._equations)
+
+    @cached_property
+    def _equations(self) -> MixedModelEquations:
+        """Henderson's equations at the estimates, for prediction errors."""
+        return self._data.equations(self.fit)
+
+    @cached_property
+    def _blups(self) -> list[np.ndarray]:
+        """BLUPs (levels, q) per factor, without padding."""
+        pairs = zip(self._data.factors, self._random_effects, strict=True)
+        return [np.asarray(effects.b)[: len(factor.levels)] for factor, effects in pairs]
 
     @cached_property
     def ranef(self) -> Mapping[str, pd.DataFrame]:
@@ -232,14 +272,172 @@ class MixedLMResults:
     def fittedvalues(self) -> pd.Series:
         """Xβ̂ + Zb̂ + offset, for the rows that were fitted."""
         values = self._data.X @ self.fit.beta + self._data.offset
-        for factor, effects in zip(self._data.factors, self._random_effects, strict=True):
-            values += np.einsum("nq,nq->n", factor.Z, effects.b[factor.codes])
+        for factor, b in zip(self._data.factors, self._blups, strict=True):
+            rows = b[factor.codes] if factor.membership is None else factor.membership @ b
+            values += np.einsum("nq,nq->n", factor.Z, rows)
         return pd.Series(values, index=self._data.index, name="fittedvalues")
 
     @cached_property
     def resid(self) -> pd.Series:
         """y − fittedvalues, response units."""
         return (self._data.y - self.fittedvalues).rename("resid")
+
+    # ------------------------------------------------------------ prediction, simulation, refits
+
+    def predict(
+        self,
+        newdata: Any = None,
+        *,
+        random_effects: RandomChoice = True,
+        allow_new_levels: bool = False,
+        offset: Any = None,
+        memberships: Mapping[str, Any] | None = None,
+    ) -> pd.Series:
+        """Predicted means, response units.
+
+        Parameters
+        ----------
+        newdata : DataFrame or mapping of columns, optional
+            The rows that were fitted if None. A missing value gives NaN in its row.
+        random_effects : bool, or names of grouping factors or of terms ("g", "g.1")
+            Which BLUPs to add to the fixed effects; a factor's name stands for all its terms.
+        allow_new_levels : bool
+            Give levels without training data effects of 0 instead of raising.
+        offset : (n,), optional
+            Added to the offset that formula and columns give.
+        memberships : mapping, optional
+            Factor → weights (n, m) of the new rows, for factors that were fitted so.
+
+        Raises
+        ------
+        DataError
+            For new levels, naming the factor and the levels.
+        """
+        choice = dict(allow_new_levels=allow_new_levels, offset=offset, memberships=memberships)
+        rows = prediction_rows(self._data, newdata, random_effects, **choice)
+        values = predict_mean(self._data, self.fit, self._blups, rows)
+        return pd.Series(values, index=rows.labels, name="predicted")
+
+    def prediction(
+        self,
+        newdata: Any = None,
+        *,
+        random_effects: RandomChoice = True,
+        level: float = 0.95,
+        allow_new_levels: bool = False,
+        offset: Any = None,
+        weights: Any = None,
+        memberships: Mapping[str, Any] | None = None,
+    ) -> pd.DataFrame:
+        """Predicted means with standard errors, confidence and prediction intervals.
+
+        Parameters
+        ----------
+        newdata, random_effects, allow_new_levels, offset, memberships : as in ``predict``.
+        level : coverage of the normal-theory intervals.
+        weights : column name or (n,), optional
+            Prior weights of new rows (1 if None); fitted rows have their own.
+
+        Returns
+        -------
+        DataFrame
+            ``mean``; ``se``, the root prediction-error variance of xᵀβ̂ + zᵀb̂ (Henderson's joint covariance
+            of β̂ and b̂ − b; the covariance parameters are held at their estimates); ``ci_lower``,
+            ``ci_upper`` for the mean; ``pi_lower``, ``pi_upper`` for a new response, which add σ̂²/w and the
+            variance of random effects that are left out or belong to new levels.
+
+        Notes
+        -----
+        One sparse factor of the mixed-model equations and one solve per row, up to O(K²) each for K crossed
+        effects: meant for moderate numbers of rows.
+
+        References
+        ----------
+        Henderson (1975), Biometrics 31(2).
+        """
+        choice = dict(allow_new_levels=allow_new_levels, offset=offset, memberships=memberships, weights=weights)
+        rows = prediction_rows(self._data, newdata, random_effects, left_out=True, **choice)
+        return prediction_table(self._data, self.fit, self._blups, rows, level, self._equations)
+
+    def simulate(
+        self, n: int = 1, *, seed: int | np.random.Generator, random_effects: Literal["new", "conditional"] = "new"
+    ) -> pd.DataFrame:
+        """Simulated responses of the fitted rows, (n_rows, n): parametric bootstrap at the estimates.
+
+        Parameters
+        ----------
+        n : number of responses.
+        seed : of NumPy's default generator, or a generator.
+        random_effects : "new" draws them from N(0, Ψ) each time; "conditional" keeps the BLUPs.
+        """
+        if random_effects not in ("new", "conditional"):
+            raise DataError(f"random_effects={random_effects!r} is unknown; use 'new' or 'conditional'.")
+        b = self._blups if random_effects == "conditional" else None
+        return pd.DataFrame(simulate_responses(self._data, self.fit, b, n, seed), index=self._data.index)
+
+    def refit(self, new_y: Any, *, start: Any = None) -> MixedLMResults:
+        """Fit the same design to another response (n_rows,), such as a column of ``simulate``.
+
+        A Series with other labels than the fitted rows is aligned to them. This result stays as it is.
+        """
+        y = response_for(self._data, new_y)
+        return fit_model(self._data.with_response(y), self.reml, start, self._options)
+
+    def update(
+        self, formula: str | None = None, data: Any = None, *, reml: bool | None = None, **changes: Any
+    ) -> MixedLMResults:
+        """Fit again with some arguments of ``lmer`` changed.
+
+        Parameters
+        ----------
+        formula : str, optional
+            Where ``.`` stands for the old side: ``". ~ . + x - z"``, ``". ~ . - (1 | g)"``.
+        data : DataFrame, optional
+            The data of the first fit if None.
+        reml : bool, optional
+        **changes
+            Any other argument of ``lmer``; ``weights=None`` takes the weights away.
+
+        Returns
+        -------
+        MixedLMResults
+            New; this result stays as it is. ``start`` is not carried over.
+        """
+        if self._again is None:
+            raise UnsupportedError("update() needs a model that lmer() fitted; call the constructor again instead.")
+        given = {"formula": formula, "data": data, "reml": reml}
+        caller = sys._getframe(1)
+        names = {**caller.f_globals, **caller.f_locals}
+        return self._again({**{k: v for k, v in given.items() if v is not None}, **changes}, names)
+
+    # ------------------------------------------------------------ singularity
+
+    def is_singular(self, tol: float = 1e-4) -> bool:
+        """Whether a relative standard deviation that the fit was free to choose is below ``tol`` (as lme4)."""
+        return bool(smallest_root(np.asarray(self.fit.theta), self._data.template) < tol)
+
+    def re_pca(self) -> dict[str, pd.DataFrame]:
+        """Principal components of each factor's random effects (lme4's ``rePCA``).
+
+        Returns
+        -------
+        dict of DataFrame
+            A row per component: ``sd`` relative to σ̂, ``proportion`` and ``cumulative`` of the variance, then
+            the loadings on the effects. At a singular fit the rows with ``sd`` 0 are the directions in which
+            the random effects do not vary.
+        """
+        L = np.asarray(self.fit.relative_factor)
+        out = {}
+        for factor, span in zip(self._data.factors, self._data.factor_slices, strict=True):
+            directions, sd, _ = np.linalg.svd(L[span, span])
+            directions = directions * np.where(directions[np.abs(directions).argmax(0), range(len(sd))] < 0, -1, 1)
+            share = sd**2 / max(float((sd**2).sum()), np.finfo(float).tiny)
+            table = pd.DataFrame({"sd": sd, "proportion": share, "cumulative": share.cumsum()})
+            loadings = pd.DataFrame(directions.T, columns=list(factor.columns))
+            table = pd.concat([table, loadings], axis=1)
+            table.index = pd.Index([f"PC{i + 1}" for i in range(len(sd))])
+            out[factor.name] = table
+        return out
 
     # ------------------------------------------------------------ report
 
@@ -331,3 +529,37 @@ class MixedLMResults:
     @property
     def _factor(self) -> Factor:
         return self._data.factors[0]
+
+
+def fit_model(
+    data: ModelData, reml: bool, start: Any, options: NewtonOptions, again: Refitter | None = None
+) -> MixedLMResults:
+    """Fit compressed data and tell the person how it ended; ``again`` serves ``update``."""
+    result = fit(data.compressed, reml=reml, start=start, options=options)
+    report(result, data)
+    return MixedLMResults(data, result, reml=reml, options=options, again=again)
+
+
+def report(result: Fit, data: ModelData) -> None:
+    """Turn a status into the warning or the error that a person should see."""
+    status = Status(int(result.status))
+    spread = np.std(data.y - data.offset)
+    if status is Status.NOT_FINITE or float(result.sigma) <= 1e-10 * spread:
+        raise ConvergenceError(
+            f"the deviance of {data.endog_name!r} ({data.n_rows} rows, {len(result.beta)} fixed effects) has no "
+            "minimum: the model leaves no residual variation. Check for a fixed effect that copies the response."
+        )
+    if status is Status.SINGULAR:
+        warnings.warn(
+            "the fit is singular: a variance is zero or a correlation is ±1 (see .varcorr). It is a valid "
+            "optimum; a simpler random part would describe these data as well.",
+            SingularFitWarning,
+            stacklevel=4,
+        )
+    elif not status.is_optimum:
+        warnings.warn(
+            f"the optimiser {status.text}: {int(result.iterations)} evaluations, ½gᵀH⁻¹g = "
+            f"{float(result.decrease):.1e} deviance units. Try another start=, or options=NewtonOptions(max_iter=…).",
+            ConvergenceWarning,
+            stacklevel=4,
+        )

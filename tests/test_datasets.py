@@ -12,7 +12,7 @@ ALL = datasets.names()
 
 
 def test_names():
-    expected = "cake dietox Dyestuff Dyestuff2 Machines Oats Orthodont Oxboys Pastes Penicillin sleepstudy"
+    expected = "cake dietox Dyestuff Dyestuff2 Machines Oats Orthodont Oxboys Pastes Penicillin Sitka sleepstudy"
     assert expected.split() == ALL
 
 
@@ -35,7 +35,7 @@ def test_frame_matches_its_description(name):
             assert series.dtype == {"float": np.float64, "integer": np.int64}[row["type"]]
 
 
-@pytest.mark.parametrize("name", [n for n in ALL if n != "dietox"])
+@pytest.mark.parametrize("name", [n for n in ALL if n not in ("dietox", "Sitka")])
 def test_same_data_as_the_reference_fits(name):
     packaged = datasets.load(name)
     reference = reference_data.load_frame(name)[list(packaged.columns)]
@@ -69,6 +69,16 @@ def test_dietox_numbers():
     assert pigs["Feed"].isna().sum() == 72  # nothing eaten yet at the first weighing
     assert not pigs.drop(columns="Feed").isna().any().any()
     assert pigs.loc[0, "Weight"] == 26.5
+
+
+def test_sitka_numbers():
+    trees = datasets.load("Sitka")
+    assert trees["tree"].nunique() == 79
+    assert (trees.groupby("tree").size() == 5).all()
+    assert sorted(trees["Time"].unique()) == [152, 174, 201, 227, 258]
+    # 54 trees in ozone, 25 controls, as in help(Sitka) of R's MASS; the mean is R's mean(Sitka$size).
+    assert trees.drop_duplicates("tree")["treat"].value_counts().to_dict() == {"ozone": 54, "control": 25}
+    assert trees["size"].mean() == pytest.approx(4.84078481012658, abs=1e-12)
 
 
 def test_load_gives_a_fresh_copy():

@@ -1,5 +1,6 @@
 """Arrays or pandas objects to a `Design`: the door of statsmodels' ``MixedLM(endog, exog, groups, exog_re)``."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +26,7 @@ RE_NAMES: tuple[str, ...] = ("Group",)
 class ArrayState:
     """Arrays carry no recipe: new data must come as arrays too."""
 
-    def rebuild(self, frame: pd.DataFrame, random: bool) -> NewDesign:
+    def rebuild(self, frame: pd.DataFrame, random: bool, needed: Sequence[bool] | None = None) -> NewDesign:
         raise UnsupportedError("this model was built from arrays, not from a formula: pass exog as an array")
 
 

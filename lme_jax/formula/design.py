@@ -32,6 +32,10 @@ class RandomTerm:
     Z : (n, q) float64 array
     structure : str
         "unstructured", "diagonal", "identity", "compound_symmetry" or "ar1".
+    membership : (n, m) scipy CSR array or None
+        Weights of the levels in each row where rows belong to several; `codes` then names the heaviest.
+    root : (m, r) float64 array or None
+        Known relatedness RRᵀ of the levels.
     """
 
     factor: str
@@ -40,6 +44,8 @@ class RandomTerm:
     codes: np.ndarray
     Z: np.ndarray
     structure: str
+    membership: Any = None
+    root: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,9 @@ class NewDesign:
         NaN where the new data are missing.
     terms : tuple of (Z, codes)
         Per random term; code -1 marks an unseen or missing level. Empty if not asked for.
+    groups : tuple of Factor or None
+        Per random term, the levels that the new rows have (code -1: missing); None where the grouping
+        columns are absent or rows belong to several levels.
     offset : (n,) float64 array or None
     index : pandas.Index
     """
@@ -60,12 +69,13 @@ class NewDesign:
     terms: tuple[tuple[np.ndarray, np.ndarray], ...]
     offset: np.ndarray | None
     index: pd.Index
+    groups: tuple[Factor | None, ...] = ()
 
 
 class DesignState(Protocol):
     """What a front door remembers to rebuild its design."""
 
-    def rebuild(self, frame: pd.DataFrame, random: bool) -> NewDesign: ...
+    def rebuild(self, frame: pd.DataFrame, random: bool, needed: Sequence[bool] | None = None) -> NewDesign: ...
 
 
 @dataclass(frozen=True)
@@ -107,7 +117,9 @@ class Design:
     state: DesignState
 
 
-def design_new_data(design: Design, new_data: Any, *, random: bool = True) -> NewDesign:
+def design_new_data(
+    design: Design, new_data: Any, *, random: bool = True, needed: Sequence[bool] | None = None
+) -> NewDesign:
     """Rebuild a design on new data.
 
     Parameters
@@ -116,6 +128,8 @@ def design_new_data(design: Design, new_data: Any, *, random: bool = True) -> Ne
     new_data : DataFrame or dict of arrays
     random : bool
         Also build the random-effects terms, which needs the grouping columns.
+    needed : one bool per random term, optional
+        Terms whose grouping columns may be absent are False; all levels are then unknown (-1).
 
     Returns
     -------
@@ -128,7 +142,7 @@ def design_new_data(design: Design, new_data: Any, *, random: bool = True) -> Ne
     DataError
         For a missing column, or a level of a factor in X or Z that the training data did not have.
     """
-    return design.state.rebuild(as_frame(new_data), random)
+    return design.state.rebuild(as_frame(new_data), random, needed)
 
 
 def subset_rows(frame: pd.DataFrame, subset: Any) -> np.ndarray | None:
@@ -250,7 +264,8 @@ def check_design(
     if X.shape[1] >= n:
         raise DataError(f"{X.shape[1]} fixed effects for {n} rows leave nothing to estimate a variance from.")
     for term in terms:
-        _check_term(term, n)
+        if term.membership is None and term.root is None:
+            _check_term(term, n)
 
 
 def _check_term(term: RandomTerm, n: int) -> None:

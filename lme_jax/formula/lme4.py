@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,13 @@ from lme_jax.formula.design import (
     row_numbers,
     subset_rows,
 )
+from lme_jax.formula.known import (
+    check_names,
+    heaviest,
+    membership_rows,
+    relatedness_matrix,
+    semidefinite_root,
+)
 from lme_jax.formula.syntax import Node
 from lme_jax.formula.terms import STRUCTURES, Bar, Linear, MixedFormula, parse_mixed
 from lme_jax.formula.values import (
@@ -32,6 +40,7 @@ from lme_jax.formula.values import (
     as_frame,
     interact,
     level_labels,
+    meet_new_rows,
     namespace,
     take,
 )
@@ -56,23 +65,29 @@ class Lme4State:
 
     parsed: MixedFormula
     codings: dict[str, FactorCoding]
-    crossings: tuple[Crossing, ...]
+    crossings: tuple[Crossing | None, ...]
     memory: dict[str, dict]
     context: dict[str, Any]
     keep: np.ndarray
     offset_column: str | None
 
-    def rebuild(self, frame: pd.DataFrame, random: bool) -> NewDesign:
+    def rebuild(self, frame: pd.DataFrame, random: bool, needed: Sequence[bool] | None = None) -> NewDesign:
         evaluator = Evaluator(frame, self.context, self.memory)
         X, _ = self._matrix(self.parsed.fixed, evaluator)
-        terms = tuple(
-            (self._matrix(bar.lhs, evaluator)[0], crossing.lookup([evaluator.grouping(p) for p in bar.parts]))
-            for bar, crossing in zip(self.parsed.bars, self.crossings, strict=True)
-            if random
-        )
+        bars = self.parsed.bars if random else ()
+        needed = [True] * len(self.parsed.bars) if needed is None else needed
+        terms: list[tuple[np.ndarray, np.ndarray]] = []
+        groups: list[Factor | None] = []
+        for bar, crossing, need in zip(bars, self.crossings, needed, strict=False):
+            codes, group = np.full(len(frame), -1, np.int32), None
+            if crossing is not None:
+                parts = partial(_parts, evaluator, bar)
+                codes, group = meet_new_rows(crossing, parts, need, len(frame))
+            terms.append((self._matrix(bar.lhs, evaluator)[0], codes))
+            groups.append(group)
         offset = _formula_offset(self.parsed.fixed, evaluator)
         named = row_numbers(frame, self.offset_column, "offset", None)
-        return NewDesign(X[:, self.keep], terms, _add(offset, named), frame.index)
+        return NewDesign(X[:, self.keep], tuple(terms), _add(offset, named), frame.index, tuple(groups))
 
     def _matrix(self, linear: Linear, evaluator: Evaluator) -> Piece:
         values = {label: self._value(label, node, evaluator) for label, node in linear.variables}
@@ -87,6 +102,10 @@ class Lme4State:
         return value if coding is None else _recode(value, coding, label)
 
 
+def _parts(evaluator: Evaluator, bar: Bar) -> list[Factor]:
+    return [evaluator.grouping(part) for part in bar.parts]
+
+
 def design_from_formula(
     formula: str,
     data: Any,
@@ -97,6 +116,8 @@ def design_from_formula(
     missing: str = "drop",
     subset: Any = None,
     structures: Mapping[str, str] | None = None,
+    memberships: Mapping[str, Any] | None = None,
+    relatedness: Mapping[str, Any] | None = None,
     context: Mapping[str, Any] | int | None = None,
 ) -> Design:
     """Turn an lme4 formula and data into arrays.
@@ -122,6 +143,14 @@ def design_from_formula(
     structures : dict, optional
         Factor label or bar text (``"Days | Subject"``) -> "unstructured", "diagonal", "identity",
         "compound_symmetry" or "ar1".
+    memberships : dict, optional
+        Factor label -> weights (n, m) of the m levels in each row, for rows that belong to several: a
+        DataFrame whose columns name the levels, or an array, dense or scipy sparse. The label need not be
+        a column of `data`. Rows are those of `data`, before any are left out.
+    relatedness : dict, optional
+        Factor label -> K (m, m), the known covariance of the levels' effects up to the factor's own: Cov(b)
+        = K ⊗ Ψ. A DataFrame labelled by level, which may hold levels that no row has, or an array, dense or
+        scipy sparse, in the order of the levels.
     context : mapping or int, optional
         Functions and arrays that the formula may use beyond the columns. A number takes them from the caller
         that many frames up: 1 for the caller of this function, 2 for the caller's caller.
@@ -160,7 +189,13 @@ def design_from_formula(
     memory: dict[str, dict] = {}
     used: dict[str, Any] = {}
     evaluator = Evaluator(frame, namespace(context), memory, used, rows)
-    variables = _evaluate(parsed, evaluator, weight_values, offset_values)
+    memberships = memberships or {}
+    labels = [bar.label for bar in parsed.bars]
+    check_names(memberships, labels, "memberships")
+    check_names(relatedness or {}, labels, "relatedness")
+    n_given = len(frame) if rows is None else len(as_frame(data))
+    shares = {name: membership_rows(given, name, n_given) for name, given in memberships.items()}
+    variables = _evaluate(parsed, evaluator, weight_values, offset_values, frozenset(shares))
     keep = variables.usable_rows(frame.index, missing)
     variables = (variables if keep is None else variables.take(keep)).without_unused_levels()
     index = frame.index if keep is None else frame.index[keep]
@@ -168,7 +203,11 @@ def design_from_formula(
     codings = _codings(variables.values, contrasts or {}, parsed)
     X, names = model_matrix(parsed.fixed, variables.values, codings, len(index))
     X, exog_names, dropped, kept_columns = reduce_rank(X, names)
-    terms, crossings = _random_terms(parsed.bars, _structures(parsed.bars, structures or {}), variables, codings)
+    used_rows = np.arange(len(frame)) if rows is None else rows
+    used_rows = used_rows if keep is None else used_rows[keep]
+    known = _Known({k: (W[used_rows], levels) for k, (W, levels) in shares.items()}, relatedness or {})
+    structures_used = _structures(parsed.bars, structures or {})
+    terms, crossings = _random_terms(parsed.bars, structures_used, variables, codings, known)
     check_design(variables.y, str(parsed.response), variables.weights, X, terms)
     offset_column = offset if isinstance(offset, str) else None
     state = Lme4State(parsed, codings, crossings, memory, used, kept_columns, offset_column)
@@ -226,27 +265,60 @@ class _Variables:
 
 
 def _evaluate(
-    parsed: MixedFormula, evaluator: Evaluator, weights: np.ndarray | None, offset: np.ndarray | None
+    parsed: MixedFormula,
+    evaluator: Evaluator,
+    weights: np.ndarray | None,
+    offset: np.ndarray | None,
+    shared: frozenset[str] = frozenset(),
 ) -> _Variables:
     name = str(parsed.response)
     y = check_response(evaluator.variable(parsed.response), name)
     nodes = {label: node for linear in _linears(parsed) for label, node in linear.variables}
     values = {label: evaluator.variable(node) for label, node in nodes.items()}
-    parts = {part: evaluator.grouping(part) for bar in parsed.bars for part in bar.parts}
+    parts = {part: evaluator.grouping(part) for bar in parsed.bars if bar.label not in shared for part in bar.parts}
     return _Variables(name, y, values, parts, weights, _add(_formula_offset(parsed.fixed, evaluator), offset))
 
 
+@dataclass(frozen=True)
+class _Known:
+    """Shares of the rows used in several levels, with the levels' labels; relatedness of levels."""
+
+    shares: dict[str, tuple[Any, np.ndarray]]
+    relatedness: Mapping[str, Any]
+
+
 def _random_terms(
-    bars: Sequence[Bar], structures: list[str], variables: _Variables, codings: dict[str, FactorCoding]
-) -> tuple[tuple[RandomTerm, ...], tuple[Crossing, ...]]:
-    terms, crossings = [], []
+    bars: Sequence[Bar],
+    structures: list[str],
+    variables: _Variables,
+    codings: dict[str, FactorCoding],
+    known: _Known,
+) -> tuple[tuple[RandomTerm, ...], tuple[Crossing | None, ...]]:
+    terms: list[RandomTerm] = []
+    crossings: list[Crossing | None] = []
+    roots: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for bar, structure in zip(bars, structures, strict=True):
         Z, columns = model_matrix(bar.lhs, variables.values, codings, len(variables.y))
         if not columns:
             raise FormulaError(f"The random-effects term ({bar.text}) has no columns.")
-        crossed, crossing = interact([variables.parts[part] for part in bar.parts])
-        codes = crossed.codes.astype(np.int32)
-        terms.append(RandomTerm(bar.label, columns, crossed.levels, codes, Z, structure))
+        rows, crossing = None, None
+        if bar.label in known.shares:
+            rows, levels = known.shares[bar.label]
+            codes = heaviest(rows)
+        else:
+            crossed, crossing = interact([variables.parts[part] for part in bar.parts])
+            codes, levels = crossed.codes.astype(np.int32), crossed.levels
+        root = None
+        if bar.label in known.relatedness:
+            single = len(bar.parts) == 1 and crossing is not None
+            if bar.label not in roots:
+                related, labels = relatedness_matrix(known.relatedness[bar.label], bar.label, levels, extend=single)
+                roots[bar.label] = semidefinite_root(related, bar.label), labels
+            root, labels = roots[bar.label]
+            if single:
+                codes = pd.Index(labels).get_indexer(pd.Index(levels)).astype(np.int32)[codes]
+                levels, crossing = labels, Crossing((labels,), np.arange(len(labels)))
+        terms.append(RandomTerm(bar.label, columns, levels, codes, Z, structure, rows, root))
         crossings.append(crossing)
     return tuple(terms), tuple(crossings)
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ from lme_jax.formula.design import (
     subset_rows,
 )
 from lme_jax.formula.syntax import Call, Name, Node, parse
-from lme_jax.formula.values import Crossing, Factor, as_frame, column, factorize, interact, namespace
+from lme_jax.formula.values import Crossing, Factor, as_frame, column, factorize, interact, meet_new_rows, namespace
 
 _GROUP = "Group"
 
@@ -81,12 +81,16 @@ class Effect:
     formula: Formula
     within: tuple[str, ...] = ()
 
-    def term(self, label: str, Z: np.ndarray, names: tuple[str, ...], crossed: Factor) -> RandomTerm:
+    def term(
+        self, label: str, Z: np.ndarray, names: tuple[str, ...], crossed: Factor, one_group: bool = False
+    ) -> RandomTerm:
         if self.component is None:
             names = tuple(name.replace("Intercept", label) for name in names)
         elif self.within:
             names = (self.component,)
-        factor = f"{label}:{self.component}" if self.within else label
+        factor = label
+        if self.within and self.component is not None:
+            factor = self.component if one_group else f"{label}:{self.component}"
         structure = "unstructured" if self.component is None else "identity"
         return RandomTerm(factor, names, crossed.levels, crossed.codes.astype(np.int32), Z, structure)
 
@@ -101,27 +105,33 @@ class StatsmodelsState:
     effects: tuple[tuple[Matrix, tuple[str, ...]], ...]
     crossings: tuple[Crossing, ...]
     offset_column: str | None
+    one_group: bool = False
 
-    def rebuild(self, frame: pd.DataFrame, random: bool) -> NewDesign:
+    def rebuild(self, frame: pd.DataFrame, random: bool, needed: Sequence[bool] | None = None) -> NewDesign:
         X = self.fixed.build(frame)[:, self.keep]
         offset = row_numbers(frame, self.offset_column, "offset", None)
-        terms = self._terms(frame) if random else ()
-        return NewDesign(X, terms, offset, frame.index)
+        if not random:
+            return NewDesign(X, (), offset, frame.index)
+        needed = [True] * len(self.effects) if needed is None else needed
+        terms, groups = [], []
+        for (matrix, within), crossing, need in zip(self.effects, self.crossings, needed, strict=True):
+            parts = partial(self._parts, frame, within)
+            codes, group = meet_new_rows(crossing, parts, need, len(frame))
+            terms.append((matrix.build(frame), codes))
+            groups.append(group)
+        return NewDesign(X, tuple(terms), offset, frame.index, tuple(groups))
 
-    def _terms(self, frame: pd.DataFrame) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
+    def _parts(self, frame: pd.DataFrame, within: tuple[str, ...]) -> list[Factor]:
+        """The factors that divide the rows: the groups, unless there is only one, and the cells in them."""
+        cells = [factorize(column(frame, name), name) for name in within]
+        if self.one_group and within:
+            return cells
         if self.groups is None:
             raise DataError(
                 "`groups` was an array, so the groups of new rows are unknown; fit with a column name, "
                 "or predict without random effects."
             )
-        group = _group_factor(column(frame, self.groups), self.groups)
-        return tuple(
-            (
-                matrix.build(frame),
-                crossing.lookup([group, *(factorize(column(frame, name), name) for name in within)]),
-            )
-            for (matrix, within), crossing in zip(self.effects, self.crossings, strict=True)
-        )
+        return [_group_factor(column(frame, self.groups), self.groups), *cells]
 
 
 def design_from_statsmodels(
@@ -165,7 +175,8 @@ def design_from_statsmodels(
     Design
         Terms: first the `re_formula` term, whose intercept bears the name of the groups' column ("Group" for
         an array) as in statsmodels; then one term of structure "identity" per component, in sorted order of
-        their names. A component of cells has the factor label "groups:name" and the one column `name`.
+        their names. A component of cells has the factor label "groups:name" and the one column `name`. Where
+        all rows are one group, cells are crossed factors, with the label `name`.
 
     Raises
     ------
@@ -208,18 +219,27 @@ def design_from_statsmodels(
     fixed_matrix, X = built[1]
     X, exog_names, dropped, kept_columns = reduce_rank(X, fixed_matrix.names)
     terms, crossings = [], []
-    for effect, (matrix, Z) in zip(effects, built[2:], strict=True):
-        crossed, crossing = interact([group, *(factorize(frame[name], name) for name in effect.within)])
-        terms.append(effect.term(label, Z, matrix.names, crossed))
+    filled = [bool(matrix.names) for matrix, _ in built[2:]]
+    effects = [effect for effect, some in zip(effects, filled, strict=True) if some]
+    matrices = [pair for pair, some in zip(built[2:], filled, strict=True) if some]
+    if not effects:
+        raise FormulaError(f"re_formula={re_formula!r} has no columns, and there is no `vc_formula`.")
+    one_group = len(np.unique(group.codes)) == 1
+    for effect, (matrix, Z) in zip(effects, matrices, strict=True):
+        cells = [factorize(frame[name], name) for name in effect.within]
+        # statsmodels' idiom for crossed factors: in one group of all rows, cells are just the factor.
+        crossed, crossing = interact(cells if one_group and cells else [group, *cells])
+        terms.append(effect.term(label, Z, matrix.names, crossed, one_group))
         crossings.append(crossing)
     check_design(y, endog_name, weight_values, X, terms)
     state = StatsmodelsState(
         fixed=fixed_matrix,
         keep=kept_columns,
         groups=groups if isinstance(groups, str) else None,
-        effects=tuple((matrix, effect.within) for effect, (matrix, _) in zip(effects, built[2:], strict=True)),
+        effects=tuple((matrix, effect.within) for effect, (matrix, _) in zip(effects, matrices, strict=True)),
         crossings=tuple(crossings),
         offset_column=offset if isinstance(offset, str) else None,
+        one_group=one_group,
     )
     return Design(
         y=y,

@@ -285,3 +285,50 @@ _COMBINE = {
     ":": _interaction,
     "%in%": _interaction,
 }
+
+
+# --- updating --------------------------------------------------------------------------------------------
+
+
+def update_formula(old: str, change: str) -> str:
+    """R's ``update``: `change` with ``.`` standing for the old response, or the old right-hand side.
+
+    ``". ~ . + x - z"`` adds and removes fixed effects, ``". ~ . - (1 | g)"`` a random-effects term, written
+    as it was; ``"log(.) ~ ."`` changes the response.
+    """
+    before, after = parse(old), parse(change)
+    for tree, text in ((before, old), (after, change)):
+        if not (isinstance(tree, Binary) and tree.op == "~"):
+            raise FormulaError(f"The formula {text!r} has no '~'; write '. ~ . + x'.")
+    response = _replace_dot(after.left, before.left)  # type: ignore[attr-defined]
+    kept: list[Signed] = []
+    for sign, node in _summands(after.right):  # type: ignore[attr-defined]
+        pieces = _summands(before.right, sign) if node == Name(".") else [(sign, node)]  # type: ignore[attr-defined]
+        for s, piece in pieces:
+            if s == "-" and has_bar(piece):
+                _remove_bar(kept, piece)
+            else:
+                kept.append((s, piece))
+    text = " ".join(f"{sign} {node}" for sign, node in kept)
+    return f"{response} ~ {text.removeprefix('+ ') or '1'}"
+
+
+def _replace_dot(node: Node, value: Node) -> Node:
+    if node == Name("."):
+        return value
+    if isinstance(node, Call):
+        return Call(node.function, tuple(_replace_dot(a, value) for a in node.args), node.kwargs)
+    if isinstance(node, Binary):
+        return Binary(node.op, _replace_dot(node.left, value), _replace_dot(node.right, value))
+    if isinstance(node, Paren):
+        return Paren(_replace_dot(node.inner, value))
+    return node
+
+
+def _remove_bar(kept: list[Signed], bar: Node) -> None:
+    for i, (_, node) in enumerate(kept):
+        if node == bar:
+            del kept[i]
+            return
+    there = ", ".join(str(node) for _, node in kept if has_bar(node))
+    raise FormulaError(f"There is no random-effects term {bar} to remove; there are {there}.")

@@ -428,6 +428,17 @@ def level_labels(levels: np.ndarray) -> list[str]:
     return [f"{level:.15g}" if isinstance(level, float) else str(level) for level in levels.tolist()]
 
 
+def meet_new_rows(crossing: Crossing, parts: Callable[[], list[Factor]], needed: bool, n: int) -> tuple[Any, Any]:
+    """Codes of new rows and their own levels; all -1 and None where columns that nobody needs are absent."""
+    try:
+        found = parts()
+    except DataError:
+        if needed:
+            raise
+        return np.full(n, -1, np.int32), None
+    return crossing.lookup(found), interact(found)[0]
+
+
 @dataclass(frozen=True)
 class Crossing:
     """The levels of an interaction: its parts' levels and the mixed-radix numbers of its cells."""

@@ -1,0 +1,328 @@
+"""Optimisers by name, held parameters and penalties: what ``MixedLM.fit`` offers beyond the default Newton."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import scipy.optimize
+
+from .core import covariance
+from .core.components import root_hessian, root_map, root_of
+from .core.compression import GroupData
+from .core.em import em
+from .core.fit import deviance, fit
+from .core.optimize import NewtonOptions
+from .core.records import SINGULAR_BELOW, Fit
+from .core.types import Status
+from .data import ModelData
+from .errors import ConvergenceError
+from .statsmodels_layout import Layout
+
+METHODS = ("newton", "lbfgs", "bfgs", "cg", "nm", "powell")
+_SCIPY = {"bfgs": "BFGS", "cg": "CG", "nm": "Nelder-Mead", "powell": "Powell"}
+# A fit counts as converged when at most this many deviance units remain to be gained, ½gᵀH⁻¹g.
+REMAINING = 1e-5
+
+History = list[dict[str, Any]]
+
+
+# ---------------------------------------------------------------- θ in conditioned units
+
+
+def theta_scale(data: ModelData) -> np.ndarray:
+    """(k,) factors that make θ dimensionless in conditioned units of Z."""
+    compressed = data.compressed
+    basis = compressed.moments.basis if isinstance(compressed, GroupData) else compressed.basis
+    with jax.enable_x64(True):
+        return np.asarray(covariance.theta_scale(data.template, jnp.asarray(basis.z_scale)))
+
+
+def default_start(data: ModelData) -> np.ndarray:
+    """θ (k,) of L = I in conditioned units."""
+    parts = []
+    for block in data.template:
+        rows, columns = np.tril_indices(block.size)
+        ones = (rows == columns).astype(float) if block.structure == "unstructured" else np.ones(block.n_theta)
+        parts.append(np.array([1.0, 0.0]) if block.structure == "ar1" and block.size > 1 else ones)
+    return np.concatenate(parts) / theta_scale(data)
+
+
+@functools.partial(jax.jit, static_argnames="reml")
+def _value_and_gradient(theta: Any, data: Any, reml: bool) -> tuple[Any, Any]:
+    return jax.value_and_grad(lambda t: deviance(t, data, reml=reml))(theta)
+
+
+def objective(data: ModelData, reml: bool) -> Callable[[np.ndarray], tuple[float, np.ndarray]]:
+    """Deviance and exact gradient in θ, float64; +∞ where it is not finite."""
+
+    def at(theta: np.ndarray) -> tuple[float, np.ndarray]:
+        with jax.enable_x64(True):
+            value, slope = _value_and_gradient(np.asarray(theta, float), data.compressed, reml)
+        if not np.isfinite(value):
+            return np.inf, np.zeros(len(theta))
+        return float(value), np.asarray(slope)
+
+    return at
+
+
+# ---------------------------------------------------------------- searches
+
+
+def search(
+    data: ModelData,
+    reml: bool,
+    start: np.ndarray,
+    free: np.ndarray,
+    method: str,
+    options: Mapping[str, Any],
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Minimise the deviance over the free entries of θ by a named method; returns θ and what happened."""
+    scale, at = theta_scale(data), objective(data, reml)
+    path: list[float] = []
+
+    def reduced(x: np.ndarray) -> tuple[float, np.ndarray]:
+        theta = start.copy()
+        theta[free] = x / scale[free]
+        value, slope = at(theta)
+        path.append(value)
+        return value, slope[free] / scale[free]
+
+    x0 = start[free] * scale[free]
+    if not free.any():
+        x = x0
+    elif method == "lbfgs":
+        x = _lbfgs(reduced, x0, options)
+    else:
+        x = minimize(reduced, x0, method, options)
+    theta = start.copy()
+    theta[free] = x / scale[free]
+    return theta, {"method": method, "evaluations": len(path), "deviances": path, "params": theta}
+
+
+def minimize(fun: Any, x0: np.ndarray, method: str, options: Mapping[str, Any]) -> np.ndarray:
+    """scipy's minimiser of a (value, gradient) function, with statsmodels' names of the tolerances."""
+    settings: dict[str, Any] = {}
+    if "maxiter" in options:
+        settings["maxiter"] = int(options["maxiter"])
+    if method in ("nm", "powell"):
+        names = {"xtol": "xatol", "ftol": "fatol"} if method == "nm" else {"xtol": "xtol", "ftol": "ftol"}
+        settings |= {to: options.get(name, 1e-10) for name, to in names.items()}
+        settings.setdefault("maxiter", 2000 * len(x0))
+        settings.setdefault("maxfev", 4000 * len(x0))
+        found = scipy.optimize.minimize(lambda x: fun(x)[0], x0, method=_SCIPY[method], options=settings)
+    else:
+        settings["gtol"] = options.get("gtol", 1e-5)
+        found = scipy.optimize.minimize(fun, x0, jac=True, method=_SCIPY[method], options=settings)
+    return np.atleast_1d(found.x)
+
+
+def _lbfgs(fun: Any, x0: np.ndarray, options: Mapping[str, Any]) -> np.ndarray:
+    """optax's L-BFGS; the objective runs on the host, so its line search is driven from here."""
+    gtol, limit = float(options.get("gtol", options.get("pgtol", 1e-5))), int(options.get("maxiter", 500))
+    with jax.enable_x64(True):
+        direction = optax.scale_by_lbfgs(memory_size=int(options.get("maxcor", options.get("m", 10))))
+        x = jnp.asarray(x0)
+        state = direction.init(x)
+        value, slope = fun(np.asarray(x))
+        for iteration in range(limit):
+            if np.abs(slope).max() < gtol:
+                break
+            step, state = direction.update(jnp.asarray(slope), state, x)
+            moved = _line_search(fun, np.asarray(x), -np.asarray(step), value, slope, first=iteration == 0)
+            if moved is None:
+                break
+            x, value, slope = jnp.asarray(moved[0]), moved[1], moved[2]
+    return np.asarray(x)
+
+
+def _line_search(
+    fun: Any, x: np.ndarray, step: np.ndarray, value: float, slope: np.ndarray, *, first: bool
+) -> tuple[np.ndarray, float, np.ndarray] | None:
+    """A point that satisfies the strong Wolfe conditions, or sufficient decrease alone where none is found."""
+    if step @ slope >= 0:
+        step = -slope
+    if first:
+        step = step / max(1.0, float(np.linalg.norm(step)))
+    size = scipy.optimize.line_search(lambda z: fun(z)[0], lambda z: fun(z)[1], x, step, slope, value, c2=0.9)[0]
+    for _ in range(40):
+        size = 1.0 if size is None else size
+        trial = x + size * step
+        new, new_slope = fun(trial)
+        if new <= value + 1e-4 * size * (step @ slope):
+            return trial, new, new_slope
+        size *= 0.5
+    return None
+
+
+def newton_held(layout: Layout, reml: bool, start: np.ndarray, free: np.ndarray, gtol: float) -> np.ndarray:
+    """Trust-region Newton over the free entries of θ (the data's order), exact second derivatives."""
+    order, model = layout.theta_order, layout.components
+    packed, held = start[order], ~free[order]
+    scale = theta_scale(layout.data)[order]
+
+    def derivatives(x: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
+        theta = packed.copy()
+        theta[~held] = x / scale[~held]
+        omega, jacobian = root_map(theta, model.template)
+        value, score, hessian = model.profiled(omega, reml)
+        curvature = root_hessian(theta, score, hessian, model.template)
+        to = 1.0 / scale[~held]
+        return -2.0 * value, -2.0 * (jacobian.T @ score)[~held] * to, -2.0 * curvature[np.ix_(~held, ~held)] * np.outer(
+            to, to
+        )
+
+    if held.all():
+        return start
+    found = scipy.optimize.minimize(
+        lambda x: derivatives(x)[:2],
+        packed[~held] * scale[~held],
+        jac=True,
+        hess=lambda x: derivatives(x)[2],
+        method="trust-exact",
+        options={"gtol": gtol, "maxiter": 200},
+    )
+    packed = packed.copy()
+    packed[~held] = found.x / scale[~held]
+    return layout.unpack_theta(packed)
+
+
+def em_start(layout: Layout, reml: bool, theta: np.ndarray, steps: int) -> tuple[np.ndarray, dict[str, Any]]:
+    """θ after some EM steps."""
+    model = layout.components
+    omega, path = em(model, root_map(theta[layout.theta_order], model.template)[0], steps, reml)
+    theta = layout.unpack_theta(root_of(omega, model.template))
+    return theta, {"method": "em", "evaluations": steps, "deviances": [-2.0 * v for v in path], "params": theta}
+
+
+def ascent_start(
+    data: ModelData, reml: bool, theta: np.ndarray, free: np.ndarray, steps: int
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """θ after some steepest-ascent steps, each halved until ℓ rises."""
+    at, scale = objective(data, reml), theta_scale(data)
+    value, slope = at(theta)
+    path, size = [value], 1.0
+    for _ in range(steps):
+        direction = np.where(free, -slope / scale, 0.0)
+        length = np.linalg.norm(direction)
+        if length == 0:
+            break
+        direction = direction / length
+        for _ in range(60):
+            trial = theta + size * direction / scale
+            new, new_slope = at(trial)
+            if new < value:
+                break
+            size *= 0.5
+        else:
+            break
+        theta, value, slope = trial, new, new_slope
+        path.append(value)
+        size *= 2.0
+    return theta, {"method": "steepest ascent", "evaluations": len(path), "deviances": path, "params": theta}
+
+
+# ---------------------------------------------------------------- penalties
+
+
+def penalised(
+    layout: Layout,
+    reml: bool,
+    theta: np.ndarray,
+    fe_pen: Any,
+    cov_pen: Any,
+    options: Mapping[str, Any],
+    method: str,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Maximise ℓ(β, ω) − fe_pen(β) − cov_pen(D) jointly over β and θ; returns β and θ (the data's order)."""
+    model, p = layout.components, layout.components.n_fixed
+    packed = theta[layout.theta_order]
+    omega = root_map(packed, model.template)[0]
+    beta0 = model.gls(omega)
+    hessian = model.score_and_hessian(beta0, omega, reml)[1]
+    unit = np.concatenate([1.0 / np.sqrt(-np.diag(hessian)[:p]), 1.0 / theta_scale(layout.data)[layout.theta_order]])
+
+    def fun(x: np.ndarray) -> tuple[float, np.ndarray]:
+        beta, root = x[:p] * unit[:p], x[p:] * unit[p:]
+        omega, jacobian = root_map(root, model.template)
+        value = model.loglike(beta, omega, reml)
+        if not np.isfinite(value):
+            return np.inf, np.zeros(len(x))
+        score = model.score_and_hessian(beta, omega, reml)[0]
+        if fe_pen is not None:
+            value -= float(fe_pen.func(beta))
+            score[:p] -= fe_pen.deriv(beta)
+        if cov_pen is not None:
+            cost, slope = _covariance_penalty(cov_pen, omega, layout)
+            value, score[p:] = value - cost, score[p:] - slope
+        if not np.isfinite(value):
+            return np.inf, np.zeros(len(x))
+        return -value, -np.concatenate([score[:p], jacobian.T @ score[p:]]) * unit
+
+    start = np.concatenate([beta0, packed]) / unit
+    x = minimize(fun, start, "bfgs" if method in ("newton", "lbfgs") else method, options)
+    return x[:p] * unit[:p], layout.unpack_theta(x[p:] * unit[p:])
+
+
+def _covariance_penalty(pen: Any, omega: np.ndarray, layout: Layout) -> tuple[float, np.ndarray]:
+    """Value and slope of a penalty on D = Ψ/σ² of the correlated effects."""
+    block = layout.template[0]
+    slope = np.zeros(len(omega))
+    if block.structure != "unstructured":
+        return 0.0, slope
+    relative = np.zeros((block.size,) * 2)
+    relative[np.tril_indices(block.size)] = omega[: block.n_theta]
+    relative = relative + np.tril(relative, -1).T
+    try:
+        inverse = np.linalg.inv(relative)
+    except np.linalg.LinAlgError:
+        return np.inf, slope
+    slope[: block.n_theta] = pen.deriv(relative, inverse)
+    return float(pen.func(relative, inverse)), slope
+
+
+# ---------------------------------------------------------------- the record of a point
+
+
+def fit_at(
+    data: ModelData, reml: bool, theta: np.ndarray, free: np.ndarray, evaluations: int, *, searched: bool = True
+) -> Fit:
+    """The Fit of given θ (k,): nothing moves. Converged if the free parameters have nothing left to gain."""
+    found = fit(data.compressed, reml=reml, start=theta, options=NewtonOptions(max_iter=1))
+    if int(found.status) == Status.NOT_FINITE:
+        raise ConvergenceError("the deviance is not finite at these parameters: try another start or method")
+    remaining = _remaining(np.asarray(found.gradient)[free], np.asarray(found.hessian)[np.ix_(free, free)])
+    with jax.enable_x64(True):
+        smallest = float(covariance.smallest_root(jnp.asarray(found.theta * theta_scale(data)), data.template))
+    status = Status.CONVERGED if remaining < REMAINING else Status.STALLED
+    if status is Status.CONVERGED and smallest < SINGULAR_BELOW:
+        status = Status.SINGULAR
+    if not searched:
+        status = Status.MAX_ITER
+    hessian = np.array(found.hessian)
+    if not free.all():
+        # A held parameter has no uncertainty: it is as if the deviance rose without bound beside it.
+        held = ~free
+        hessian[held, :] = hessian[:, held] = 0.0
+        hessian[held, held] = 1e20 * max(1.0, np.abs(hessian).max())
+    return dataclasses.replace(
+        found,
+        hessian=hessian,
+        decrease=np.float64(remaining),
+        status=np.int32(status),
+        iterations=np.int32(evaluations),
+    )
+
+
+def _remaining(gradient: np.ndarray, hessian: np.ndarray) -> float:
+    """½gᵀ|H|⁻¹g in deviance units; directions of no curvature and no slope do not count."""
+    if len(gradient) == 0:
+        return 0.0
+    unit = np.sqrt(np.maximum(np.abs(np.diag(hessian)), 1e-300))
+    values, vectors = np.linalg.eigh(hessian / np.outer(unit, unit))
+    along = vectors.T @ (gradient / unit)
+    return float(0.5 * (along**2 / np.maximum(np.abs(values), 1e-8)).sum())
