@@ -10,15 +10,18 @@ from .core.types import Status
 from .mixed_lm import MixedLM, mixedlm
 from .model import lmer
 from .results import MixedLMResults
+from .statsmodels_params import MixedLMParams, VCSpec
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Fit",
     "MixedLM",
+    "MixedLMParams",
     "MixedLMResults",
     "NewtonOptions",
     "Status",
+    "VCSpec",
     "compress",
     "datasets",
     "deviance",

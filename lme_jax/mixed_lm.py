@@ -180,9 +180,7 @@ class MixedLM:
         components: list[str | None] = [None] if has_re else []
         components += sorted(vc_formula or {})
         label = groups if named else "Group"
-        model._set_up(
-            design, labels.levels, labels.codes[rows], label, components, use_sqrt, from_arrays=False
-        )
+        model._set_up(design, labels.levels, labels.codes[rows], label, components, use_sqrt, from_arrays=False)
         return model
 
     formula: str | None = None
@@ -320,7 +318,7 @@ class MixedLM:
         packed = np.asarray(params, float)
         k = self.k_re2 + self.k_vc
         if packed.ndim != 1 or len(packed) not in (k, self.k_fe + k):
-            raise DataError(f"params of shape {packed.shape}: give {k} covariance parameters, with {self.k_fe} β or not")
+            raise DataError(f"params of shape {packed.shape}: give {k} covariance parameters, with or without β")
         return MixedLMParams.from_packed(packed, self.k_fe, self.k_re, self.use_sqrt, has_fe=len(packed) > k)
 
     def _point(self, params: Any, profile_fe: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -335,10 +333,14 @@ class MixedLM:
         Parameters
         ----------
         params : MixedLMParams with Cov(b)/σ² and components/σ², or packed as ``use_sqrt`` says.
+
+        Notes
+        -----
+        Penalties of the latest fit are subtracted, that on β only where β is given.
         """
         beta, omega = self._point(params, profile_fe)
         value = self._layout.components.loglike(beta, omega, self.reml)
-        if self.fe_pen is not None:
+        if self.fe_pen is not None and not profile_fe:
             value -= float(self.fe_pen.func(beta))
         if self.cov_pen is not None and self.k_re:
             relative = self._unpack(params).cov_re
@@ -348,10 +350,7 @@ class MixedLM:
     def score(self, params: Any, profile_fe: bool = True) -> np.ndarray:
         """Gradient of ``loglike`` in the packed parameters, in their ``use_sqrt`` form."""
         calc = self.score_sqrt if self.use_sqrt else self.score_full
-        fe, re, vc = calc(self._profiled(params, profile_fe), calc_fe=not profile_fe)
-        if self.fe_pen is not None and not profile_fe:
-            fe = fe - self.fe_pen.deriv(self._point(params, profile_fe)[0])
-        return np.concatenate([fe, re, vc] if not profile_fe else [re, vc])
+        return np.concatenate(calc(self._profiled(params, profile_fe), calc_fe=not profile_fe))
 
     def _profiled(self, params: Any, profile_fe: bool) -> MixedLMParams:
         given = self._unpack(params).copy()
@@ -359,11 +358,17 @@ class MixedLM:
         return given
 
     def score_full(self, params: Any, calc_fe: bool = True) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """∂ℓ in β (empty without ``calc_fe``), Cov(b)/σ² and components/σ², at the given β."""
+        """∂ℓ in β (empty without ``calc_fe``), Cov(b)/σ² and components/σ², at the given β; less the penalties'."""
         beta, omega = self._point(params, False)
         score = self._layout.components.score_and_hessian(beta, omega, self.reml)[0]
         p, k = self.k_fe, self.k_re2
-        return score[:p] if calc_fe else np.zeros(0), score[p : p + k], score[p + k :]
+        fe, re, vc = score[:p] if calc_fe else np.zeros(0), score[p : p + k], score[p + k :]
+        if self.fe_pen is not None and calc_fe:
+            fe = fe - self.fe_pen.deriv(beta)
+        if self.cov_pen is not None and self.k_re:
+            relative = self._unpack(params).cov_re
+            re = re - self.cov_pen.deriv(relative, np.linalg.inv(relative))
+        return fe, re, vc
 
     def score_sqrt(self, params: Any, calc_fe: bool = True) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """∂ℓ in β, the rows of L with LLᵀ = Cov(b)/σ², and the roots of components/σ²."""

@@ -46,7 +46,8 @@ class PositionalFrame(pd.DataFrame):
 
     def __getitem__(self, key: Any) -> Any:
         if isinstance(key, tuple) and all(isinstance(k, (int, np.integer, slice)) for k in key):
-            return self.iloc[key].to_numpy() if isinstance(self.iloc[key], pd.DataFrame) else self.iloc[key]
+            picked: Any = self.iloc[key]
+            return picked.to_numpy() if isinstance(picked, pd.DataFrame) else picked
         return super().__getitem__(key)
 
 
@@ -57,12 +58,12 @@ class StatsmodelsFit(MixedLMResults):
     """
 
     def __getattribute__(self, name: str) -> Any:
-        value: Any = super().__getattribute__(name)
+        value = super().__getattribute__(name)
         if name.startswith("_") or not isinstance(value, (pd.Series, pd.DataFrame)):
             return value
         if not self.__dict__.get("_from_arrays", False):
             return value
-        return value.to_numpy() if name in _PLAIN else _positional(value)
+        return np.array(value) if name in _PLAIN else _positional(value)
 
     def cov_params(self, r_matrix: Any = None, column: Any = None, scale: Any = None) -> Any:
         """Covariance of ``params``; see ``StatsmodelsResults.cov_params``."""
@@ -75,7 +76,7 @@ class StatsmodelsFit(MixedLMResults):
         return limits if cols is None else limits.iloc[np.asarray(cols)]
 
     @property
-    def cov_re(self) -> pd.DataFrame:  # type: ignore[override]
+    def cov_re(self) -> pd.DataFrame:
         """Ψ of the correlated random effects, response units²; the components are in ``vcomp``."""
         first = self._layout.data.design.terms[0]
         if first.structure == "identity":
@@ -94,7 +95,7 @@ class StatsmodelsFit(MixedLMResults):
         return self.scale * self._omega[self.k_re2 :]
 
     @cached_property
-    def bse_re(self) -> pd.Series:  # type: ignore[override]
+    def bse_re(self) -> pd.Series:
         """Standard errors of the (co)variances on their own scale (k,), NaN at a singular fit."""
         errors = super().bse_re
         return errors if self.freepat is not None else errors.iloc[self._layout.theta_order]
@@ -120,15 +121,13 @@ class StatsmodelsFit(MixedLMResults):
         return np.concatenate(groups), names
 
     @cached_property
-    def random_effects(self) -> dict[Any, pd.Series]:  # type: ignore[override]
+    def random_effects(self) -> dict[Any, pd.Series]:
         """BLUPs: group → Series of its correlated effects, then of its components' levels."""
         b = np.concatenate([effects.ravel() for effects in self._term_effects])
-        return {
-            label: pd.Series(b[at], index=names) for label, at, names in self._group_places
-        }
+        return {label: pd.Series(b[at], index=names) for label, at, names in self._group_places}
 
     @cached_property
-    def random_effects_cov(self) -> dict[Any, pd.DataFrame]:  # type: ignore[override]
+    def random_effects_cov(self) -> dict[Any, pd.DataFrame]:
         """Var(b | y) with β, θ fixed: group → DataFrame over the effects of ``random_effects``."""
         V = self.scale * self._layout.components.effects_covariance(self._omega)[0]
         return {

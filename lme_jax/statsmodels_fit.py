@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -148,7 +149,10 @@ def _line_search(
         step = -slope
     if first:
         step = step / max(1.0, float(np.linalg.norm(step)))
-    size = scipy.optimize.line_search(lambda z: fun(z)[0], lambda z: fun(z)[1], x, step, slope, value, c2=0.9)[0]
+    with warnings.catch_warnings():
+        # At the optimum no step gains anything; what follows settles that.
+        warnings.simplefilter("ignore")
+        size = scipy.optimize.line_search(lambda z: fun(z)[0], lambda z: fun(z)[1], x, step, slope, value, c2=0.9)[0]
     for _ in range(40):
         size = 1.0 if size is None else size
         trial = x + size * step
@@ -172,8 +176,10 @@ def newton_held(layout: Layout, reml: bool, start: np.ndarray, free: np.ndarray,
         value, score, hessian = model.profiled(omega, reml)
         curvature = root_hessian(theta, score, hessian, model.template)
         to = 1.0 / scale[~held]
-        return -2.0 * value, -2.0 * (jacobian.T @ score)[~held] * to, -2.0 * curvature[np.ix_(~held, ~held)] * np.outer(
-            to, to
+        return (
+            -2.0 * value,
+            -2.0 * (jacobian.T @ score)[~held] * to,
+            -2.0 * curvature[np.ix_(~held, ~held)] * np.outer(to, to),
         )
 
     if held.all():

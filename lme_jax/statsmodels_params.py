@@ -113,7 +113,7 @@ class VCSpec:
 
     def __init__(self, names: Sequence[str], colnames: Sequence[Any], mats: Sequence[Any]) -> None:
         if not len(names) == len(colnames) == len(mats):
-            raise DataError(f"VCSpec: {len(names)} names, {len(colnames)} colnames and {len(mats)} mats differ in number")
+            raise DataError(f"VCSpec: {len(names)} names, {len(colnames)} colnames, {len(mats)} mats")
         self.names, self.colnames, self.mats = list(names), list(colnames), list(mats)
 
     @staticmethod

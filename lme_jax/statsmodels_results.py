@@ -43,6 +43,7 @@ class StatsmodelsResults:
     model: Any = None
 
     if TYPE_CHECKING:
+
         @property
         def nobs(self) -> Any: ...
 
@@ -153,9 +154,7 @@ class StatsmodelsResults:
         The fixed-effects part differs a little from ``cov_fe`` (generalised least squares): it accounts for
         the estimation of the covariance parameters as far as they correlate with β̂.
         """
-        hessian = self._layout.components.score_and_hessian(
-            np.asarray(self.fit.beta), self._omega, self.reml
-        )[1]
+        hessian = self._layout.components.score_and_hessian(np.asarray(self.fit.beta), self._omega, self.reml)[1]
         free = np.flatnonzero(self._free)
         cov = np.zeros_like(hessian)
         information = -hessian[np.ix_(free, free)]
@@ -318,7 +317,7 @@ class StatsmodelsResults:
 
     @property
     def _n_variances(self) -> int:
-        variances = np.array([" x " not in str(name) for name in self._layout.names], dtype=bool)
+        variances = np.array([not str(name).endswith(" Cov") for name in self._layout.names], dtype=bool)
         return int((variances & self._free[self.k_fe :]).sum())
 
     # ------------------------------------------------------------ profile likelihood
@@ -415,6 +414,10 @@ class StatsmodelsResults:
 
     # ------------------------------------------------------------ keeping
 
+    def __getstate__(self) -> dict[str, Any]:
+        # A sparse factorisation cannot be pickled; it is made again when asked for.
+        return {name: value for name, value in self.__dict__.items() if name != "_equations"}
+
     def save(self, fname: Any, remove_data: bool = False) -> None:
         """Pickle to a file; ``remove_data`` leaves the rows out of it."""
         if remove_data:
@@ -430,7 +433,7 @@ class StatsmodelsResults:
         """Forget the rows; estimates, standard errors, tests and the summary stay, row-wise results go."""
         for name in ("bse_re", "bse", "cov_fe", "pvalues", "_omega", "_free", "normalized_cov_params"):
             getattr(self, name)
-        for name in ("fittedvalues", "resid", "_own_layout"):
+        for name in ("fittedvalues", "resid", "_own_layout", "_equations"):
             self.__dict__.pop(name, None)
         self.summary()
         if self.model is not None:

@@ -80,7 +80,9 @@ def _distribution(df: float) -> Any:
     return scipy.stats.t(df) if np.isfinite(df) else scipy.stats.norm()
 
 
-def t_test(r_matrix: np.ndarray, c: np.ndarray, estimate: np.ndarray, cov: np.ndarray, df: float, names: Any = None) -> TTest:
+def t_test(
+    r_matrix: np.ndarray, c: np.ndarray, estimate: np.ndarray, cov: np.ndarray, df: float, names: Any = None
+) -> TTest:
     """Tests of each row of R (m, K) against c (m,)."""
     effect, sd = r_matrix @ estimate, np.sqrt(np.einsum("mi,ij,mj->m", r_matrix, cov, r_matrix))
     with np.errstate(divide="ignore", invalid="ignore"):
