@@ -16,7 +16,7 @@ from .core.optimize import NewtonOptions
 from .core.records import Fit
 from .core.types import Status
 from .data import ModelData
-from .errors import ConvergenceWarning, DataError, SingularFitWarning, UnsupportedError
+from .errors import DataError, UnsupportedError
 from .formula import Design, RandomTerm, design_from_arrays, design_from_statsmodels
 from .formula.values import as_frame, column, factorize
 from .mixed_lm_results import StatsmodelsFit
@@ -37,6 +37,8 @@ from .statsmodels_params import MixedLMParams, VCSpec
 from .statsmodels_results import without_rows
 
 _FIT_OPTIONS = ("gtol", "maxiter", "eps", "maxcor", "ftol", "xtol", "tol", "disp", "maxls", "m", "pgtol", "use_t")
+
+_ADVICE = "Try method='newton', another start, or a larger maxiter."
 
 
 class MixedLM:
@@ -480,10 +482,10 @@ class MixedLM:
             if not mask.all():
                 raise UnsupportedError("penalties with held covariance parameters are not supported: drop one")
             found = self._penalised(layout, reml, np.asarray(theta), fe_pen, cov_pen, settings, methods[0])
-            _report(found, data)
+            report(found, data, advice=_ADVICE, stacklevel=3)
         else:
             found = self._search(layout, reml, theta, mask, methods, settings, options, hist)
-            _report(found, data)
+            report(found, data, advice=_ADVICE, stacklevel=3)
         self.reml, self.fe_pen, self.cov_pen = reml, fe_pen, cov_pen
         result = StatsmodelsFit(data, found, reml=reml, options=options)
         result.model, result._from_arrays = self, self._from_arrays  # type: ignore[attr-defined]
@@ -857,27 +859,6 @@ def _checked_methods(method: str | Sequence[str] | None) -> list[str]:
     if unknown or not methods:
         raise DataError(f"unknown method {unknown}; choose from {METHODS}")
     return methods
-
-
-def _report(found: Fit, data: ModelData) -> None:
-    """Warn of a singular fit or of one that did not converge; refuse one without a residual."""
-    status = Status(int(found.status))
-    if status is Status.SINGULAR:
-        warnings.warn(
-            "the random effects covariance is singular: a variance is zero or a correlation is ±1. It is a valid "
-            "optimum on the boundary; a simpler random part would describe these data as well.",
-            SingularFitWarning,
-            stacklevel=3,
-        )
-    elif status.is_optimum or status is Status.NOT_FINITE:
-        report(found, data)
-    else:
-        warnings.warn(
-            f"MixedLM optimization: {status.text}; ½gᵀH⁻¹g = {float(found.decrease):.1e} deviance units remain. "
-            "Try method='newton', another start, or a larger maxiter.",
-            ConvergenceWarning,
-            stacklevel=3,
-        )
 
 
 def _lasso(cov: np.ndarray, beta_hat: np.ndarray, alpha: np.ndarray, start: Any, tol: float, maxit: int) -> np.ndarray:

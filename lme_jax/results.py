@@ -540,8 +540,17 @@ def fit_model(
     return MixedLMResults(data, result, reml=reml, options=options, again=again)
 
 
-def report(result: Fit, data: ModelData) -> None:
-    """Turn a status into the warning or the error that a person should see."""
+def report(
+    result: Fit,
+    data: ModelData,
+    *,
+    advice: str = "Try another start=, or options=NewtonOptions(max_iter=…).",
+    stacklevel: int = 4,
+) -> None:
+    """Turn a status into the warning or the error that a person should see.
+
+    ``advice`` is what to do about a fit that did not converge; ``stacklevel`` leads to the person's own line.
+    """
     status = Status(int(result.status))
     spread = np.std(data.y - data.offset)
     if status is Status.NOT_FINITE or float(result.sigma) <= 1e-10 * spread:
@@ -551,15 +560,15 @@ def report(result: Fit, data: ModelData) -> None:
         )
     if status is Status.SINGULAR:
         warnings.warn(
-            "the fit is singular: a variance is zero or a correlation is ±1 (see .varcorr). It is a valid "
+            "the random effects are singular: a variance is zero or a correlation is ±1 (see .varcorr). It is a valid "
             "optimum; a simpler random part would describe these data as well.",
             SingularFitWarning,
-            stacklevel=4,
+            stacklevel=stacklevel,
         )
     elif not status.is_optimum:
         warnings.warn(
             f"the optimiser {status.text}: {int(result.iterations)} evaluations, ½gᵀH⁻¹g = "
-            f"{float(result.decrease):.1e} deviance units. Try another start=, or options=NewtonOptions(max_iter=…).",
+            f"{float(result.decrease):.1e} deviance units. {advice}",
             ConvergenceWarning,
-            stacklevel=4,
+            stacklevel=stacklevel,
         )

@@ -134,6 +134,8 @@ class TestStatus:
         sleepstudy["Reaction"] = 3.0 + 2.0 * sleepstudy.Days
         with pytest.raises(lme.errors.ConvergenceError, match="no residual variation"):
             lme.lmer(FORMULA, sleepstudy)
+        with pytest.raises(lme.errors.ConvergenceError, match="no residual variation"):
+            lme.mixedlm("Reaction ~ Days", sleepstudy, groups="Subject", re_formula="~Days").fit()
 
 
 class TestWrongInput:
