@@ -9,8 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-import scipy.optimize
+import scipy  # scipy.optimize loads at its first use
 
 from .core import covariance
 from .core.components import root_hessian, root_map, root_of
@@ -124,6 +123,8 @@ def minimize(fun: Any, x0: np.ndarray, method: str, options: Mapping[str, Any]) 
 
 def _lbfgs(fun: Any, x0: np.ndarray, options: Mapping[str, Any]) -> np.ndarray:
     """optax's L-BFGS; the objective runs on the host, so its line search is driven from here."""
+    import optax  # only this method needs it
+
     gtol, limit = float(options.get("gtol", options.get("pgtol", 1e-5))), int(options.get("maxiter", 500))
     with jax.enable_x64(True):
         direction = optax.scale_by_lbfgs(memory_size=int(options.get("maxcor", options.get("m", 10))))

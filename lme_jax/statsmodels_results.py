@@ -15,13 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import scipy.optimize
-import scipy.stats
+import scipy  # its submodules load at their first use
 
 from .core.components import Components, root_map, root_of
 from .data import ModelData
 from .errors import DataError, UnsupportedError
-from .inference.contrasts import TTest, WaldTest, hypotheses, t_test, wald_test
+from .inference.contrasts import TTest, WaldTest, hypotheses, reference_distribution, t_test, wald_test
 from .statsmodels_layout import Layout
 from .statsmodels_params import MixedLMParams
 
@@ -187,7 +186,7 @@ class StatsmodelsResults:
 
     @property
     def _reference(self) -> Any:
-        return scipy.stats.t(self.df_resid) if self.use_t else scipy.stats.norm()
+        return reference_distribution(self.df_resid if self.use_t else np.inf)
 
     def conf_int_params(self, alpha: float = 0.05) -> pd.DataFrame:
         """Wald limits (K, 2) of ``params``; for limits of β alone see ``conf_int``."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import scipy.stats
+import scipy  # scipy.stats loads at its first use: it would be a quarter of the import of this package
 
 from ..errors import DataError
 
@@ -34,7 +34,7 @@ class TTest:
 
     def conf_int(self, alpha: float = 0.05) -> np.ndarray:
         """(m, 2) limits of the effects."""
-        half = self.sd * _distribution(self.df_denom).ppf(1.0 - alpha / 2.0)
+        half = self.sd * reference_distribution(self.df_denom).ppf(1.0 - alpha / 2.0)
         return np.column_stack([self.effect - half, self.effect + half])
 
     def summary_frame(self, alpha: float = 0.05) -> pd.DataFrame:
@@ -76,7 +76,8 @@ class WaldTest:
         return f"<Wald test: {self.distribution}({dof}) = {self.statistic:.6g}, p = {self.pvalue:.4g}>"
 
 
-def _distribution(df: float) -> Any:
+def reference_distribution(df: float) -> Any:
+    """Student's t with ``df`` degrees of freedom, the normal where they are infinite."""
     return scipy.stats.t(df) if np.isfinite(df) else scipy.stats.norm()
 
 
@@ -88,7 +89,7 @@ def t_test(
     with np.errstate(divide="ignore", invalid="ignore"):
         t = (effect - c) / sd
     labels = tuple(names) if names is not None else tuple(f"c{i}" for i in range(len(r_matrix)))
-    return TTest(effect, sd, t, 2.0 * _distribution(df).sf(np.abs(t)), df, labels)
+    return TTest(effect, sd, t, 2.0 * reference_distribution(df).sf(np.abs(t)), df, labels)
 
 
 def wald_test(r_matrix: np.ndarray, c: np.ndarray, estimate: np.ndarray, cov: np.ndarray, df: float) -> WaldTest:
