@@ -1,10 +1,11 @@
 """Log-likelihood, score and Hessian of any model with linear covariance, at any parameters, in plain NumPy.
 
 The evaluation engine behind statsmodels' ``loglike``, ``score`` and ``hessian``: it shares no code with the
-fits. Levels that meet in a row are joined into blocks (connected components; a block lies inside a group),
-blocks with equal numbers of levels are stacked, and every quantity comes from the blocks' cross-products
-G = AᵀA and C = Aᵀ[X y] with A the block's random-effects columns. Nothing inverts Ψ, so zero variances need
-no special case. Parameters are (β, ω) on the profile scale, ω = Σ ω_a E_a = Cov(b)/σ², with σ² profiled out.
+fits, and with ``lindstrom_bates`` the step from sums to derivatives. Levels that meet in a row are joined
+into blocks (connected components; a block lies inside a group), blocks with equal numbers of levels are
+stacked, and every quantity comes from the blocks' cross-products G = AᵀA and C = Aᵀ[X y] with A the block's
+random-effects columns. Nothing inverts Ψ, so zero variances need no special case. Parameters are (β, ω) on
+the profile scale, ω = Σ ω_a E_a = Cov(b)/σ², with σ² profiled out.
 
 References: Lindstrom & Bates (1988), J. Am. Stat. Assoc. 83, 1014–1022, sections 4–5.
 """
@@ -18,6 +19,7 @@ import scipy.sparse
 import scipy.sparse.csgraph
 
 from ..errors import UnsupportedError
+from . import lindstrom_bates
 from .covariance import Block, Template, linear_basis
 
 BLOCK_LIMIT = 4096
@@ -176,17 +178,7 @@ class Components:
             if reml and p:
                 X_a += np.einsum("gip,agir->apr", DX, EDX, optimize=True)
                 F += np.einsum("agip,bgir->abpr", EDX, UED[..., :p], optimize=True)
-        score_beta = N * Xr / Q
-        score_omega = -0.5 * trace + 0.5 * N * B / Q
-        h_bb = -N * M / Q + 2.0 * N * np.outer(Xr, Xr) / Q**2
-        h_ob = -N * XB / Q + N * np.outer(B, Xr) / Q**2
-        h_oo = 0.5 * trace2 - 0.5 * N * (2.0 * B2 / Q - np.outer(B, B) / Q**2)
-        if reml and p:
-            Q_a = np.linalg.solve(M[None], X_a)
-            score_omega += 0.5 * np.einsum("app->a", Q_a)
-            h_oo += 0.5 * np.einsum("apr,brp->ab", Q_a, Q_a)
-            h_oo -= np.einsum("pr,abrp->ab", np.linalg.inv(M), 0.5 * (F + np.swapaxes(F, 2, 3)))
-        return np.concatenate([score_beta, score_omega]), np.block([[h_bb, h_ob.T], [h_ob, h_oo]])
+        return lindstrom_bates.assemble(lindstrom_bates.Sums(Q, Xr, M, trace, B, XB, trace2, B2, X_a, F), N, reml)
 
     def effects_covariance(self, omega: np.ndarray) -> tuple[scipy.sparse.csr_array, np.ndarray]:
         """Var(b | y, β)/σ² of all effects (block diagonal) and the slopes Cov(b)ZᵀV⁻¹X/σ² (effects, p)."""

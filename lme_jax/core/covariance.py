@@ -229,8 +229,3 @@ def unpack_symmetric(packed: Array, q: int) -> Array:
     """The symmetric (q, q) matrix whose row-major lower triangle is ``packed``."""
     lower = jnp.zeros((q, q), packed.dtype).at[np.tril_indices(q)].set(packed)
     return lower + lower.T - jnp.diag(jnp.diagonal(lower))
-
-
-def unpack_lower(packed: Array, q: int) -> Array:
-    """The lower-triangular (q, q) matrix whose row-major lower triangle is ``packed``."""
-    return jnp.zeros((q, q), packed.dtype).at[np.tril_indices(q)].set(packed)

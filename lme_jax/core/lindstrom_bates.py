@@ -7,12 +7,51 @@ with the fit beyond the moments: V⁻¹ enters through plain solves with I + GΨ
 References: Lindstrom & Bates (1988), J. Am. Stat. Assoc. 83, 1014–1022, sections 4–5.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from .compression import GroupData
 from .covariance import linear_basis
+
+
+class Sums(NamedTuple):
+    """The sums over levels that the derivatives need, with V_a = ∂V/∂ω_a and r = y − Xβ.
+
+    Attributes
+    ----------
+    Q : rᵀV⁻¹r; Xr : (p,) XᵀV⁻¹r; M : (p, p) XᵀV⁻¹X.
+    trace : (k,) tr V⁻¹V_a; B : (k,) rᵀV⁻¹V_aV⁻¹r; XB : (k, p) XᵀV⁻¹V_aV⁻¹r.
+    trace2 : (k, k) tr V⁻¹V_aV⁻¹V_b; B2 : (k, k) rᵀV⁻¹V_aV⁻¹V_bV⁻¹r.
+    X_a : (k, p, p) XᵀV⁻¹V_aV⁻¹X; F : (k, k, p, p) XᵀV⁻¹V_aV⁻¹V_bV⁻¹X; read under REML only.
+    """
+
+    Q: float
+    Xr: np.ndarray
+    M: np.ndarray
+    trace: np.ndarray
+    B: np.ndarray
+    XB: np.ndarray
+    trace2: np.ndarray
+    B2: np.ndarray
+    X_a: np.ndarray
+    F: np.ndarray
+
+
+def assemble(sums: Sums, N: float, reml: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Score (p + k,) and Hessian (p + k, p + k) from the sums; N = n (ML) or n − p (REML)."""
+    Q, Xr, M, B = sums.Q, sums.Xr, sums.M, sums.B
+    score_beta = N * Xr / Q
+    score_omega = -0.5 * sums.trace + 0.5 * N * B / Q
+    h_bb = -N * M / Q + 2.0 * N * np.outer(Xr, Xr) / Q**2
+    h_ob = -N * sums.XB / Q + N * np.outer(B, Xr) / Q**2
+    h_oo = 0.5 * sums.trace2 - 0.5 * N * (2.0 * sums.B2 / Q - np.outer(B, B) / Q**2)
+    if reml and len(M):
+        Q_a = np.linalg.solve(M[None], sums.X_a)
+        score_omega += 0.5 * np.einsum("app->a", Q_a)
+        h_oo += 0.5 * np.einsum("apr,brp->ab", Q_a, Q_a)
+        h_oo -= np.einsum("pr,abrp->ab", np.linalg.inv(M), 0.5 * (sums.F + np.swapaxes(sums.F, 2, 3)))
+    return np.concatenate([score_beta, score_omega]), np.block([[h_bb, h_ob.T], [h_ob, h_oo]])
 
 
 def score_and_hessian(beta: Any, omega: Any, data: GroupData, *, reml: bool = True) -> tuple[np.ndarray, np.ndarray]:
@@ -47,17 +86,6 @@ def score_and_hessian(beta: Any, omega: Any, data: GroupData, *, reml: bool = Tr
     trace2 = np.einsum("gaik,gbki->ab", EU, EU)
     B2 = np.einsum("gi,aij,gjk,bkl,gl->ab", Dr, E, U, E, Dr, optimize=True)
     XB = np.einsum("gip,aij,gj->ap", DX, E, Dr)
-
-    score_beta = N * Xr / Q
-    score_omega = -0.5 * trace + 0.5 * N * B / Q
-    h_bb = -N * M / Q + 2.0 * N * np.outer(Xr, Xr) / Q**2
-    h_ob = -N * XB / Q + N * np.outer(B, Xr) / Q**2
-    h_oo = 0.5 * trace2 - 0.5 * N * (2.0 * B2 / Q - np.outer(B, B) / Q**2)
-    if reml and p:
-        X_a = np.einsum("gip,aij,gjr->apr", DX, E, DX)
-        Q_a = np.linalg.solve(M[None], X_a)
-        F = np.einsum("gip,aij,gjk,bkl,glr->abpr", DX, E, U, E, DX, optimize=True)
-        score_omega += 0.5 * np.einsum("app->a", Q_a)
-        h_oo += 0.5 * np.einsum("apr,brp->ab", Q_a, Q_a)
-        h_oo -= np.einsum("pr,abrp->ab", np.linalg.inv(M), 0.5 * (F + np.swapaxes(F, 2, 3)))
-    return np.concatenate([score_beta, score_omega]), np.block([[h_bb, h_ob.T], [h_ob, h_oo]])
+    X_a = np.einsum("gip,aij,gjr->apr", DX, E, DX)
+    F = np.einsum("gip,aij,gjk,bkl,glr->abpr", DX, E, U, E, DX, optimize=True)
+    return assemble(Sums(Q, Xr, M, trace, B, XB, trace2, B2, X_a, F), N, reml)

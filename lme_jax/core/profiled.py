@@ -70,12 +70,11 @@ def derivatives(expansion: Expansion, k: int, totals: RowTotals, reml: bool) -> 
 
 
 class Estimates(NamedTuple):
-    """β̂ (p,), σ̂ () and Cov β̂ / σ̂² = (XᵀV⁻¹X)⁻¹ (p, p), in the user's units; the conditioned ones beside."""
+    """β̂ (p,), σ̂ () and Cov β̂ / σ̂² = (XᵀV⁻¹X)⁻¹ (p, p), in the user's units."""
 
     beta: Array
     sigma: Array
     unscaled_cov: Array
-    beta_conditioned: Array
 
 
 def estimates(H: Array, totals: RowTotals, reml: bool) -> Estimates:
@@ -88,4 +87,4 @@ def estimates(H: Array, totals: RowTotals, reml: bool) -> Estimates:
     A, c, d = basis.map[:p, :p], basis.map[:p, p], basis.map[p, p]
     dof = totals.n_rows - (p if reml else 0)
     root = inverse @ A.T
-    return Estimates((A @ beta - c) / d, F[p, p] / (d * jnp.sqrt(dof)), root.T @ root, beta)
+    return Estimates((A @ beta - c) / d, F[p, p] / (d * jnp.sqrt(dof)), root.T @ root)
