@@ -196,6 +196,7 @@ class TestSimulate:
         spread = np.cov(one)
         error = np.abs(spread - V) / np.sqrt(np.outer(np.diag(V), np.diag(V)))
         assert error.max() < 0.1
+        # Means and variances of 4000 draws: standard errors of √(V/4000) and, relative, √(2/4000) = 2 %.
         np.testing.assert_allclose(one.mean(axis=1), X @ fitted.fe_params, atol=0.2)
 
     def test_conditional_keeps_the_effects(self, fitted, frame):
