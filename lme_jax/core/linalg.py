@@ -90,16 +90,16 @@ def log_det(K: Array) -> Array:
 
 
 def ldl(A: Array, floor: Array) -> tuple[Array, Array, Array]:
-    """A = C diag(d) Cᵀ of a symmetric A (k, k), without pivoting.
+    """A = C diag(d) Cᵀ of a symmetric A (k, k, *batch), without pivoting.
 
     Returns
     -------
-    C : (k, k) unit lower triangular.
-    d : (k,) pivots; their signs are the inertia of A.
-    safe : (k,) |d| raised to ``floor``: the pivots of a positive-definite matrix close to A.
+    C : (k, k, *batch) unit lower triangular.
+    d : (k, *batch) pivots; their signs are the inertia of A.
+    safe : (k, *batch) |d| raised to ``floor`` (*batch): the pivots of a positive-definite matrix close to A.
     """
     k = A.shape[0]
-    rows = jnp.arange(k)
+    rows = jnp.arange(k).reshape((k,) + (1,) * (A.ndim - 2))
 
     def eliminate(j: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         rest, C, d = carry
@@ -109,6 +109,6 @@ def ldl(A: Array, floor: Array) -> tuple[Array, Array, Array]:
         rest = rest - divisor * column[:, None] * column[None, :]
         return rest, C.at[:, j].set(column.at[j].set(1.0)), d.at[j].set(pivot)
 
-    start = (A, jnp.zeros_like(A), jnp.zeros(k, A.dtype))
+    start = (A, jnp.zeros_like(A), jnp.zeros(A.shape[1:], A.dtype))
     _, C, d = jax.lax.fori_loop(0, k, eliminate, start)
     return C, d, jnp.maximum(jnp.abs(d), floor)
