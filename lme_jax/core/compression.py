@@ -353,14 +353,15 @@ def compress(
     if any(isinstance(a, jax.Array) for a in (y, X, Z, weights, offset, groups)):
         return _compress_traced(y, X, Z, groups, weights, offset, template, n_groups)
     y, X, Z = (np.asarray(a, float) for a in (y, X, Z))
-    codes, n_groups = _codes(np.asarray(groups), n_groups)
+    codes, n_groups = group_codes(np.asarray(groups), n_groups)
     check_rows(y=y, X=X, Z=Z, groups=codes, weights=weights, offset=offset)
     weights = None if weights is None else np.asarray(weights, float)
     y = y if offset is None else y - np.asarray(offset, float)
     return pool(group_moments(y, X, Z, codes, n_groups, template=template, weights=weights))
 
 
-def _codes(groups: np.ndarray, n_groups: int | None) -> tuple[np.ndarray, int]:
+def group_codes(groups: np.ndarray, n_groups: int | None) -> tuple[np.ndarray, int]:
+    """Integer codes and the number of levels; labels are coded in sorted order unless ``n_groups`` is given."""
     if n_groups is not None:
         return groups, n_groups
     levels, codes = np.unique(groups, return_inverse=True)
@@ -370,10 +371,10 @@ def _codes(groups: np.ndarray, n_groups: int | None) -> tuple[np.ndarray, int]:
 def check_rows(**arrays: Any) -> None:
     """Raise DataError unless all arrays are finite and of one length (None is skipped); weights > 0."""
     given = {name: np.asarray(a) for name, a in arrays.items() if a is not None}
-    n = len(given["y"])
+    first, n = next((name, len(a)) for name, a in given.items())
     for name, a in given.items():
         if len(a) != n:
-            raise DataError(f"{name} has {len(a)} rows, y has {n}: give one row per observation")
+            raise DataError(f"{name} has {len(a)} rows, {first} has {n}: give one row per observation")
         with np.errstate(all="ignore"):
             clean = np.isfinite(a.sum())  # finite whenever every entry is, short of overflow
         bad = np.zeros(0, bool) if clean else ~np.isfinite(a.reshape(n, -1)).all(axis=1)
@@ -397,7 +398,7 @@ def _compress_traced(
         if n_groups is None:
             raise DataError("groups is traced: pass n_groups, the number of groups, as a Python int")
     else:
-        host_codes, n_groups = _codes(np.asarray(groups), n_groups)
+        host_codes, n_groups = group_codes(np.asarray(groups), n_groups)
         codes = jnp.asarray(host_codes)
     if offset is not None:
         y = y - offset

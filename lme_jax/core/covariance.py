@@ -2,7 +2,8 @@
 
 A *template* is a tuple of blocks, one per random term on the factor; L(θ) is block diagonal and
 Cov(b) = σ²LLᵀ. L need not be triangular: the likelihood depends on LLᵀ alone. In every block the
-deviance is even in each column of L, so θ is searched without bounds.
+deviance is even in each column of L, so θ is searched without bounds. Arrays of parameters may carry
+lanes (many models at once) on their last axes.
 """
 
 from typing import NamedTuple
@@ -10,6 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.linalg
 
 from ..errors import UnsupportedError
 from .types import Array
@@ -75,7 +77,7 @@ def factor_basis(block: Block) -> np.ndarray:
 
 
 def factor(theta: Array, template: Template) -> Array:
-    """L(θ), (q, q): a square root of the relative covariance, dimensionless.
+    """L(θ), (q, q, *lanes) for θ (k, *lanes): a square root of the relative covariance, dimensionless.
 
     Unstructured blocks are lower triangular, packed row by row. Compound symmetry is parameterized by
     the signed roots (a, b) of its two eigenvalues: L = a·J/q + b·(I − J/q). AR(1) by (s, r) with
@@ -84,39 +86,70 @@ def factor(theta: Array, template: Template) -> Array:
     blocks = [_block_factor(part, block) for part, block in zip(split(theta, template), template, strict=True)]
     if len(blocks) == 1:
         return blocks[0]
-    return jax.scipy.linalg.block_diag(*blocks)
+    q = sum(block.size for block in template)
+    L, at = jnp.zeros((q, q, *theta.shape[1:]), theta.dtype), 0
+    for part in blocks:
+        L = L.at[at : at + len(part), at : at + len(part)].set(part)
+        at += len(part)
+    return L
 
 
 def _block_factor(theta: Array, block: Block) -> Array:
     if block.structure == "ar1" and block.size > 1:
         return theta[0] * _ar1_root(theta[1], block.size)
-    return jnp.einsum("a,aij->ij", theta, jnp.asarray(factor_basis(block), theta.dtype))
+    return jnp.einsum("a...,aij->ij...", theta, jnp.asarray(factor_basis(block), theta.dtype))
 
 
 def _ar1_root(r: Array, q: int) -> Array:
     norm = jnp.sqrt(1.0 + r * r)
     rho, innovation = r / norm, 1.0 / norm
     lag = np.maximum(np.subtract.outer(np.arange(q), np.arange(q)), 0)
-    powers = jnp.cumprod(jnp.concatenate([jnp.ones(1, r.dtype), jnp.full(q - 1, rho)]))[lag]
-    first = jnp.where(np.arange(q) == 0, 1.0, innovation)
-    return jnp.where(np.tri(q, dtype=bool), powers * first[None, :], 0.0)
+    ones = jnp.ones((1, *r.shape), r.dtype)
+    steps = jnp.concatenate([ones, jnp.broadcast_to(rho, (q - 1, *r.shape))])
+    first = jnp.concatenate([ones, jnp.broadcast_to(innovation, (q - 1, *r.shape))])
+    lower = np.tri(q, dtype=bool).reshape(q, q, *[1] * r.ndim)
+    return jnp.where(lower, jnp.cumprod(steps, axis=0)[lag] * first[None], 0.0)
 
 
 def start(template: Template, spread: Array) -> Array:
-    """θ of uncorrelated effects with relative standard deviations ``spread`` (q,): where a search begins."""
+    """θ (k, *lanes) of uncorrelated effects with relative standard deviations ``spread`` (q, *lanes)."""
     parts, at = [], 0
     for block in template:
         sd = spread[at : at + block.size]
         at += block.size
         if block.structure == "unstructured":
-            parts.append(jnp.diag(sd)[np.tril_indices(block.size)])
+            rows, columns = np.tril_indices(block.size)
+            on_diagonal = (rows == columns).reshape(-1, *[1] * (sd.ndim - 1))
+            parts.append(jnp.where(on_diagonal, sd[rows], 0.0))
         elif block.structure == "diagonal":
             parts.append(sd)
         elif block.structure == "ar1" and block.size > 1:
-            parts.append(jnp.stack([sd.mean(), jnp.zeros_like(sd[0])]))
+            parts.append(jnp.stack([sd.mean(0), jnp.zeros_like(sd[0])]))
         else:
-            parts.append(jnp.full(block.n_theta, sd.mean()))
+            parts.append(jnp.broadcast_to(sd.mean(0), (block.n_theta, *sd.shape[1:])))
     return jnp.concatenate(parts)
+
+
+def moment_start(template: Template, R: Array, A: Array, B: Array, rss: Array, n_rows: Array) -> Array:
+    """Scaled θ (k, *lanes) from moments of residuals r, taking the effects for uncorrelated.
+
+    With R_a = Σ (zₐᵀr)², A_a = Σ (zₐᵀzₐ)², B_a = Σ zₐᵀzₐ over the levels (q, *lanes):
+    E R_a = σ²(τ_a²A_a + B_a) and E rᵀr = σ²(n + Σ τ_a²B_a), which give σ² and then each τ_a in closed form.
+    """
+    A = jnp.where(A > 0, A, 1.0)
+    sigma2 = (rss - (R * B / A).sum(0)) / jnp.maximum(n_rows - (B**2 / A).sum(0), 1.0)
+    usable = (sigma2 > 0) & jnp.isfinite(sigma2)
+    tau2 = jnp.where(usable, (R / jnp.where(usable, sigma2, 1.0) - B) / A, 1.0)
+    # Not at zero, where the deviance is stationary whatever the data; not so far out that it is flat.
+    return start(template, jnp.sqrt(jnp.clip(tau2, 0.04, 1e4)))
+
+
+def structural_nonzeros(template: Template) -> np.ndarray:
+    """(q, q) booleans: entries of L that some θ makes nonzero."""
+    parts = [
+        np.tri(b.size, dtype=bool) if b.structure == "ar1" else factor_basis(b).any(axis=0) for b in template
+    ]
+    return scipy.linalg.block_diag(*parts).astype(bool)
 
 
 def column_groups(template: Template) -> np.ndarray:
@@ -129,7 +162,7 @@ def column_groups(template: Template) -> np.ndarray:
 
 
 def theta_scale(template: Template, z_scale: Array) -> Array:
-    """(k,) factors t such that L(t∘θ) belongs to Z / z_scale when L(θ) belongs to Z."""
+    """(k, *lanes) factors t such that L(t∘θ) belongs to Z / z_scale when L(θ) belongs to Z."""
     parts, at = [], 0
     for block in template:
         s = z_scale[at : at + block.size]
@@ -141,7 +174,7 @@ def theta_scale(template: Template, z_scale: Array) -> Array:
         elif block.structure == "ar1" and block.size > 1:
             parts.append(jnp.stack([s[0], jnp.ones_like(s[0])]))
         else:
-            parts.append(jnp.repeat(s[:1], block.n_theta))
+            parts.append(jnp.repeat(s[:1], block.n_theta, axis=0))
     return jnp.concatenate(parts)
 
 
@@ -175,7 +208,42 @@ def smallest_root(theta: Array, template: Template) -> Array:
             values.append(jnp.abs(part[:1]) / jnp.sqrt(1.0 + part[1:] ** 2))
         else:
             values.append(jnp.abs(part))
-    return jnp.concatenate(values).min()
+    return jnp.concatenate(values).min(0)
+
+
+def squared_basis(template: Template) -> np.ndarray | None:
+    """(kq, k, k) constants N with packed Ψ = LLᵀ equal to ½ θᵀN_xθ; None where L is not linear in θ (AR(1))."""
+    if any(block.structure == "ar1" and block.size > 1 for block in template):
+        return None
+    q, k = sum(block.size for block in template), n_theta(template)
+    basis = np.zeros((k, q, q))
+    row = column = 0
+    for block in template:
+        basis[row : row + block.n_theta, column : column + block.size, column : column + block.size] = factor_basis(block)
+        row, column = row + block.n_theta, column + block.size
+    products = np.einsum("aij,ckj->acik", basis, basis)
+    i, j = np.tril_indices(q)
+    return np.moveaxis((products + np.swapaxes(products, 2, 3))[:, :, i, j], 2, 0)
+
+
+def squared_derivatives(theta: Array, template: Template) -> tuple[Array, Array]:
+    """Of packed Ψ = L(θ)L(θ)ᵀ: ∂Ψ/∂θ (kq, k, *lanes) and ∂²Ψ/∂θ² (kq, k, k, *lanes or 1s)."""
+    basis = squared_basis(template)
+    lanes = theta.shape[1:]
+    if basis is not None:
+        curvature = jnp.asarray(basis, theta.dtype)
+        return jnp.tensordot(curvature, theta, 1), curvature.reshape(*basis.shape, *[1] * len(lanes))
+
+    def packed(step: Array) -> Array:
+        L = factor(theta + step.reshape(-1, *[1] * len(lanes)), template)
+        return jnp.einsum("ij...,kj...->ik...", L, L)[np.tril_indices(L.shape[0])]
+
+    def slope(step: Array) -> tuple[Array, Array]:
+        first = jnp.moveaxis(jax.jacfwd(packed)(step), -1, 1)
+        return first, first
+
+    second, first = jax.jacfwd(slope, has_aux=True)(jnp.zeros(len(theta), theta.dtype))
+    return first, jnp.moveaxis(second, -1, 1)
 
 
 def linear_basis(template: Template) -> np.ndarray:

@@ -103,23 +103,14 @@ def _zero_tangent(a: Array) -> Array:
 
 
 def moment_start(data: GroupData) -> Array:
-    """Scaled θ from moments of the pilot residuals r, taking the effects for uncorrelated.
-
-    With R_a = Σ (zₐᵀr)², A_a = Σ (zₐᵀzₐ)², B_a = Σ zₐᵀzₐ over the levels: E R_a = σ²(τ_a²A_a + B_a) and
-    E rᵀr = σ²(n + Σ τ_a²B_a), which give σ² and then each τ_a in closed form.
-    """
+    """Scaled θ (k,) from moments of the pilot residuals; see ``covariance.moment_start``."""
     q = data.G.shape[0]
     on_diagonal = np.flatnonzero(np.equal(*np.tril_indices(q)))
     R = data.C2[on_diagonal, -1].sum(-1)
     own = jnp.diagonal(data.G).T
     A, B = (data.count * own**2).sum(-1), (data.count * own).sum(-1)
-    A = jnp.where(A > 0, A, 1.0)
     moments = data.moments
-    sigma2 = (moments.WtW[-1, -1] - (R * B / A).sum()) / jnp.maximum(moments.n_rows - (B**2 / A).sum(), 1.0)
-    usable = (sigma2 > 0) & jnp.isfinite(sigma2)
-    tau2 = jnp.where(usable, (R / jnp.where(usable, sigma2, 1.0) - B) / A, 1.0)
-    # Not at zero, where the deviance is stationary whatever the data; not so far out that it is flat.
-    return covariance.start(data.template, jnp.sqrt(jnp.clip(tau2, 0.04, 1e4)))
+    return covariance.moment_start(data.template, R, A, B, moments.WtW[-1, -1], moments.n_rows)
 
 
 def deviance(theta: Any, data: ModelStatistics, *, reml: bool = True) -> Array:

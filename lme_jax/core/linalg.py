@@ -99,6 +99,8 @@ def ldl(A: Array, floor: Array) -> tuple[Array, Array, Array]:
     safe : (k, *batch) |d| raised to ``floor`` (*batch): the pivots of a positive-definite matrix close to A.
     """
     k = A.shape[0]
+    if k <= UNROLL_UP_TO:
+        return _ldl_unrolled(A, floor)
     rows = jnp.arange(k).reshape((k,) + (1,) * (A.ndim - 2))
 
     def eliminate(j: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
@@ -112,3 +114,18 @@ def ldl(A: Array, floor: Array) -> tuple[Array, Array, Array]:
     start = (A, jnp.zeros_like(A), jnp.zeros(A.shape[1:], A.dtype))
     _, C, d = jax.lax.fori_loop(0, k, eliminate, start)
     return C, d, jnp.maximum(jnp.abs(d), floor)
+
+
+def _ldl_unrolled(A: Array, floor: Array) -> tuple[Array, Array, Array]:
+    k = A.shape[0]
+    one, zero = jnp.ones(A.shape[2:], A.dtype), jnp.zeros(A.shape[2:], A.dtype)
+    C = [[one if i == j else zero for j in range(k)] for i in range(k)]
+    pivots, divisors = [], []
+    for j in range(k):
+        pivots.append(A[j, j] - sum(C[j][c] ** 2 * divisors[c] for c in range(j)))
+        divisors.append(jnp.where(jnp.abs(pivots[j]) < floor, floor, pivots[j]))
+        for i in range(j + 1, k):
+            known = sum(C[i][c] * C[j][c] * divisors[c] for c in range(j))
+            C[i][j] = (A[i, j] - known) / divisors[j]
+    d = jnp.stack(pivots)
+    return jnp.stack([jnp.stack(row) for row in C]), d, jnp.maximum(jnp.abs(d), floor)

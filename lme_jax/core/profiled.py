@@ -1,4 +1,7 @@
-"""From log|V| and H = [X y]ᵀV⁻¹[X y] to the profiled deviance, β̂ and σ̂: shared by every engine."""
+"""From log|V| and H = [X y]ᵀV⁻¹[X y] to the profiled deviance, β̂ and σ̂: shared by every engine.
+
+Arrays may carry lanes (many models at once) on their last axes.
+"""
 
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
@@ -28,21 +31,25 @@ class Expansion(NamedTuple):
     at: Callable[[Array], tuple[Array, Array]]
 
 
-def _deviance_and_log_rss(log_det: Array, H: Array, totals: RowTotals, reml: bool) -> tuple[Array, Array]:
-    p = H.shape[0] - 1
+def _deviance_and_log_rss(log_det: Array, F: Array, totals: RowTotals, reml: bool) -> tuple[Array, Array]:
+    p = F.shape[0] - 1
     basis = totals.basis
-    F = linalg.cholesky(H)
     log_rss = 2.0 * jnp.log(F[p, p] / basis.map[p, p])
     dof = totals.n_rows - (p if reml else 0)
     value = log_det - totals.log_weights + dof * (1.0 + jnp.log(2.0 * jnp.pi / dof) + log_rss)
     if reml:
-        value = value + 2.0 * jnp.log(jnp.diagonal(F)[:p]).sum() - 2.0 * basis.log_det_x
+        value = value + linalg.log_det(F[:p, :p]) - 2.0 * basis.log_det_x
     return value, log_rss
 
 
 def profiled_deviance(log_det: Array, H: Array, totals: RowTotals, reml: bool) -> Array:
     """Deviance with β and σ profiled out (Bates et al. 2015, eqs 34, 41), in the user's units."""
-    return _deviance_and_log_rss(log_det, H, totals, reml)[0]
+    return deviance_of_root(log_det, linalg.cholesky(H), totals, reml)
+
+
+def deviance_of_root(log_det: Array, F: Array, totals: RowTotals, reml: bool) -> Array:
+    """``profiled_deviance`` from the Cholesky factor F of H."""
+    return _deviance_and_log_rss(log_det, F, totals, reml)[0]
 
 
 class AtOptimum(NamedTuple):
@@ -57,7 +64,7 @@ def derivatives(expansion: Expansion, k: int, totals: RowTotals, reml: bool) -> 
 
     def criteria(delta: Array) -> tuple[Array, tuple[Array, Array]]:
         log_det, H = expansion.at(delta)
-        values = jnp.stack(_deviance_and_log_rss(log_det, H, totals, reml))
+        values = jnp.stack(_deviance_and_log_rss(log_det, linalg.cholesky(H), totals, reml))
         return values, (values[0], H)
 
     def gradient(delta: Array) -> tuple[Array, tuple[Array, Array, AtOptimum]]:
@@ -70,7 +77,7 @@ def derivatives(expansion: Expansion, k: int, totals: RowTotals, reml: bool) -> 
 
 
 class Estimates(NamedTuple):
-    """β̂ (p,), σ̂ () and Cov β̂ / σ̂² = (XᵀV⁻¹X)⁻¹ (p, p), in the user's units."""
+    """β̂ (p, *lanes), σ̂ (*lanes) and Cov β̂ / σ̂² = (XᵀV⁻¹X)⁻¹ (p, p, *lanes), in the user's units."""
 
     beta: Array
     sigma: Array
@@ -79,12 +86,14 @@ class Estimates(NamedTuple):
 
 def estimates(H: Array, totals: RowTotals, reml: bool) -> Estimates:
     """Generalised least squares from H in the conditioned basis, mapped back exactly."""
-    p = H.shape[0] - 1
+    p, lanes = H.shape[0] - 1, H.shape[2:]
     basis = totals.basis
     F = linalg.cholesky(H)
-    inverse = linalg.solve_lower(F[:p, :p], jnp.eye(p, dtype=H.dtype))
-    beta = inverse.T @ F[p, :p]
+    eye = jnp.eye(p, dtype=H.dtype).reshape(p, p, *[1] * len(lanes))
+    inverse = linalg.solve_lower(F[:p, :p], jnp.broadcast_to(eye, (p, p, *lanes)))
+    beta = jnp.einsum("ij...,i...->j...", inverse, F[p, :p])
     A, c, d = basis.map[:p, :p], basis.map[:p, p], basis.map[p, p]
     dof = totals.n_rows - (p if reml else 0)
-    root = inverse @ A.T
-    return Estimates((A @ beta - c) / d, F[p, p] / (d * jnp.sqrt(dof)), root.T @ root)
+    root = jnp.einsum("ij...,kj...->ik...", inverse, A)
+    unscaled = jnp.einsum("ij...,ik...->jk...", root, root)
+    return Estimates((jnp.einsum("ij...,j...->i...", A, beta) - c) / d, F[p, p] / (d * jnp.sqrt(dof)), unscaled)

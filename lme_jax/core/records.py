@@ -59,14 +59,17 @@ class RandomEffects:
 
 
 def assemble(found: NewtonState, totals: RowTotals, template: Template, reml: bool) -> Fit:
-    """The Fit of a finished search over scaled θ: canonical signs, GLS estimates, the user's units."""
+    """The Fit of a finished search over scaled θ: canonical signs, GLS estimates, the user's units.
+
+    Lanes stay on the last axes here.
+    """
     scale = covariance.theta_scale(template, totals.basis.z_scale)
     theta = covariance.canonical(found.x, template)
     sign = jnp.where(theta * found.x < 0, -1.0, 1.0)
     gls = estimates(found.aux.H, totals, reml)
     singular = covariance.smallest_root(theta, template) < SINGULAR_BELOW
     status = jnp.where((found.status == Status.CONVERGED) & singular, Status.SINGULAR, found.status)
-    finite = jnp.isfinite(found.value) & jnp.isfinite(gls.sigma) & jnp.isfinite(gls.beta).all()
+    finite = jnp.isfinite(found.value) & jnp.isfinite(gls.sigma) & jnp.isfinite(gls.beta).all(0)
     user_theta, to_user = theta / scale, sign * scale
     return Fit(
         theta=user_theta,
@@ -76,7 +79,7 @@ def assemble(found: NewtonState, totals: RowTotals, template: Template, reml: bo
         unscaled_cov=gls.unscaled_cov,
         deviance=found.value,
         gradient=found.gradient * to_user,
-        hessian=found.hessian * jnp.outer(to_user, to_user),
+        hessian=found.hessian * to_user[:, None] * to_user[None],
         log_scale_slope=found.aux.log_scale_slope * to_user,
         decrease=found.decrease,
         iterations=found.iterations,

@@ -38,6 +38,7 @@ class Status(enum.IntEnum):
     MAX_ITER = 2
     STALLED = 3
     NOT_FINITE = 4
+    INTERRUPTED = 5
 
     @property
     def is_optimum(self) -> bool:
@@ -52,6 +53,7 @@ class Status(enum.IntEnum):
             Status.MAX_ITER: "stopped at the iteration limit before the gradient was small",
             Status.STALLED: "stopped because no step lowered the deviance although the gradient is not small",
             Status.NOT_FINITE: "failed: the deviance is not finite",
+            Status.INTERRUPTED: "not fitted: the batch was interrupted",
         }[self]
 
 

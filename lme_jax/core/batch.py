@@ -1,0 +1,248 @@
+"""Fit any number of lanes: chunks of one compiled size, bounded rounds, compaction of what has not finished.
+
+A chunk runs a few Newton evaluations; lanes that have ended are written out, the others wait in a pool
+until they fill a chunk of their own. So no lane waits for the slowest, one program serves all chunks, and
+the memory in use is that of a few chunks however many lanes there are.
+"""
+
+import functools
+import os
+import warnings
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from tqdm.auto import tqdm
+
+from . import covariance, lanes
+from .compression import bucket
+from .lanes import LaneData
+from .optimize import NewtonOptions, NewtonState, initial_state, newton
+from .records import Fit, assemble
+from .types import Status
+
+# Lanes per call: on a CPU the working set of a chunk should stay in the cache, a GPU wants width.
+CPU_LANES = 256
+GPU_LANES = 16_384
+ROUNDS = 8
+# Lanes per call for those that need more rounds than most.
+NARROW = 128
+
+
+class Lanes(NamedTuple):
+    """A piece of the work: the lanes' numbers in the caller's order, their data, and a start or None."""
+
+    index: np.ndarray
+    data: LaneData
+    start: np.ndarray | None = None
+
+
+def chunk_lanes(n_levels: int) -> int:
+    """Lanes that one call fits, the size to cut work into, for models of ``n_levels`` (merged) levels.
+
+    On a CPU the sums over the levels should stay in the cache where they dominate; a GPU wants width.
+    """
+    if jax.default_backend() != "cpu":
+        return 16_384
+    return 2_048 if n_levels <= 16 else 256
+
+
+def fit_lanes(
+    work: Iterable[Lanes],
+    n_lanes: int,
+    width: int,
+    *,
+    reml: bool = True,
+    options: NewtonOptions = NewtonOptions(),
+    progress: bool = False,
+) -> Fit:
+    """Fit all the lanes that ``work`` yields, each piece no longer than ``width``.
+
+    Parameters
+    ----------
+    work : pieces of one design family (equal p, template and number of levels); read one at a time, so a
+        generator keeps memory bounded.
+    n_lanes : how many lanes there are in all.
+    width : lanes per call; see ``chunk_lanes``.
+    progress : whether to show a bar.
+
+    Returns
+    -------
+    Fit
+        NumPy, float64, with a leading axis over the lanes. ``status`` is each lane's own. After a
+        KeyboardInterrupt the lanes that are done are returned, the others are NaN and ``INTERRUPTED``.
+    """
+    with _Collector(n_lanes, progress) as collector:
+        try:
+            _drive(iter(work), collector, min(width, bucket(max(n_lanes, 1))), reml, options)
+        except KeyboardInterrupt:
+            warnings.warn(
+                f"interrupted: {collector.n_done} of {n_lanes} fits are done and kept, the others are NaN",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+        return collector.result()
+
+
+def _drive(
+    work: Iterator[Lanes], collector: "_Collector", width: int, reml: bool, options: NewtonOptions
+) -> None:
+    """Keep every worker busy with a fresh piece, or with a narrow chunk of lanes that have more to do."""
+    unfinished: list[_Running] = []
+    narrow = min(width, NARROW)
+    n_workers = _workers()
+    with ThreadPoolExecutor(n_workers) as pool:
+        pending: set[Future[_Running]] = set()
+        fresh = True
+        while fresh or pending or unfinished:
+            while fresh and len(pending) < n_workers + 1:
+                piece = next(work, None)
+                fresh = piece is not None
+                if piece is not None:
+                    pending.add(pool.submit(_begin, piece, width, reml, options))
+            waiting = sum(len(r.index) for r in unfinished)
+            if waiting >= narrow or (waiting and not fresh and not pending):
+                together = _concatenate(unfinished)
+                parts = np.split(np.arange(waiting), np.arange(narrow, waiting, narrow))
+                keep = [parts.pop()] if len(parts[-1]) < narrow and len(parts) > 1 else []
+                unfinished = [together.take(part) for part in keep]
+                pending |= {pool.submit(_resume, together.take(part), narrow, reml, options) for part in parts}
+            done, pending = wait(pending, return_when="FIRST_COMPLETED") if pending else (set(), set())
+            for future in done:
+                unfinished += collector.store(future.result())
+
+
+def _workers() -> int:
+    """Calls to run side by side: a CPU call of this size keeps one core busy, an accelerator is fed by one."""
+    if jax.default_backend() != "cpu":
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(8, cores))
+
+
+class _Running(NamedTuple):
+    """Lanes after some rounds: the search as it stands, and the fit it would give."""
+
+    index: np.ndarray
+    data: LaneData
+    state: NewtonState
+    fit: Fit
+
+    def take(self, which: np.ndarray) -> "_Running":
+        return _Running(self.index[which], *_take(self[1:], which, len(self.index)))
+
+
+def _take(tree: Any, which: np.ndarray, n: int) -> Any:
+    """Some of n lanes of NumPy arrays; what is shared by all (last axis 1) stays."""
+    return jax.tree.map(lambda a: a[..., which] if a.ndim and a.shape[-1] == n else a, tree)
+
+
+def _concatenate(parts: list[_Running]) -> _Running:
+    if len(parts) == 1:
+        return parts[0]
+    sizes = [len(part.index) for part in parts]
+
+    def join(*arrays: np.ndarray) -> np.ndarray:
+        own = all(a.shape[-1] == size for a, size in zip(arrays, sizes, strict=True))
+        return np.concatenate(arrays, axis=-1) if own else arrays[0]
+
+    return _Running(np.concatenate([part.index for part in parts]), *jax.tree.map(join, *[part[1:] for part in parts]))
+
+
+def _pad(tree: Any, n: int, width: int) -> Any:
+    """Repeat the last of n lanes up to ``width``."""
+    return tree if n == width else _take(tree, np.minimum(np.arange(width), n - 1), n)
+
+
+def _begin(piece: Lanes, width: int, reml: bool, options: NewtonOptions) -> _Running:
+    n = len(piece.index)
+    data = _pad(jax.tree.map(np.asarray, piece.data), n, width)
+    with jax.enable_x64(True):
+        data = _place(data, width)
+        start = None if piece.start is None else _place(_pad(np.asarray(piece.start, float), n, width), width)
+        return _run(piece.index, data, _start(data, start, reml), reml, options)
+
+
+def _resume(running: _Running, width: int, reml: bool, options: NewtonOptions) -> _Running:
+    n = len(running.index)
+    with jax.enable_x64(True):
+        data, state = _place(_pad((running.data, running.state), n, width), width)
+        return _run(running.index, data, state, reml, options)
+
+
+def _run(index: np.ndarray, data: LaneData, state: NewtonState, reml: bool, options: NewtonOptions) -> _Running:
+    state, fitted = _search(data, state, reml, options)
+    width = data.n_lanes
+    return _take(jax.tree.map(np.asarray, _Running(index, data, state, fitted)), np.arange(len(index)), width)
+
+
+def _place(tree: Any, width: int) -> Any:
+    """On every device of the default backend, split over the lanes where they divide evenly."""
+    devices = jax.local_devices()
+    if len(devices) == 1 or width % len(devices):
+        return tree
+    mesh = jax.sharding.Mesh(np.array(devices), ("lanes",))
+
+    def put(a: Any) -> Any:
+        split = a.ndim > 0 and a.shape[-1] == width
+        spec = jax.sharding.PartitionSpec(*[None] * (a.ndim - 1), "lanes") if split else jax.sharding.PartitionSpec()
+        return jax.device_put(a, jax.sharding.NamedSharding(mesh, spec))
+
+    return jax.tree.map(put, tree)
+
+
+@functools.partial(jax.jit, static_argnames="reml")
+def _start(data: LaneData, theta: Any, reml: bool) -> NewtonState:
+    """θ (k, R) in the user's units, or moment estimates where None."""
+    if theta is None:
+        x = lanes.moment_start(data)
+    else:
+        x = theta * covariance.theta_scale(data.template, data.basis.z_scale)
+    return initial_state(x, lambda x: lanes.objective(x, data, reml))
+
+
+@functools.partial(jax.jit, static_argnames=("reml", "options"))
+def _search(data: LaneData, state: NewtonState, reml: bool, options: NewtonOptions) -> tuple[NewtonState, Fit]:
+    state = newton(lambda x: lanes.objective(x, data, reml), state, options, rounds=ROUNDS)
+    return state, assemble(state, data, data.template, reml)
+
+
+class _Collector:
+    """Results by lane number, and the progress bar."""
+
+    def __init__(self, n_lanes: int, progress: bool) -> None:
+        self.n_lanes = n_lanes
+        self.n_done = 0
+        self._fit: Fit | None = None
+        self._progress = progress
+
+    def __enter__(self) -> "_Collector":
+        self._bar = tqdm(total=self.n_lanes, disable=not self._progress, unit="fit", smoothing=0.05)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._bar.close()
+
+    def store(self, running: _Running) -> list[_Running]:
+        """Write the lanes that ended; return the others, to go on."""
+        ended = running.state.status >= 0
+        if self._fit is None:
+            self._fit = jax.tree.map(self._room, running.fit)
+        which, index = np.flatnonzero(ended), running.index[ended]
+        for name in vars(running.fit):
+            getattr(self._fit, name)[index] = np.moveaxis(getattr(running.fit, name)[..., which], -1, 0)
+        self.n_done += len(which)
+        self._bar.update(len(which))
+        rest = np.flatnonzero(~ended)
+        return [running.take(rest)] if len(rest) else []
+
+    def _room(self, a: np.ndarray) -> np.ndarray:
+        shape = (self.n_lanes, *a.shape[:-1])
+        return np.full(shape, Status.INTERRUPTED if a.dtype == np.int32 else np.nan, a.dtype)
+
+    def result(self) -> Fit:
+        if self._fit is None:
+            raise KeyboardInterrupt
+        return self._fit
