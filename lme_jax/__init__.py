@@ -7,6 +7,8 @@ from .core.fit import deviance, fit, random_effects
 from .core.optimize import NewtonOptions
 from .core.records import Fit
 from .core.types import Status
+from .many import fit_many, lmer_many
+from .many_results import ManyFits, compare
 from .mixed_lm import MixedLM, mixedlm
 from .model import lmer
 from .results import MixedLMResults
@@ -16,19 +18,23 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Fit",
+    "ManyFits",
     "MixedLM",
     "MixedLMParams",
     "MixedLMResults",
     "NewtonOptions",
     "Status",
     "VCSpec",
+    "compare",
     "compress",
     "datasets",
     "deviance",
     "enable_compilation_cache",
     "errors",
     "fit",
+    "fit_many",
     "lmer",
+    "lmer_many",
     "merge",
     "mixedlm",
     "random_effects",

@@ -13,6 +13,7 @@ from .core.covariance import Block, Template
 from .core.crossed_data import compress_crossed
 from .core.fit import ModelStatistics
 from .core.henderson import MixedModelEquations
+from .core.lane_data import SharedDesign
 from .core.records import Fit
 from .core.rotation import compress_rotated
 from .errors import UnsupportedError
@@ -101,31 +102,64 @@ class ModelData:
     ----------
     terms : the random terms, reordered so that those of one factor stand together.
     factors : one entry per grouping factor.
-    compressed : the core's sufficient statistics.
     covariance_names : (k,) labels of the free (co)variances.
     """
 
     design: Design
     terms: tuple[RandomTerm, ...]
     factors: tuple[Factor, ...]
-    compressed: ModelStatistics
     covariance_names: tuple[str, ...]
 
     @classmethod
     def from_design(cls, design: Design, *, factor_in_names: bool) -> "ModelData":
-        """Merge and compress; ``factor_in_names`` puts the factor's label before each effect's name."""
+        """Merge the terms of each factor; ``factor_in_names`` puts the factor's label before each effect's name."""
         by_factor: dict[str, list[RandomTerm]] = {}
         for term in design.terms:
             by_factor.setdefault(term.factor, []).append(term)
         factors = tuple(_merge(tuple(terms)) for terms in by_factor.values())
-        compressed = _compress(design, factors)
         terms = tuple(t for group in by_factor.values() for t in group)
-        return cls(design, terms, factors, compressed, _covariance_names(terms, factor_in_names))
+        return cls(design, terms, factors, _covariance_names(terms, factor_in_names))
 
     def with_response(self, y: np.ndarray) -> "ModelData":
         """The same design with another response (n,)."""
-        design = replace(self.design, y=y)
-        return replace(self, design=design, compressed=_compress(design, self.factors))
+        return replace(self, design=replace(self.design, y=y))
+
+    def rows(self, which: np.ndarray) -> "ModelData":
+        """The model on some of the rows (a mask or positions); the factors keep all their levels."""
+
+        def cut(part: Any) -> Any:
+            membership = None if part.membership is None else part.membership[which]
+            return replace(part, Z=part.Z[which], codes=part.codes[which], membership=membership)
+
+        old = self.design
+        design = replace(
+            old,
+            y=old.y[which],
+            X=old.X[which],
+            index=old.index[which],
+            terms=tuple(cut(term) for term in old.terms),
+            weights=None if old.weights is None else old.weights[which],
+            offset=None if old.offset is None else old.offset[which],
+        )
+        cut_factors = tuple(cut(factor) for factor in self.factors)
+        return replace(self, design=design, terms=tuple(cut(term) for term in self.terms), factors=cut_factors)
+
+    @cached_property
+    def compressed(self) -> ModelStatistics:
+        """The core's sufficient statistics."""
+        return _compress(self.design, self.factors)
+
+    @cached_property
+    def shared_design(self) -> SharedDesign:
+        """The design ready for many responses; of models with one factor of independent levels."""
+        only = self.factors[0]
+        prior: dict[str, Any] = {"weights": self.design.weights, "offset": self.design.offset}
+        return SharedDesign(self.X, only.Z, only.codes, structure=only.template, n_groups=len(only.levels), **prior)
+
+    @property
+    def has_one_factor(self) -> bool:
+        """Whether the levels of one factor are all there is: what the batch engine fits."""
+        return len(self.factors) == 1 and self.factors[0].by_code
 
     def equations(self, fitted: Fit) -> MixedModelEquations:
         """Henderson's equations at a fit."""

@@ -22,6 +22,8 @@ from .errors import ConvergenceError, ConvergenceWarning, DataError, SingularFit
 from .inference.prediction import RandomChoice, predict_mean, prediction_rows, prediction_table, related_effects
 from .inference.simulation import response_for, simulate_responses
 from .inference.wald import covariance_standard_errors, wald_table
+from .many_results import ManyFits
+from .responses import MEMORY_LIMIT, BatchOptions, Responses, fit_responses, read_responses
 from .statsmodels_results import StatsmodelsResults
 from .summary import Summary
 
@@ -383,6 +385,28 @@ class MixedLMResults(StatsmodelsResults):
         y = response_for(self._data, new_y)
         return fit_model(self._data.with_response(y), self.reml, start, self._options)
 
+    def refit_many(
+        self,
+        Y: Any,
+        *,
+        mask: Any = None,
+        start: Any = None,
+        memory_limit: int = MEMORY_LIMIT,
+        progress: bool = True,
+    ) -> ManyFits:
+        """Fit the same design to many responses Y (n_rows, R), such as all of ``simulate``.
+
+        NaN marks a missing value, ``mask`` (n_rows, R) is True where a response was observed; see ``fit_many``.
+        Designs with several grouping factors are fitted one response after another.
+        """
+        if isinstance(Y, pd.DataFrame) and not Y.index.equals(self._data.index):
+            if not (Y.index.is_unique and self._data.index.isin(Y.index).all()):
+                raise DataError("Y lacks labels of the fitted rows: give one row per fitted row, in order")
+            Y = Y.loc[self._data.index]
+        responses = read_responses(Y, self.nobs, mask)
+        settings = BatchOptions(progress, memory_limit, self._options)
+        return refit_responses(self._data, responses, self.reml, start, settings)
+
     def update(
         self, formula: str | None = None, data: Any = None, *, reml: bool | None = None, **changes: Any
     ) -> MixedLMResults:
@@ -529,6 +553,36 @@ class MixedLMResults(StatsmodelsResults):
     @property
     def _factor(self) -> Factor:
         return self._data.factors[0]
+
+
+def refit_responses(data: ModelData, responses: Responses, reml: bool, start: Any, settings: BatchOptions) -> ManyFits:
+    """Fit all the responses and label them; warns once of those that did not reach an optimum."""
+    fit, n_obs = fit_responses(data, responses, reml=reml, start=start, options=settings)
+
+    def view(number: int, lane: Fit) -> MixedLMResults:
+        which = np.array([number])
+        y, seen = responses.columns(which)[:, 0], responses.seen(which)[:, 0]
+        own = data if seen.all() else data.rows(seen)
+        return MixedLMResults(own.with_response(y[seen]), lane, reml=reml, options=settings.newton)
+
+    many = ManyFits(fit, data, responses.names, reml=reml, n_obs=n_obs, view=view)
+    warn_of_failures(many)
+    return many
+
+
+def warn_of_failures(many: ManyFits) -> None:
+    """One warning for all the fits that did not reach an optimum."""
+    failed = ~many.converged & (many.fit.status != Status.INTERRUPTED)
+    if failed.any():
+        counts = many.status[failed].value_counts()
+        which = ", ".join(f"{n} {status}" for status, n in counts.items())
+        first = ", ".join(repr(name) for name in many.names[failed][:5])
+        warnings.warn(
+            f"{int(failed.sum())} of {len(many)} fits did not reach an optimum ({which}; the first are {first}): "
+            "see .status; their numbers are not estimates",
+            ConvergenceWarning,
+            stacklevel=4,
+        )
 
 
 def fit_model(

@@ -76,7 +76,7 @@ def fit_lanes(
     """
     with _Collector(n_lanes, progress) as collector:
         try:
-            _drive(iter(work), collector, min(width, bucket(max(n_lanes, 1))), reml, options)
+            _Driver(collector, min(width, bucket(max(n_lanes, 1))), reml, options).run(iter(work))
         except KeyboardInterrupt:
             warnings.warn(
                 f"interrupted: {collector.n_done} of {n_lanes} fits are done and kept, the others are NaN",
@@ -86,32 +86,48 @@ def fit_lanes(
         return collector.result()
 
 
-def _drive(
-    work: Iterator[Lanes], collector: "_Collector", width: int, reml: bool, options: NewtonOptions
-) -> None:
-    """Keep every worker busy with a fresh piece, or with a narrow chunk of lanes that have more to do."""
-    unfinished: list[_Running] = []
-    narrow = min(width, NARROW)
-    n_workers = _workers()
-    with ThreadPoolExecutor(n_workers) as pool:
-        pending: set[Future[_Running]] = set()
+class _Driver:
+    """Keeps every worker busy with a fresh piece, or with a narrow chunk of lanes that have more to do."""
+
+    def __init__(self, collector: "_Collector", width: int, reml: bool, options: NewtonOptions) -> None:
+        self._collector, self._width, self._narrow = collector, width, min(width, NARROW)
+        self._how = (reml, options)
+        self._pending: set[Future[_Running]] = set()
+        self._unfinished: list[_Running] = []
+
+    def run(self, work: Iterator[Lanes]) -> None:
+        with ThreadPoolExecutor(_workers()) as pool:
+            try:
+                self._loop(work, pool)
+            finally:
+                # After an interrupt what is already under way is still kept.
+                for future in self._pending:
+                    self._unfinished += self._collector.store(future.result())
+
+    def _loop(self, work: Iterator[Lanes], pool: ThreadPoolExecutor) -> None:
         fresh = True
-        while fresh or pending or unfinished:
-            while fresh and len(pending) < n_workers + 1:
+        while fresh or self._pending or self._unfinished:
+            while fresh and len(self._pending) < _workers() + 1:
                 piece = next(work, None)
                 fresh = piece is not None
                 if piece is not None:
-                    pending.add(pool.submit(_begin, piece, width, reml, options))
-            waiting = sum(len(r.index) for r in unfinished)
-            if waiting >= narrow or (waiting and not fresh and not pending):
-                together = _concatenate(unfinished)
-                parts = np.split(np.arange(waiting), np.arange(narrow, waiting, narrow))
-                keep = [parts.pop()] if len(parts[-1]) < narrow and len(parts) > 1 else []
-                unfinished = [together.take(part) for part in keep]
-                pending |= {pool.submit(_resume, together.take(part), narrow, reml, options) for part in parts}
-            done, pending = wait(pending, return_when="FIRST_COMPLETED") if pending else (set(), set())
+                    self._pending.add(pool.submit(_begin, piece, self._width, *self._how))
+            waiting = sum(len(r.index) for r in self._unfinished)
+            if waiting >= self._narrow or (waiting and not fresh and not self._pending):
+                self._resume(pool, waiting)
+            done, self._pending = (
+                wait(self._pending, return_when="FIRST_COMPLETED") if self._pending else (set(), set())
+            )
             for future in done:
-                unfinished += collector.store(future.result())
+                self._unfinished += self._collector.store(future.result())
+
+    def _resume(self, pool: ThreadPoolExecutor, waiting: int) -> None:
+        together = _concatenate(self._unfinished)
+        parts = np.split(np.arange(waiting), np.arange(self._narrow, waiting, self._narrow))
+        keep = [parts.pop()] if len(parts[-1]) < self._narrow and len(parts) > 1 else []
+        self._unfinished = [together.take(part) for part in keep]
+        for part in parts:
+            self._pending.add(pool.submit(_resume, together.take(part), self._narrow, *self._how))
 
 
 def _workers() -> int:
@@ -219,7 +235,7 @@ class _Collector:
         self._progress = progress
 
     def __enter__(self) -> "_Collector":
-        self._bar = tqdm(total=self.n_lanes, disable=not self._progress, unit="fit", smoothing=0.05)
+        self._bar = tqdm(total=self.n_lanes, disable=not self._progress, unit="fit", delay=2.0)
         return self
 
     def __exit__(self, *_: Any) -> None:

@@ -146,9 +146,7 @@ def moment_start(template: Template, R: Array, A: Array, B: Array, rss: Array, n
 
 def structural_nonzeros(template: Template) -> np.ndarray:
     """(q, q) booleans: entries of L that some θ makes nonzero."""
-    parts = [
-        np.tri(b.size, dtype=bool) if b.structure == "ar1" else factor_basis(b).any(axis=0) for b in template
-    ]
+    parts = [np.tri(b.size, dtype=bool) if b.structure == "ar1" else factor_basis(b).any(axis=0) for b in template]
     return scipy.linalg.block_diag(*parts).astype(bool)
 
 
@@ -219,7 +217,9 @@ def squared_basis(template: Template) -> np.ndarray | None:
     basis = np.zeros((k, q, q))
     row = column = 0
     for block in template:
-        basis[row : row + block.n_theta, column : column + block.size, column : column + block.size] = factor_basis(block)
+        basis[row : row + block.n_theta, column : column + block.size, column : column + block.size] = factor_basis(
+            block
+        )
         row, column = row + block.n_theta, column + block.size
     products = np.einsum("aij,ckj->acik", basis, basis)
     i, j = np.tril_indices(q)

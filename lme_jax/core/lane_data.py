@@ -102,15 +102,16 @@ class SharedDesign:
         out[p, p] = 1.0 / spread
         return Basis(out, np.array([self._log_det_x]), self._z_scale[:, None])
 
-    def compress(self, Y: np.ndarray) -> LaneData:
-        """Statistics of the complete responses Y (n, R)."""
+    def compress(self, Y: np.ndarray, lanes_at_once: int = CACHED_LANES) -> LaneData:
+        """Statistics of the complete responses Y (n, R); ``lanes_at_once`` bounds the copies of rows."""
+        at_once = max(1, min(lanes_at_once, CACHED_LANES))
         p, lanes, q = self.n_fixed, Y.shape[1], self._Z.shape[1]
         WtW, coefficients = np.empty((p + 1, p + 1, lanes)), np.empty((p, lanes))
         WtW[:p, :p] = self._XtX[:, :, None]
         Cy, explained = np.empty((self.n_groups, q, lanes)), np.empty(lanes)
-        for lo in range(0, lanes, CACHED_LANES):
-            part = slice(lo, lo + CACHED_LANES)
-            E = self._conditioned(np.ascontiguousarray(Y[:, part]))
+        for lo in range(0, lanes, at_once):
+            part = slice(lo, lo + at_once)
+            E = self._conditioned(np.array(Y[:, part], order="C"))
             XtY = self._X.T @ E
             own = coefficients[:, part] = scipy.linalg.cho_solve(self._chol, XtY) if p else XtY
             explained[part] = (own * XtY).sum(0)
@@ -254,8 +255,27 @@ def _semidefinite_roots(gram: np.ndarray) -> np.ndarray:
     return out
 
 
-def stack_data_sets(moments: Sequence[GroupMoments], n_levels: int) -> LaneData:
-    """One lane per data set, their levels padded to ``n_levels``; p and the template are shared."""
+def is_estimable(y: np.ndarray, X: np.ndarray) -> bool:
+    """Whether n rows identify p fixed effects and leave a residual."""
+    n, p = X.shape
+    if n <= p:
+        return False
+    scaled = X / np.maximum(np.abs(X).max(axis=0, initial=0.0), np.finfo(float).tiny)
+    if p and np.linalg.matrix_rank(scaled) < p:
+        return False
+    residual = y - scaled @ np.linalg.lstsq(scaled, y)[0] if p else y
+    return bool(residual @ residual > NO_RESIDUAL**2 * (y @ y))
+
+
+def stack_data_sets(moments: Sequence[GroupMoments | None], n_levels: int, template: Template, p: int) -> LaneData:
+    """One lane per data set, their levels padded to ``n_levels``; a None becomes a lane that fails."""
+    q = sum(block.size for block in template)
+    basis = Basis(np.eye(p + 1), np.zeros(()), np.ones(q))
+    lost = np.full((), np.nan)
+    empty = GroupMoments(
+        np.zeros((q, q, 1)), np.zeros((q, p + 1, 1)), np.eye(p + 1), lost, np.zeros(()), basis, template
+    )
+    sets = [empty if m is None else m for m in moments]
 
     def stacked(arrays: list[np.ndarray]) -> np.ndarray:
         return np.stack(arrays, axis=-1)
@@ -263,15 +283,14 @@ def stack_data_sets(moments: Sequence[GroupMoments], n_levels: int) -> LaneData:
     def levels(array: np.ndarray) -> np.ndarray:
         return _pad_first(np.moveaxis(array, -1, 0), n_levels)
 
-    p = moments[0].WtW.shape[0] - 1
     return LaneData(
-        stacked([levels(m.ZtZ) for m in moments]),
+        stacked([levels(m.ZtZ) for m in sets]),
         np.ones((n_levels, 1)),
-        stacked([levels(m.ZtW[:, :p]) for m in moments]),
-        stacked([levels(m.ZtW[:, p]) for m in moments]),
-        stacked([m.WtW for m in moments]),
-        stacked([m.n_rows for m in moments]),
-        stacked([m.log_weights for m in moments]),
-        Basis(*(stacked([getattr(m.basis, name) for m in moments]) for name in ("map", "log_det_x", "z_scale"))),
-        moments[0].template,
+        stacked([levels(m.ZtW[:, :p]) for m in sets]),
+        stacked([levels(m.ZtW[:, p]) for m in sets]),
+        stacked([m.WtW for m in sets]),
+        stacked([m.n_rows for m in sets]),
+        stacked([m.log_weights for m in sets]),
+        Basis(*(stacked([getattr(m.basis, name) for m in sets]) for name in ("map", "log_det_x", "z_scale"))),
+        template,
     )

@@ -29,7 +29,7 @@ class NewtonOptions(NamedTuple):
     ----------
     max_iter : evaluations allowed.
     tol : predicted decrease ½gᵀH⁻¹g, in deviance units, at which the *next* point is final; None
-        means 1e-10 in float64 and 1e-5 in float32.
+        means 1e-10 in float64 and 1e-5 in float32. Newton's last step then leaves errors of order tol.
     """
 
     max_iter: int = 100
@@ -68,7 +68,8 @@ def initial_state(x: Array, objective: Objective) -> NewtonState:
         x=x,
         value=jnp.full(lanes, jnp.inf, dtype),
         gradient=jnp.zeros_like(x),
-        hessian=jnp.zeros((len(x), *x.shape), dtype) + jnp.eye(len(x), dtype=dtype).reshape(len(x), -1, *[1] * len(lanes)),
+        hessian=jnp.zeros((len(x), *x.shape), dtype)
+        + jnp.eye(len(x), dtype=dtype).reshape(len(x), -1, *[1] * len(lanes)),
         aux=aux,
         step=jnp.zeros_like(x),
         predicted=jnp.zeros(lanes, dtype),
@@ -108,7 +109,7 @@ def _propose(state: NewtonState, tol: float) -> NewtonState:
     # A clipped step along the Newton direction promises (2c − c²) of the full decrease.
     predicted = decrease * clip * (2.0 - clip)
     small = decrease < tol
-    exact = decrease < 1e-3 * tol
+    exact = decrease < 1e-8 * tol
     saddle = small & (curvature < -jnp.sqrt(jnp.finfo(step.dtype).eps))
     leave = escape / _length(escape) * jnp.minimum(state.radius, 0.1)
     gain = -0.5 * (leave[:, None] * state.hessian * leave[None]).sum((0, 1))
@@ -180,6 +181,8 @@ def newton(objective: Objective, state: NewtonState, options: NewtonOptions, rou
 
     def go_on(s: NewtonState) -> NewtonState:
         going = unfinished(s)
-        return jax.tree.map(lambda new, old: jnp.where(going, new, old), advance(s, objective, tol, options.max_iter), s)
+        return jax.tree.map(
+            lambda new, old: jnp.where(going, new, old), advance(s, objective, tol, options.max_iter), s
+        )
 
     return jax.lax.while_loop(lambda s: unfinished(s).any(), go_on, state)

@@ -1,6 +1,6 @@
 """Wald standard errors: fixed effects from generalised least squares, variances from the Hessian."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.special
@@ -29,8 +29,8 @@ def wald_table(estimate: np.ndarray, se: np.ndarray, alpha: float = 0.05) -> Wal
     return WaldTable(estimate, se, z, 2.0 * scipy.special.ndtr(-np.abs(z)), estimate - half, estimate + half)
 
 
-def variance_parameter_covariance(fit: Fit, dof: float) -> np.ndarray:
-    """Asymptotic covariance (k + 1, k + 1) of (θ̂, log σ̂²) from the profiled deviance.
+def variance_parameter_covariance(fit: Fit, dof: Any) -> np.ndarray:
+    """Asymptotic covariance (*lanes, k + 1, k + 1) of (θ̂, log σ̂²) from the profiled deviance.
 
     With g = ∂ log σ̂²/∂θ: Cov θ̂ = 2H⁻¹, Cov(θ̂, log σ̂²) = Cov(θ̂)g, Var(log σ̂²) = 2/N + gᵀCov(θ̂)g.
     All NaN where H is not positive definite or the fit is singular: on the boundary the normal
@@ -38,30 +38,38 @@ def variance_parameter_covariance(fit: Fit, dof: float) -> np.ndarray:
 
     Parameters
     ----------
-    dof : N, the number of rows (ML) or rows less fixed effects (REML).
+    fit : of one model, or of many with a leading axis over the lanes.
+    dof : N, the number of rows (ML) or rows less fixed effects (REML), per lane or shared.
     """
-    k = len(fit.theta)
     hessian = np.asarray(fit.hessian)
-    scale = np.sqrt(np.abs(np.diag(hessian)))
-    if int(fit.status) != Status.CONVERGED or np.linalg.eigvalsh(hessian / np.outer(scale, scale)).min() <= 0:
-        return np.full((k + 1, k + 1), np.nan)
-    cov = 2.0 * np.linalg.inv(hessian)
-    cross = cov @ fit.log_scale_slope
-    variance = 2.0 / dof + fit.log_scale_slope @ cross
-    return np.block([[cov, cross[:, None]], [cross[None, :], variance]])
+    k = hessian.shape[-1]
+    scale = np.sqrt(np.abs(np.diagonal(hessian, axis1=-2, axis2=-1)))
+    regular = (np.asarray(fit.status) == Status.CONVERGED) & np.isfinite(hessian).all((-2, -1)) & (scale > 0).all(-1)
+    safe = np.where(regular[..., None, None], hessian, np.eye(k))
+    unit = np.where(regular[..., None], scale, 1.0)
+    regular &= np.linalg.eigvalsh(safe / unit[..., :, None] / unit[..., None, :])[..., 0] > 0
+    cov = 2.0 * np.linalg.inv(np.where(regular[..., None, None], hessian, np.eye(k)))
+    slope = np.asarray(fit.log_scale_slope)
+    cross = np.einsum("...ij,...j->...i", cov, slope)
+    joint = np.empty((*regular.shape, k + 1, k + 1))
+    joint[..., :k, :k] = cov
+    joint[..., :k, k] = joint[..., k, :k] = cross
+    joint[..., k, k] = 2.0 / np.asarray(dof) + (slope * cross).sum(-1)
+    return np.where(regular[..., None, None], joint, np.nan)
 
 
-def covariance_standard_errors(fit: Fit, template: Template, dof: float) -> np.ndarray:
-    """Standard errors (q, q) of Ψ = σ²LLᵀ by the delta method, response units²; NaN for AR(1) blocks."""
+def covariance_standard_errors(fit: Fit, template: Template, dof: Any) -> np.ndarray:
+    """Standard errors (*lanes, q, q) of Ψ = σ²LLᵀ by the delta method, response units²; NaN for AR(1) blocks."""
     joint = variance_parameter_covariance(fit, dof)
-    L, sigma2 = np.asarray(fit.relative_factor), float(fit.sigma) ** 2
-    steps = np.zeros((len(fit.theta), *L.shape))
+    L, sigma2 = np.asarray(fit.relative_factor), np.asarray(fit.sigma)[..., None, None, None] ** 2
+    steps = np.zeros((np.shape(fit.theta)[-1], *L.shape[-2:]))
     column = row = 0
     for block in template:
         part = slice(column, column + block.size)
         linear = block.structure != "ar1" or block.size == 1
         steps[row : row + block.n_theta, part, part] = factor_basis(block) if linear else np.nan
         column, row = column + block.size, row + block.n_theta
-    root = np.einsum("aij,kj->aik", steps, L)
-    jacobian = np.concatenate([root + np.swapaxes(root, 1, 2), (L @ L.T)[None]]) * sigma2
-    return np.sqrt(np.einsum("aij,ab,bij->ij", jacobian, joint, jacobian))
+    root = np.einsum("aij,...kj->...aik", steps, L)
+    own = np.einsum("...ij,...kj->...ik", L, L)[..., None, :, :]
+    jacobian = np.concatenate([root + np.swapaxes(root, -1, -2), own], axis=-3) * sigma2
+    return np.sqrt(np.einsum("...aij,...ab,...bij->...ij", jacobian, joint, jacobian))

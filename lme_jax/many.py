@@ -1,0 +1,275 @@
+"""Front doors of the batch engine: many responses, many data sets, many formulas."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from .core.batch import Lanes, fit_lanes
+from .core.compression import bucket, check_rows, group_moments
+from .core.covariance import STRUCTURES
+from .core.lane_data import is_estimable, stack_data_sets
+from .core.optimize import NewtonOptions
+from .core.records import Fit
+from .data import ModelData
+from .errors import DataError, UnsupportedError
+from .formula import design_from_arrays, design_from_formula
+from .many_results import ManyFits
+from .model import callers_names
+from .responses import MEMORY_LIMIT, BatchOptions, read_responses
+from .results import MixedLMResults, refit_responses, warn_of_failures
+
+RESPONSE = "response"
+
+
+def fit_many(
+    Y: Any,
+    X: Any,
+    Z: Any,
+    groups: Any,
+    *,
+    mask: Any = None,
+    weights: Any = None,
+    offset: Any = None,
+    structure: str = "unstructured",
+    reml: bool = True,
+    start: Any = None,
+    memory_limit: int = MEMORY_LIMIT,
+    progress: bool = True,
+    options: NewtonOptions = NewtonOptions(),
+) -> ManyFits:
+    """Fit one design with one grouping factor to many responses at once.
+
+    Parameters
+    ----------
+    Y : (n, R)
+        A column per response; a DataFrame's columns name them. NaN marks a missing value: each response is
+        fitted to the rows it has. Memory-mapped and other array types are read a few columns at a time.
+    X : (n, p) fixed effects; Z : (n, q) random effects, a column of ones if None; groups : (n,) labels.
+    mask : (n, R) booleans, optional
+        True where a response was observed, besides its NaN.
+    weights, offset : (n,), optional
+        Prior weights w > 0, Var(ε_i) = σ²/w_i; a known part of every mean.
+    structure : {"unstructured", "diagonal", "identity", "compound_symmetry", "ar1"}
+        Covariance of the q effects of a group.
+    reml : bool
+    start : (k,), optional
+        θ from which every search starts; moment estimates if None.
+    memory_limit : bytes of working memory, beside Y and the results.
+    progress : show a bar for what takes more than two seconds.
+    options : NewtonOptions
+
+    Returns
+    -------
+    ManyFits
+        Arrays over the responses; ``.frame()`` is the tidy table. A fit that fails says so in its own
+        ``status`` and leaves the others alone. An interrupt keeps what is done.
+
+    Raises
+    ------
+    DataError
+
+    Notes
+    -----
+    The design is compressed once, the responses by matrix products; the fits are lanes of one compiled program,
+    the same numbers as one ``lmer`` per response gives.
+    """
+    X, Z = _columns(X), None if Z is None else _columns(Z)
+    n = len(X)
+    responses = read_responses(Y, n, mask)
+    design = design_from_arrays(_placeholder(n), X, groups, Z, weights=weights)
+    if structure not in STRUCTURES:
+        raise DataError(f"structure={structure!r} is unknown; use one of {', '.join(STRUCTURES)}")
+    if offset is not None:
+        offset = np.asarray(offset, float)
+        check_rows(X=design.X, offset=offset)
+    design = replace(design, offset=offset, terms=(replace(design.terms[0], structure=structure),))
+    data = ModelData.from_design(design, factor_in_names=False)
+    return refit_responses(data, responses, reml, start, BatchOptions(progress, memory_limit, options))
+
+
+def lmer_many(
+    formula: str | Sequence[str] | Mapping[str, str],
+    data: Any,
+    responses: Any = None,
+    *,
+    by: Any = None,
+    mask: Any = None,
+    reml: bool = True,
+    start: Any = None,
+    memory_limit: int = MEMORY_LIMIT,
+    progress: bool = True,
+    options: NewtonOptions = NewtonOptions(),
+    **arguments: Any,
+) -> Any:
+    """Fit an ``lmer`` formula to many responses or many data sets; or several formulas to the same.
+
+    Parameters
+    ----------
+    formula : str, or several as a list or a mapping of names
+        With ``responses``, one-sided: ``"~ time + (time | subject)"``.
+    data : DataFrame or mapping of columns
+    responses : DataFrame or (n, R) array, or a list of column names of ``data``
+        Rows stand in the order of ``data``. NaN marks a missing value; see ``fit_many``.
+    by : column name, optional
+        Fit the formula apart in every subset of rows that shares a value of this column (lme4's ``lmList``
+        for whole mixed models). Factors keep the levels they have in the whole data.
+    mask : (n, R) booleans, optional, with ``responses``.
+    **arguments
+        What else ``lmer`` takes: weights, offset, contrasts, subset (not with ``by``), structures …
+
+    Returns
+    -------
+    ManyFits, or a dict of them for several formulas; ``compare`` puts their AIC and BIC side by side.
+    """
+    if not isinstance(formula, str):
+        named = formula if isinstance(formula, Mapping) else {text: text for text in formula}
+        common = dict(by=by, mask=mask, reml=reml, start=start, memory_limit=memory_limit, progress=progress)
+        context = callers_names(2)
+        return {
+            name: _lmer_many(text, data, responses, context=context, options=options, **common, **arguments)
+            for name, text in named.items()
+        }
+    return _lmer_many(
+        formula,
+        data,
+        responses,
+        by=by,
+        mask=mask,
+        reml=reml,
+        start=start,
+        memory_limit=memory_limit,
+        progress=progress,
+        options=options,
+        context=callers_names(2),
+        **arguments,
+    )
+
+
+def _lmer_many(
+    formula: str,
+    data: Any,
+    responses: Any,
+    *,
+    by: Any,
+    mask: Any,
+    reml: bool,
+    start: Any,
+    memory_limit: int,
+    progress: bool,
+    options: NewtonOptions,
+    context: Mapping[str, Any],
+    **arguments: Any,
+) -> ManyFits:
+    settings = BatchOptions(progress, memory_limit, options)
+    if (responses is None) == (by is None):
+        raise DataError("give either responses= (many responses of one design) or by= (many data sets)")
+    if by is not None:
+        return _fit_subsets(formula, pd.DataFrame(data), by, reml, start, settings, context, arguments)
+    text = formula.strip()
+    if not text.startswith("~"):
+        raise DataError(f"with responses= the formula has no left side: write {'~' + text.split('~', 1)[-1]!r}")
+    frame = pd.DataFrame(data).reset_index(drop=True)
+    if isinstance(responses, (list, tuple)) and all(isinstance(name, str) for name in responses):
+        missing = [name for name in responses if name not in frame]
+        if missing:
+            raise DataError(f"data has no columns {missing}: responses= names columns of data")
+        responses = frame[list(responses)]
+    read = read_responses(responses, len(frame), mask)
+    design = design_from_formula(
+        f"{RESPONSE} {text}", frame.assign(**{RESPONSE: _placeholder(len(frame))}), context=context, **arguments
+    )
+    kept = np.asarray(design.index)
+    if len(kept) < len(frame):
+        read = type(read)(read.values[kept], read.names, None if read.observed is None else read.observed[kept])
+    return refit_responses(ModelData.from_design(design, factor_in_names=True), read, reml, start, settings)
+
+
+# ---------------------------------------------------------------- many data sets
+
+
+def _fit_subsets(
+    formula: str,
+    frame: pd.DataFrame,
+    by: Any,
+    reml: bool,
+    start: Any,
+    settings: BatchOptions,
+    context: Mapping[str, Any],
+    arguments: Mapping[str, Any],
+) -> ManyFits:
+    """One lane per subset: the design is built once for all rows, then cut."""
+    if by not in frame:
+        raise DataError(f"data has no column {by!r} to split by")
+    frame = frame.reset_index(drop=True)
+    design = design_from_formula(formula, frame, context=context, **arguments)
+    data = ModelData.from_design(design, factor_in_names=True)
+    if not data.has_one_factor:
+        raise UnsupportedError("by= needs a model with one grouping factor of independent levels")
+    subset, labels = pd.factorize(frame[by].to_numpy()[np.asarray(design.index)], sort=True)
+    if (subset < 0).any():
+        raise DataError(f"{int((subset < 0).sum())} rows have no value of {by!r}: drop them or give them one")
+    sets = _DataSets(data, subset, len(labels))
+    n_obs = np.bincount(subset, minlength=len(labels))
+    width = settings.width(sets.n_levels, sets.values_per_level)
+    lanes = sets.work(np.arange(len(labels)), width, start)
+    fit = fit_lanes(lanes, len(labels), width, reml=reml, options=settings.newton, progress=settings.progress)
+
+    def view(number: int, lane: Fit) -> MixedLMResults:
+        return MixedLMResults(data.rows(subset == number), lane, reml=reml, options=settings.newton)
+
+    many = ManyFits(fit, data, pd.Index(labels, name=by), reml=reml, n_obs=n_obs, view=view)
+    warn_of_failures(many)
+    return many
+
+
+class _DataSets:
+    """Row subsets of one design as lanes, their levels padded to the largest count."""
+
+    def __init__(self, data: ModelData, subset: np.ndarray, n_sets: int) -> None:
+        self._data, self._factor = data, data.factors[0]
+        order = np.argsort(subset, kind="stable")
+        self._rows = np.split(order, np.cumsum(np.bincount(subset, minlength=n_sets))[:-1])
+        counts = [len(np.unique(self._factor.codes[rows])) for rows in self._rows]
+        self.n_levels = bucket(max(counts))
+        self.values_per_level = len(self._factor.columns) * (data.X.shape[1] + len(self._factor.columns) + 1)
+
+    def work(self, which: np.ndarray, width: int, start: Any) -> Iterator[Lanes]:
+        for lo in range(0, len(which), width):
+            part = which[lo : lo + width]
+            moments = [self._moments(self._rows[number]) for number in part]
+            theta = None if start is None else np.repeat(np.asarray(start, float)[:, None], len(part), axis=1)
+            yield Lanes(np.arange(lo, lo + len(part)), self._stacked(moments), theta)
+
+    def _stacked(self, moments: list[Any]) -> Any:
+        return stack_data_sets(moments, self.n_levels, self._factor.template, self._data.X.shape[1])
+
+    def _moments(self, rows: np.ndarray) -> Any:
+        """Moments of one subset, or None where it cannot identify the model."""
+        data, design = self._data, self._data.design
+        if not is_estimable(data.y[rows] - data.offset[rows], data.X[rows]):
+            return None
+        levels, codes = np.unique(self._factor.codes[rows], return_inverse=True)
+        return group_moments(
+            data.y[rows] - data.offset[rows],
+            data.X[rows],
+            self._factor.Z[rows],
+            codes.reshape(-1),
+            len(levels),
+            template=self._factor.template,
+            weights=None if design.weights is None else design.weights[rows],
+        )
+
+
+# ---------------------------------------------------------------- arguments
+
+
+def _placeholder(n: int) -> np.ndarray:
+    """A response to build a design with: the checks of a real one need it to vary."""
+    return np.linspace(-1.0, 1.0, n) ** 3
+
+
+def _columns(values: Any) -> Any:
+    return np.asarray(values)[:, None] if np.ndim(values) == 1 and not isinstance(values, pd.Series) else values

@@ -1,0 +1,248 @@
+"""Many fits at once equal one fit at a time: responses, missing rows, data sets, chunks, failures."""
+
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import lme_jax
+from lme_jax import Status, fit_many, lmer, lmer_many
+from lme_jax.core import batch, lanes
+from lme_jax.core.compression import compress, group_moments
+from lme_jax.core.fit import fit, objective
+from lme_jax.core.lane_data import SharedDesign, stack_data_sets
+from lme_jax.errors import ConvergenceWarning, DataError, UnsupportedError
+
+# Both engines run the same Newton search on the same deviance, so what they reach differs by rounding only.
+TIGHT = 1e-8
+COMPARED = ("theta", "relative_factor", "beta", "sigma", "unscaled_cov", "deviance", "hessian", "log_scale_slope")
+
+
+def problem(seed=0, n_groups=24, size=(3, 9), q=2, p=2, R=7, balanced=False):
+    rng = np.random.default_rng(seed)
+    sizes = np.full(n_groups, size[1]) if balanced else rng.integers(*size, n_groups)
+    groups = np.repeat(np.arange(n_groups), sizes)
+    n = len(groups)
+    x = np.tile(np.arange(size[1]) / 4.0, n_groups) if balanced else rng.normal(size=n)
+    Z = np.column_stack([np.ones(n), x, rng.normal(size=n)])[:, :q]
+    X = np.column_stack([np.ones(n), x, rng.normal(size=(n, 3))])[:, :p]
+    b = rng.normal(size=(n_groups, q, R)) * np.array([1.5, 0.7, 0.5])[:q, None]
+    Y = 100.0 + np.einsum("nq,nqr->nr", Z, b[groups]) + rng.normal(size=(n, R)) * rng.uniform(0.1, 10.0, R)
+    return Y, X, Z, groups
+
+
+def assert_same(many, number, single, tolerance=TIGHT):
+    for name in COMPARED:
+        one, lane = np.asarray(getattr(single, name)), getattr(many, name)[number]
+        np.testing.assert_allclose(lane, one, rtol=tolerance, atol=tolerance * (1 + np.abs(one).max(initial=0.0)))
+    assert many.status[number] == single.status
+
+
+@pytest.mark.parametrize("reml", [True, False])
+@pytest.mark.parametrize(
+    ("q", "p", "structure", "balanced"),
+    [(1, 1, "unstructured", True), (2, 2, "unstructured", True), (2, 3, "diagonal", False), (3, 2, "ar1", False)],
+)
+def test_many_responses_equal_single_fits(q, p, structure, balanced, reml):
+    Y, X, Z, groups = problem(q=q, p=p, balanced=balanced)
+    rng = np.random.default_rng(1)
+    weights, offset = (None, None) if balanced else (rng.uniform(0.5, 2, len(X)), rng.normal(size=len(X)))
+    kept = Y.copy()
+    many = fit_many(Y, X, Z, groups, structure=structure, weights=weights, offset=offset, reml=reml)
+    np.testing.assert_array_equal(Y, kept)
+    for r in range(Y.shape[1]):
+        data = compress(Y[:, r], X, Z, groups, structure=structure, weights=weights, offset=offset)
+        assert_same(many.fit, r, fit(data, reml=reml))
+
+
+def test_the_lanes_objective_is_the_grouped_one_with_its_derivatives():
+    """Closed-form derivatives against autodiff of the grouped expansion, away from the optimum and at zero columns."""
+    import jax
+    import jax.numpy as jnp
+
+    for template in ("unstructured", "compound_symmetry", "ar1", (("unstructured", 2), ("diagonal", 1))):
+        Y, X, Z, groups = problem(q=3, R=4)
+        n_levels = int(groups.max()) + 1
+        for reml in (True, False):
+            data = compress(Y[:, 0], X, Z, groups, structure=template)
+            moments = [group_moments(Y[:, 0], X, Z, groups, n_levels, template=data.template)] * 4
+            lane_data = stack_data_sets(moments, n_levels, data.template, 2)
+            k = lanes.covariance.n_theta(data.template)
+            theta = np.random.default_rng(2).normal(size=(k, 4))
+            theta[:, 1] = 0.0
+            with jax.enable_x64(True):
+                found = lanes.objective(jnp.asarray(theta), jax.tree.map(jnp.asarray, lane_data), reml)
+                for r in range(4):
+                    one = objective(jnp.asarray(theta[:, r]), jax.tree.map(jnp.asarray, data), reml)
+                    pairs = zip(jax.tree.leaves(one[:3]), jax.tree.leaves(found[:3]), strict=True)
+                    for expected, lane in pairs:
+                        size = 1e-11 * (1 + float(jnp.abs(expected).max()))
+                        np.testing.assert_allclose(lane[..., r], expected, rtol=0, atol=size)
+
+
+def test_missing_rows_equal_dropped_rows():
+    Y, X, Z, groups = problem(R=9)
+    rng = np.random.default_rng(3)
+    Y[rng.random(Y.shape) < 0.2] = np.nan
+    Y[:, 4] = problem(R=9)[0][:, 4]
+    Y[groups == 5, 0] = np.nan
+    mask = np.ones(Y.shape, bool)
+    mask[:3, 6] = False
+    many = fit_many(Y, X, Z, groups, mask=mask, weights=np.linspace(0.5, 2, len(X)))
+    weights = np.linspace(0.5, 2, len(X))
+    for r in range(Y.shape[1]):
+        seen = np.isfinite(Y[:, r]) & mask[:, r]
+        single = fit(compress(Y[seen, r], X[seen], Z[seen], groups[seen], weights=weights[seen]))
+        assert_same(many.fit, r, single)
+        assert many.n_obs[r] == seen.sum()
+    one = many.one(0)
+    assert one.nobs == many.n_obs[0]
+    np.testing.assert_allclose(one.bse_fe, many.bse_fe.loc[0], rtol=1e-12)
+
+
+def test_any_chunking_gives_the_same_numbers(monkeypatch):
+    Y, X, Z, groups = problem(R=70, n_groups=12)
+    whole = fit_many(Y, X, Z, groups).fit
+    monkeypatch.setattr(batch, "ROUNDS", 3)
+    batch._search.clear_cache()
+    monkeypatch.setattr(batch, "NARROW", 4)
+    pieces = fit_many(Y, X, Z, groups, memory_limit=1).fit
+    batch._search.clear_cache()
+    for name in (*COMPARED, "status", "iterations"):
+        np.testing.assert_allclose(getattr(pieces, name), getattr(whole, name), rtol=1e-10, atol=1e-10)
+
+
+def test_failing_and_singular_lanes_leave_the_others_alone():
+    Y, X, Z, groups = problem(R=6, balanced=True)
+    rng = np.random.default_rng(5)
+    Y[:, 1] = 3.0
+    Y[:, 2] = X @ [1.0, 2.0]
+    Y[:, 3] = rng.normal(size=len(X))
+    Y[2:, 4] = np.nan
+    with pytest.warns(ConvergenceWarning, match="3 of 6 fits"):
+        many = fit_many(Y, X, Z, groups)
+    assert [Status(s).name for s in many.fit.status[[1, 2, 4]]] == ["NOT_FINITE"] * 3
+    for r in (0, 3, 5):
+        assert_same(many.fit, r, fit(compress(Y[:, r], X, Z, groups)))
+    assert many.fit.status[3] == Status.SINGULAR
+    assert not np.isfinite(many.fit.deviance[[1, 2, 4]]).any()
+
+
+def test_rank_lost_by_missing_rows_is_a_failed_lane():
+    Y, X, Z, groups = problem(R=3, p=3)
+    X[:, 2] = 0.0
+    X[:4, 2] = 1.0
+    Y[:4, 1] = np.nan
+    with pytest.warns(ConvergenceWarning, match="1 of 3 fits"):
+        many = fit_many(Y, X, Z, groups)
+    assert many.fit.status[1] == Status.NOT_FINITE
+    assert_same(many.fit, 0, fit(compress(Y[:, 0], X, Z, groups)))
+
+
+def test_refit_many_of_a_formula_and_its_views():
+    df = lme_jax.datasets.load("sleepstudy")
+    result = lmer("Reaction ~ Days + (Days | Subject)", df)
+    Y = result.simulate(5, seed=1)
+    before = result.deviance
+    many = result.refit_many(Y)
+    for r in range(5):
+        single = result.refit(Y[r])
+        assert_same(many.fit, r, single.fit)
+    np.testing.assert_allclose(many.bse_vcov.loc[2].iloc[:-1], result.refit(Y[2]).bse_re, rtol=1e-7)
+    assert result.deviance == before
+    one = many.one(3)
+    pd.testing.assert_frame_equal(one.ranef["Subject"], result.refit(Y[3]).ranef["Subject"], rtol=1e-7)
+    tidy = many.frame()
+    assert list(tidy.columns[:5]) == ["response", "effect", "term", "estimate", "std_error"]
+    assert len(tidy) == 5 * (2 + 4)
+    row = tidy[(tidy.response == 3) & (tidy.term == "Days")].iloc[0]
+    assert row.estimate == pytest.approx(one.fe_params["Days"])
+    assert row.p_value == pytest.approx(one.pvalues["Days"])
+
+
+def test_several_factors_are_fitted_one_by_one():
+    df = lme_jax.datasets.load("penicillin")
+    result = lmer("diameter ~ 1 + (1 | plate) + (1 | sample)", df)
+    Y = result.simulate(2, seed=3)
+    many = result.refit_many(Y, progress=False)
+    for r in range(2):
+        assert many.fit.deviance[r] == pytest.approx(result.refit(Y[r]).deviance, abs=1e-8)
+    Y.iloc[0, 0] = np.nan
+    with pytest.raises(UnsupportedError, match="several grouping factors"):
+        result.refit_many(Y)
+
+
+def test_formulas_and_responses_of_one_data_frame():
+    df = lme_jax.datasets.load("sleepstudy")
+    rng = np.random.default_rng(0)
+    genes = pd.DataFrame(df.Reaction.to_numpy()[:, None] + rng.normal(size=(180, 3)), columns=["a", "b", "c"])
+    genes.loc[4, "b"] = np.nan
+    data = df.assign(**genes)
+    data.loc[9, "Days"] = np.nan
+    kept = data.copy()
+    formulas = {"slope": "~ Days + (Days | Subject)", "intercept": "~ Days + (1 | Subject)"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        models = lmer_many(formulas, data, ["a", "b", "c"], reml=False)
+        single = lmer("b ~ Days + (Days | Subject)", data, reml=False)
+    pd.testing.assert_frame_equal(data, kept)
+    many = models["slope"]
+    assert many.n_obs.tolist() == [179, 178, 179]
+    assert many.llf["b"] == pytest.approx(single.llf, abs=1e-9)
+    np.testing.assert_allclose(many.one("b").bse_re, single.bse_re, rtol=1e-6)
+    table = lme_jax.compare(models)
+    assert len(table) == 6
+    assert table.groupby("response").best_aic.sum().tolist() == [1, 1, 1]
+
+
+def test_subsets_of_a_data_frame_are_separate_fits():
+    rng = np.random.default_rng(11)
+    frames = []
+    for site in range(5):
+        n_groups, size = 6 + 3 * site, 4
+        g = np.repeat(np.arange(n_groups), size)
+        x = rng.normal(size=len(g))
+        y = site + x + rng.normal(size=n_groups)[g] + rng.normal(size=len(g))
+        frames.append(pd.DataFrame({"site": f"s{site}", "g": g, "x": x, "y": y}))
+    frames[3]["y"] = 1.0
+    df = pd.concat(frames).sample(frac=1.0, random_state=1)
+    with pytest.warns(ConvergenceWarning, match="1 of 5 fits"):
+        many = lmer_many("y ~ x + (1 | g)", df, by="site")
+    assert many.status["s3"] == "not_finite"
+    for r, name in enumerate(many.names):
+        if name != "s3":
+            single = lmer("y ~ x + (1 | g)", df[df.site == name])
+            assert_same(many.fit, r, single.fit)
+            assert many.one(name).deviance == pytest.approx(single.deviance, abs=1e-9)
+
+
+def test_what_cannot_be_fitted_is_named():
+    Y, X, Z, groups = problem(R=2)
+    with pytest.raises(DataError, match="the design has"):
+        fit_many(Y[:-1], X, Z, groups)
+    with pytest.raises(DataError, match=r"response 1 is infinite in 1 rows"):
+        fit_many(np.where(np.arange(2)[None] * (np.arange(len(Y)) == 3)[:, None], np.inf, Y), X, Z, groups)
+    with pytest.raises(DataError, match="mask has shape"):
+        fit_many(Y, X, Z, groups, mask=np.ones(3, bool))
+    with pytest.raises(DataError, match="unknown"):
+        fit_many(Y, X, Z, groups, structure="toeplitz")
+    df = lme_jax.datasets.load("sleepstudy")
+    with pytest.raises(DataError, match="no left side"):
+        lmer_many("Reaction ~ Days + (1 | Subject)", df, Y[:180])
+    with pytest.raises(DataError, match="either responses= "):
+        lmer_many("~ Days + (1 | Subject)", df)
+
+
+def test_an_interrupt_keeps_what_is_done():
+    Y, X, Z, groups = problem(R=10, n_groups=12)
+    design = SharedDesign(X, Z, groups)
+
+    def work():
+        yield batch.Lanes(np.arange(8), design.compress(Y[:, :8]))
+        raise KeyboardInterrupt
+
+    with pytest.warns(RuntimeWarning, match="of 10 fits are done"):
+        found = batch.fit_lanes(work(), 10, 8)
+    assert set(found.status[8:]) == {Status.INTERRUPTED}
+    assert np.isnan(found.beta[8:]).all()
