@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
+from .bootstrap import Bootstrap, Kind, bootstrap
 from .core.covariance import smallest_root
 from .core.fit import fit, random_effects
 from .core.henderson import MixedModelEquations
@@ -406,6 +407,35 @@ class MixedLMResults(StatsmodelsResults):
         responses = read_responses(Y, self.nobs, mask)
         settings = BatchOptions(progress, memory_limit, self._options)
         return refit_responses(self._data, responses, self.reml, start, settings)
+
+    def bootstrap(
+        self,
+        n: int = 1000,
+        *,
+        seed: int,
+        kind: Kind = "parametric",
+        memory_limit: int = MEMORY_LIMIT,
+        progress: bool = True,
+    ) -> Bootstrap:
+        """Fit n bootstrap samples; the result gives standard errors, bias and intervals.
+
+        Parameters
+        ----------
+        n : number of samples.
+        seed : int
+            The same seed gives the same samples, however the work is cut.
+        kind : {"parametric", "residual", "cases"}
+            New effects and errors from the fitted normal model; resampled BLUPs and residuals, inflated to the
+            estimated (co)variances (Carpenter, Goldstein & Rasbash 2003); whole groups with replacement.
+        memory_limit : bytes of working memory.
+        progress : show a bar for what takes more than two seconds.
+
+        References
+        ----------
+        Efron & Tibshirani (1993); Carpenter, Goldstein & Rasbash (2003), JRSS C 52, 431–443.
+        """
+        settings = BatchOptions(progress, memory_limit, self._options)
+        return bootstrap(self._data, self.fit, self._blups, n, seed, kind, self.reml, settings)
 
     def update(
         self, formula: str | None = None, data: Any = None, *, reml: bool | None = None, **changes: Any

@@ -1,0 +1,209 @@
+"""Bootstrap of a fitted model, streamed through the batch engine."""
+
+import warnings
+from collections.abc import Callable, Collection, Iterator
+from typing import Any, Literal, get_args
+
+import numpy as np
+import pandas as pd
+
+from .core.batch import Lanes, fit_lanes
+from .core.records import Fit
+from .core.types import Status
+from .data import ModelData
+from .errors import ConvergenceWarning, DataError, UnsupportedError
+from .inference.intervals import basic, bca, percentile
+from .inference.resampling import LevelSamples, parametric_responses, residual_responses
+from .many_results import ManyFits
+from .responses import BatchOptions, Responses, fit_responses
+
+Kind = Literal["parametric", "residual", "cases"]
+Method = Literal["percentile", "basic", "bca"]
+Statistic = Callable[[ManyFits], pd.DataFrame]
+
+
+def default_statistic(many: ManyFits) -> pd.DataFrame:
+    """Fixed effects, (co)variances of the random effects and the residual variance, a row per fit."""
+    return many.params
+
+
+class Bootstrap:
+    """Replicates of a fitted model.
+
+    Attributes
+    ----------
+    fits : ManyFits of the n samples; ``fits.status`` tells those that failed, which intervals leave out.
+    kind : how the samples were drawn.
+    seed : int
+    """
+
+    def __init__(self, fits: ManyFits, original: ManyFits, jackknife: Callable[[], ManyFits], kind: Kind, seed: int):
+        self.fits = fits
+        self.kind = kind
+        self.seed = seed
+        self._original = original
+        self._jackknife = jackknife
+        self._jackknife_fits: ManyFits | None = None
+
+    def __repr__(self) -> str:
+        return f"Bootstrap ({self.kind}, seed {self.seed}) of {self.fits!r}"
+
+    def replicates(self, statistic: Statistic = default_statistic) -> pd.DataFrame:
+        """The statistic of every sample that reached an optimum, (≤ n, m)."""
+        return statistic(self.fits)[self.fits.converged]
+
+    def summary(self, statistic: Statistic = default_statistic) -> pd.DataFrame:
+        """Estimate, bootstrap standard error and bias of each parameter."""
+        values, estimate = self.replicates(statistic), statistic(self._original).iloc[0]
+        return pd.DataFrame({"estimate": estimate, "std_error": values.std(), "bias": values.mean() - estimate})
+
+    def intervals(
+        self, level: float = 0.95, method: Method = "percentile", statistic: Statistic = default_statistic
+    ) -> pd.DataFrame:
+        """Confidence intervals.
+
+        Parameters
+        ----------
+        level : coverage, in (0, 1).
+        method : {"percentile", "basic", "bca"}
+            BCa takes its acceleration from a jackknife over the groups, one more fit per group.
+        statistic : function of a ManyFits, optional
+            To a DataFrame with a row per fit and a column per parameter; the default is ``ManyFits.params``.
+
+        Returns
+        -------
+        DataFrame
+            ``estimate``, ``lower``, ``upper`` per parameter.
+
+        Raises
+        ------
+        DataError
+            For fewer than 40 replicates, an unknown method or level.
+        UnsupportedError
+            For BCa of a model with several grouping factors, which has no single jackknife.
+        """
+        if method not in get_args(Method):
+            raise DataError(f"method={method!r} is unknown; use one of {', '.join(get_args(Method))}")
+        if not 0.0 < level < 1.0:
+            raise DataError(f"level={level} must lie between 0 and 1")
+        values, estimate = self.replicates(statistic), statistic(self._original).iloc[0]
+        if len(values) < 40:
+            raise DataError(f"{len(values)} samples reached an optimum: too few for an interval, draw more")
+        numbers, centre = values.to_numpy(float), estimate.to_numpy(float)
+        if method == "percentile":
+            lower, upper = percentile(numbers, level)
+        elif method == "basic":
+            lower, upper = basic(numbers, centre, level)
+        else:
+            left_out = self._left_out()
+            lower, upper = bca(numbers, centre, statistic(left_out)[left_out.converged].to_numpy(float), level)
+        return pd.DataFrame({"estimate": estimate, "lower": lower, "upper": upper})
+
+    def _left_out(self) -> ManyFits:
+        if self._jackknife_fits is None:
+            self._jackknife_fits = self._jackknife()
+        return self._jackknife_fits
+
+
+def bootstrap(
+    data: ModelData, fit: Fit, b: Collection[np.ndarray], n: int, seed: int, kind: Kind, reml: bool, settings: BatchOptions
+) -> Bootstrap:
+    """Draw and fit n samples; see ``MixedLMResults.bootstrap``."""
+    if kind not in get_args(Kind):
+        raise DataError(f"kind={kind!r} is unknown; use one of {', '.join(get_args(Kind))}")
+    if n < 1:
+        raise DataError(f"n={n}: draw at least one sample")
+    if kind == "residual" and any(factor.root is not None for factor in data.factors):
+        raise UnsupportedError("residuals of related levels cannot be resampled: use kind='parametric'")
+    if not data.has_one_factor and kind == "cases":
+        raise UnsupportedError("kind='cases' resamples the levels of one grouping factor; this model has several")
+    if kind == "cases":
+        found = _fit_samples(data, fit, reml, settings, n, seed)
+    else:
+        source = parametric_responses(data, fit, n, seed) if kind == "parametric" else residual_responses(data, fit, b, n, seed)
+        found = _fit_drawn(data, fit, source, n, reml, settings)
+    original = Fit(**{name: np.asarray(getattr(fit, name))[None] for name in vars(fit)})
+    fits = _labelled(data, found, reml)
+    _warn(fits)
+    return Bootstrap(fits, _labelled(data, original, reml), lambda: _jackknife(data, fit, reml, settings), kind, seed)
+
+
+def _labelled(data: ModelData, fit: Fit, reml: bool) -> ManyFits:
+    def no_view(number: int, lane: Fit) -> Any:
+        raise UnsupportedError("a bootstrap keeps estimates, not samples: refit a column of simulate() to look at one")
+
+    n = len(fit.deviance)
+    names = pd.RangeIndex(n, name="sample")
+    return ManyFits(fit, data, names, reml=reml, n_obs=np.full(n, data.n_rows), view=no_view)
+
+
+def _warn(fits: ManyFits) -> None:
+    failed = ~fits.converged & (fits.fit.status != Status.INTERRUPTED)
+    if failed.any():
+        counts = ", ".join(f"{n} {status}" for status, n in fits.status[failed].value_counts().items())
+        warnings.warn(
+            f"{int(failed.sum())} of {len(fits)} bootstrap fits did not reach an optimum ({counts}); summaries leave "
+            "them out",
+            ConvergenceWarning,
+            stacklevel=4,
+        )
+
+
+def _start(fit: Fit) -> np.ndarray | None:
+    """θ̂, from which the samples' optima are near; not a singular one, where every deviance is stationary."""
+    return np.asarray(fit.theta) if int(fit.status) == Status.CONVERGED else None
+
+
+def _fit_drawn(
+    data: ModelData, fit: Fit, blocks: Iterator[np.ndarray], n: int, reml: bool, settings: BatchOptions
+) -> Fit:
+    if not data.has_one_factor:
+        values = np.concatenate(list(blocks), axis=1)
+        responses = Responses(values, pd.RangeIndex(n), None)
+        return fit_responses(data, responses, reml=reml, start=_start(fit), options=settings)[0]
+    design, theta = data.shared_design, _start(fit)
+    width = settings.width(design.n_levels, len(data.factors[0].columns))
+
+    def work() -> Iterator[Lanes]:
+        held: list[np.ndarray] = []
+        for block in blocks:
+            held.append(block)
+            if sum(part.shape[1] for part in held) >= width:
+                yield cut(held)
+                held = []
+        if held:
+            yield cut(held)
+
+    done = 0
+
+    def cut(held: list[np.ndarray]) -> Lanes:
+        nonlocal done
+        Y = held[0] if len(held) == 1 else np.concatenate(held, axis=1)
+        index = np.arange(done, done + Y.shape[1])
+        done += Y.shape[1]
+        start = None if theta is None else np.repeat(theta[:, None], Y.shape[1], axis=1)
+        return Lanes(index, design.compress(Y), start)
+
+    return fit_lanes(work(), n, max(width, 256), reml=reml, options=settings.newton, progress=settings.progress)
+
+
+def _fit_samples(data: ModelData, fit: Fit, reml: bool, settings: BatchOptions, n: int, seed: int) -> Fit:
+    samples, width = LevelSamples(data), _samples_width(data, settings)
+    work = samples.bootstrap(n, seed, width, _start(fit))
+    return fit_lanes(work, n, width, reml=reml, options=settings.newton, progress=settings.progress)
+
+
+def _jackknife(data: ModelData, fit: Fit, reml: bool, settings: BatchOptions) -> ManyFits:
+    if not data.has_one_factor:
+        raise UnsupportedError("BCa intervals need a model with one grouping factor: use 'percentile' or 'basic'")
+    samples, width = LevelSamples(data), _samples_width(data, settings)
+    work = samples.jackknife(width, _start(fit))
+    found = fit_lanes(
+        work, samples.n_groups, width, reml=reml, options=settings.newton, progress=settings.progress
+    )
+    return _labelled(data, found, reml)
+
+
+def _samples_width(data: ModelData, settings: BatchOptions) -> int:
+    q = len(data.factors[0].columns)
+    return settings.width(len(data.factors[0].levels), q * (data.X.shape[1] + 1))
