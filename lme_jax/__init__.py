@@ -3,7 +3,7 @@
 from . import datasets, errors
 from .cache import enable_compilation_cache
 from .core.compression import compress, merge
-from .core.fit import deviance, fit, random_effects
+from .core.fit import deviance, fit, fit_at, predict, random_effects
 from .core.optimize import NewtonOptions
 from .core.records import Fit
 from .core.types import Status
@@ -32,10 +32,12 @@ __all__ = [
     "enable_compilation_cache",
     "errors",
     "fit",
+    "fit_at",
     "fit_many",
     "lmer",
     "lmer_many",
     "merge",
     "mixedlm",
+    "predict",
     "random_effects",
 ]

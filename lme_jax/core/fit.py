@@ -13,7 +13,7 @@ from .crossed_data import CrossedData, NestedData
 from .optimize import NewtonOptions, NewtonState, initial_state, newton
 from .profiled import AtOptimum, derivatives
 from .records import Fit, RandomEffects, assemble
-from .types import Array, float64_on_host
+from .types import Array, Status, float64_on_host
 
 ModelStatistics = GroupData | CrossedData | NestedData
 
@@ -57,6 +57,35 @@ def _fit(data: GroupData, start: Array | None, reml: bool, options: NewtonOption
     scale = covariance.theta_scale(template, moments.basis.z_scale)
     x0 = moment_start(data) if start is None else jnp.asarray(start, moments.WtW.dtype) * scale
     return assemble(_search(data, jax.lax.stop_gradient(x0), reml, options), moments, template, reml)
+
+
+def fit_at(theta: Any, data: ModelStatistics, *, reml: bool = True) -> Fit:
+    """The fit with θ held: β̂(θ), σ̂(θ), the deviance and its derivatives there; differentiable in θ and the data.
+
+    Parameters
+    ----------
+    theta : (k,) relative covariance parameters, user's units of Z.
+    """
+    return _fit_at(jnp.asarray(theta) if isinstance(theta, jax.Array) else np.asarray(theta), data, reml=reml)
+
+
+@float64_on_host
+def _fit_at(theta: Any, data: ModelStatistics, *, reml: bool) -> Fit:
+    return _fit_at_jitted(theta, data, reml)
+
+
+@functools.partial(jax.jit, static_argnames="reml")
+def _fit_at_jitted(theta: Array, data: ModelStatistics, reml: bool) -> Fit:
+    totals = data.moments if isinstance(data, GroupData) else data
+    x = theta * covariance.theta_scale(data.template, totals.basis.z_scale)
+
+    def at(x: Array) -> tuple[Array, Array, Array, AtOptimum]:
+        return objective(x, data, reml) if isinstance(data, GroupData) else crossed.derivatives(x, data, reml)
+
+    value, gradient, hessian, kept = at(x)
+    state = initial_state(x, at)._replace(value=value, gradient=gradient, hessian=hessian, aux=kept)
+    state = state._replace(iterations=jnp.asarray(1, jnp.int32), status=jnp.asarray(Status.CONVERGED, jnp.int32))
+    return assemble(state, totals, data.template, reml)
 
 
 def objective(x: Array, data: GroupData, reml: bool) -> tuple[Array, Array, Array, AtOptimum]:
@@ -160,14 +189,36 @@ def _random_effects(fitted: Fit, data: GroupData) -> RandomEffects:
     W, ZtW = grouped.level_weights(fitted.theta * scale, data)
     A, c, d = basis.map[:p, :p], basis.map[:p, p], basis.map[p, p]
     # y − Xβ in conditioned columns: (W̃_y − X̃ a)/d with a = A⁻¹(c + dβ).
-    a = jnp.linalg.solve(A, c + d * fitted.beta) if p else jnp.zeros(0, W.dtype)
+    a = linalg.solve_upper(A.T, (c + d * fitted.beta)[:, None])[:, 0]
     residual = (ZtW[:, p] - jnp.einsum("qpg,p->qg", ZtW[:, :p], a)) / d
     unit = 1.0 / basis.z_scale
     b = jnp.einsum("abg,bg->ga", W, residual) * unit
     variance = fitted.sigma**2 * unit[:, None] * unit[None, :]
     projected = linalg.matmul(W, ZtW[:, :p])
-    root = jnp.linalg.solve(A, fitted.unscaled_cov) if p else fitted.unscaled_cov
-    inner = jnp.linalg.solve(A, root.T) if p else root
+    inner = linalg.solve_upper(A.T, linalg.solve_upper(A.T, fitted.unscaled_cov).T)
     extra = jnp.einsum("apg,pr,brg->gab", projected, inner, projected)
     conditional = jnp.moveaxis(W, 2, 0)
     return RandomEffects(b, variance * conditional, variance * (conditional + extra))
+
+
+def predict(fitted: Fit, data: GroupData, X: Any, Z: Any, groups: Any) -> Array:
+    """Predicted means Xβ̂ + Zb̂ of new rows of a one-factor model; differentiable in all arrays.
+
+    Parameters
+    ----------
+    fitted, data : a fit and the data it was fitted to.
+    X : (m, p); Z : (m, q); groups : (m,) codes of the levels as ``data`` has them; −1 for a new level, whose
+        effects are 0.
+    """
+    return _predict(fitted, data, X, Z, groups)
+
+
+@float64_on_host
+def _predict(fitted: Fit, data: GroupData, X: Any, Z: Any, groups: Any) -> Array:
+    return _predict_jitted(fitted, data, X, Z, groups)
+
+
+@jax.jit
+def _predict_jitted(fitted: Fit, data: GroupData, X: Array, Z: Array, groups: Array) -> Array:
+    b = jnp.where((groups >= 0)[:, None], _random_effects(fitted, data).b[groups], 0.0)
+    return X @ fitted.beta + (Z * b).sum(1)

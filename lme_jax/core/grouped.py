@@ -12,10 +12,12 @@ References: Lindstrom & Bates (1988); Bates et al. (2015), eqs 30–42.
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.custom_derivatives import SymbolicZero
 
 from . import covariance, linalg
 from .compression import GroupData
@@ -24,16 +26,44 @@ from .types import Array, float64_on_host
 
 
 def kernel(L: Array, G: Array) -> tuple[Array, Array, Array]:
-    """Per pattern: log|I + LᵀGL| (P,), W = L M⁻¹Lᵀ and F = (I + ΨG)⁻¹ = I − WG, both (q, q, P).
+    """Per pattern: log|I + LᵀGL| (P,), W = L M⁻¹Lᵀ and F = (I + ΨG)⁻¹ = I − WG, both (q, q, P)."""
+    log_det, W = _log_det_and_weight(L, G)
+    return log_det, W, _complement(W, G)
 
-    W is formed as a square of K⁻¹Lᵀ: as FΨ it would lose the digits that Ψ is larger than G⁻¹.
-    """
+
+def _complement(W: Array, G: Array) -> Array:
+    return jnp.eye(W.shape[0], dtype=W.dtype)[:, :, None] - linalg.matmul(W, G)
+
+
+@jax.custom_jvp
+def _log_det_and_weight(L: Array, G: Array) -> tuple[Array, Array]:
+    """W is formed as a square of K⁻¹Lᵀ: as FΨ it would lose the digits that Ψ is larger than G⁻¹."""
     root = L[:, :, None]
     eye = jnp.eye(L.shape[0], dtype=L.dtype)[:, :, None]
     K = linalg.cholesky(linalg.matmul(linalg.transpose(root), linalg.matmul(G, root)) + eye)
     left = linalg.solve_lower(K, jnp.broadcast_to(linalg.transpose(root), K.shape))
-    W = linalg.matmul(linalg.transpose(left), left)
-    return linalg.log_det(K), W, eye - linalg.matmul(W, G)
+    return linalg.log_det(K), linalg.matmul(linalg.transpose(left), left)
+
+
+def _log_det_and_weight_jvp(primals: tuple[Array, Array], tangents: tuple[Any, Any]) -> Any:
+    """d log|M| = tr(U dΨ) + tr(W dG),  dW = F dΨ Fᵀ − W dG W: as cheap as the values, in reverse too."""
+    L, G = primals
+    log_det, W = _log_det_and_weight(L, G)
+    log_det_dot, W_dot = jnp.zeros_like(log_det), jnp.zeros_like(W)
+    dL, dG = tangents
+    if not isinstance(dL, SymbolicZero):
+        F = _complement(W, G)
+        half = dL @ L.T
+        dPsi = half + half.T
+        log_det_dot += (linalg.matmul(G, F) * dPsi[:, :, None]).sum((0, 1))
+        W_dot += linalg.matmul(linalg.matmul(F, dPsi[:, :, None]), linalg.transpose(F))
+    if not isinstance(dG, SymbolicZero):
+        log_det_dot += (W * dG).sum((0, 1))
+        W_dot -= linalg.matmul(linalg.matmul(W, dG), W)
+    return (log_det, W), (log_det_dot, W_dot)
+
+
+_log_det_and_weight.defjvp(_log_det_and_weight_jvp, symbolic_zeros=True)
 
 
 def _symmetric_square(F: Array) -> Array:

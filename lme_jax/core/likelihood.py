@@ -54,7 +54,8 @@ def _start_root(omega: Array, sigma2: Array | None, scale: Scale, data: GroupDat
 
 def _from_sums(log_det: Array, H: Array, beta: Array, sigma2: Array | None, data: GroupData, reml: bool) -> Array:
     moments, p = data.moments, data.n_fixed
-    contrast = jnp.linalg.solve(moments.basis.map, jnp.concatenate([-beta, jnp.ones(1, beta.dtype)]))
+    # The map is upper triangular.
+    contrast = linalg.solve_upper(moments.basis.map.T, jnp.concatenate([-beta, jnp.ones(1, beta.dtype)])[:, None])[:, 0]
     Q = contrast @ H @ contrast
     N = moments.n_rows - (p if reml else 0)
     if sigma2 is None:
