@@ -106,7 +106,14 @@ class Bootstrap:
 
 
 def bootstrap(
-    data: ModelData, fit: Fit, b: Collection[np.ndarray], n: int, seed: int, kind: Kind, reml: bool, settings: BatchOptions
+    data: ModelData,
+    fit: Fit,
+    b: Collection[np.ndarray],
+    n: int,
+    seed: int,
+    kind: Kind,
+    reml: bool,
+    settings: BatchOptions,
 ) -> Bootstrap:
     """Draw and fit n samples; see ``MixedLMResults.bootstrap``."""
     if kind not in get_args(Kind):
@@ -120,7 +127,11 @@ def bootstrap(
     if kind == "cases":
         found = _fit_samples(data, fit, reml, settings, n, seed)
     else:
-        source = parametric_responses(data, fit, n, seed) if kind == "parametric" else residual_responses(data, fit, b, n, seed)
+        source = (
+            parametric_responses(data, fit, n, seed)
+            if kind == "parametric"
+            else residual_responses(data, fit, b, n, seed)
+        )
         found = _fit_drawn(data, fit, source, n, reml, settings)
     original = Fit(**{name: np.asarray(getattr(fit, name))[None] for name in vars(fit)})
     fits = _labelled(data, found, reml)
@@ -198,9 +209,7 @@ def _jackknife(data: ModelData, fit: Fit, reml: bool, settings: BatchOptions) ->
         raise UnsupportedError("BCa intervals need a model with one grouping factor: use 'percentile' or 'basic'")
     samples, width = LevelSamples(data), _samples_width(data, settings)
     work = samples.jackknife(width, _start(fit))
-    found = fit_lanes(
-        work, samples.n_groups, width, reml=reml, options=settings.newton, progress=settings.progress
-    )
+    found = fit_lanes(work, samples.n_groups, width, reml=reml, options=settings.newton, progress=settings.progress)
     return _labelled(data, found, reml)
 
 

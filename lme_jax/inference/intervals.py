@@ -31,12 +31,16 @@ def bca(
     z0 = scipy.special.ndtri(below)
     influence = jackknife.mean(axis=0) - jackknife
     spread = (influence**2).sum(axis=0)
-    acceleration = np.where(spread > 0, (influence**3).sum(axis=0) / (6.0 * np.where(spread > 0, spread, 1.0) ** 1.5), 0)
+    acceleration = np.where(
+        spread > 0, (influence**3).sum(axis=0) / (6.0 * np.where(spread > 0, spread, 1.0) ** 1.5), 0
+    )
     limits = []
     for tail in (0.5 * (1.0 - level), 0.5 * (1.0 + level)):
         shifted = z0 + scipy.special.ndtri(tail)
         share = scipy.special.ndtr(z0 + shifted / (1.0 - acceleration * shifted))
         usable = np.isfinite(z0) & np.isfinite(share)
-        quantiles = [np.quantile(column, q) for column, q in zip(replicates.T, np.where(usable, share, 0.5), strict=True)]
+        quantiles = [
+            np.quantile(column, q) for column, q in zip(replicates.T, np.where(usable, share, 0.5), strict=True)
+        ]
         limits.append(np.where(usable, quantiles, np.nan))
     return limits[0], limits[1]
