@@ -63,7 +63,6 @@ class Responses:
 
 def read_responses(Y: Any, n_rows: int, mask: Any) -> Responses:
     """Check Y (n, R) and the mask against the rows of the design."""
-    names = Y.columns if isinstance(Y, pd.DataFrame) else None
     values = Y.to_numpy() if isinstance(Y, pd.DataFrame) else np.asarray(Y)
     if values.ndim == 1:
         values = values[:, None]
@@ -73,7 +72,7 @@ def read_responses(Y: Any, n_rows: int, mask: Any) -> Responses:
         raise DataError(f"Y has dtype {values.dtype}: responses must be real numbers (NaN where missing)")
     if values.shape[1] == 0:
         raise DataError("Y has no columns: there is no response to fit")
-    names = pd.RangeIndex(values.shape[1]) if names is None else pd.Index(names)
+    names = Y.columns if isinstance(Y, pd.DataFrame) else pd.RangeIndex(values.shape[1])
     if mask is not None:
         mask = np.asarray(mask)
         if mask.shape != values.shape or mask.dtype != bool:
@@ -143,7 +142,7 @@ def _complete_lanes(responses: Responses) -> np.ndarray:
             infinite = np.flatnonzero(np.isinf(block[:, column]))
             if len(infinite):
                 raise DataError(
-                    f"response {responses.names[lo + column]!r} is infinite in {len(infinite)} rows (from 0: "
+                    f"response {responses.names[lo + int(column)]!r} is infinite in {len(infinite)} rows (from 0: "
                     f"{infinite[:5].tolist()}): mark missing values by NaN"
                 )
     return out if responses.observed is None else out & responses.observed.all(0)

@@ -478,7 +478,9 @@ def without_rows(data: ModelData) -> ModelData:
         new.__dict__["sizes"] = factor.sizes
         factors.append(new)
     terms = tuple(thin[id(t)] for t in data.terms)
-    return dataclasses.replace(data, design=design, terms=terms, factors=tuple(factors), compressed=gone)
+    kept = dataclasses.replace(data, design=design, terms=terms, factors=tuple(factors))
+    kept.__dict__["compressed"] = gone
+    return kept
 
 
 @dataclasses.dataclass(frozen=True)

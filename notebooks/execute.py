@@ -1,5 +1,6 @@
 """Run every notebook here in place: ``python notebooks/execute.py``, or ``make notebooks``."""
 
+import os
 import re
 import sys
 import time
@@ -11,6 +12,9 @@ from nbclient import NotebookClient
 HERE = Path(__file__).parent
 # What would tell whose machine it was: temporary cells, site-packages, home folders.
 MACHINE_PATH = re.compile(r"(?:/tmp/|/home/|/Users/|/root/|site-packages|[A-Z]:\\\\)")
+
+# tqdm warns, with its path, where ipywidgets is not installed; the notebooks show no bars.
+os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"
 
 
 def execute(path: Path) -> None:

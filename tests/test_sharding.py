@@ -32,7 +32,8 @@ with jax.enable_x64(True):
     assert len(placed.C2.sharding.device_set) == n_devices
     one = lme.fit(placed)
     blups = lme.random_effects(one, placed)[0].b
-np.savez(out, theta=many.theta, deviance=many.deviance, beta=many.beta, one=np.asarray(one.theta), blups=np.asarray(blups))
+found = {"theta": many.theta, "deviance": many.deviance, "beta": many.beta}
+np.savez(out, **found, one=np.asarray(one.theta), blups=np.asarray(blups))
 """
 
 

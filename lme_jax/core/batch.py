@@ -23,9 +23,7 @@ from .optimize import NewtonOptions, NewtonState, initial_state, newton
 from .records import Fit, assemble
 from .types import Status
 
-# Lanes per call: on a CPU the working set of a chunk should stay in the cache, a GPU wants width.
-CPU_LANES = 256
-GPU_LANES = 16_384
+# Evaluations per call.
 ROUNDS = 8
 # Lanes per call for those that need more rounds than most.
 NARROW = 128
@@ -34,7 +32,7 @@ NARROW = 128
 class Lanes(NamedTuple):
     """A piece of the work: the lanes' numbers in the caller's order, their data, and a start or None."""
 
-    index: np.ndarray
+    number: np.ndarray
     data: LaneData
     start: np.ndarray | None = None
 
@@ -112,7 +110,7 @@ class _Driver:
                 fresh = piece is not None
                 if piece is not None:
                     self._pending.add(pool.submit(_begin, piece, self._width, *self._how))
-            waiting = sum(len(r.index) for r in self._unfinished)
+            waiting = sum(len(r.number) for r in self._unfinished)
             if waiting >= self._narrow or (waiting and not fresh and not self._pending):
                 self._resume(pool, waiting)
             done, self._pending = (
@@ -141,13 +139,13 @@ def _workers() -> int:
 class _Running(NamedTuple):
     """Lanes after some rounds: the search as it stands, and the fit it would give."""
 
-    index: np.ndarray
+    number: np.ndarray
     data: LaneData
     state: NewtonState
     fit: Fit
 
     def take(self, which: np.ndarray) -> "_Running":
-        return _Running(self.index[which], *_take(self[1:], which, len(self.index)))
+        return _Running(self.number[which], *_take(self[1:], which, len(self.number)))
 
 
 def _take(tree: Any, which: np.ndarray, n: int) -> Any:
@@ -158,13 +156,13 @@ def _take(tree: Any, which: np.ndarray, n: int) -> Any:
 def _concatenate(parts: list[_Running]) -> _Running:
     if len(parts) == 1:
         return parts[0]
-    sizes = [len(part.index) for part in parts]
+    sizes = [len(part.number) for part in parts]
 
     def join(*arrays: np.ndarray) -> np.ndarray:
         own = all(a.shape[-1] == size for a, size in zip(arrays, sizes, strict=True))
         return np.concatenate(arrays, axis=-1) if own else arrays[0]
 
-    return _Running(np.concatenate([part.index for part in parts]), *jax.tree.map(join, *[part[1:] for part in parts]))
+    return _Running(np.concatenate([part.number for part in parts]), *jax.tree.map(join, *[part[1:] for part in parts]))
 
 
 def _pad(tree: Any, n: int, width: int) -> Any:
@@ -173,25 +171,25 @@ def _pad(tree: Any, n: int, width: int) -> Any:
 
 
 def _begin(piece: Lanes, width: int, reml: bool, options: NewtonOptions) -> _Running:
-    n = len(piece.index)
+    n = len(piece.number)
     data = _pad(jax.tree.map(np.asarray, piece.data), n, width)
     with jax.enable_x64(True):
         data = _place(data, width)
         start = None if piece.start is None else _place(_pad(np.asarray(piece.start, float), n, width), width)
-        return _run(piece.index, data, _start(data, start, reml), reml, options)
+        return _run(piece.number, data, _start(data, start, reml), reml, options)
 
 
 def _resume(running: _Running, width: int, reml: bool, options: NewtonOptions) -> _Running:
-    n = len(running.index)
+    n = len(running.number)
     with jax.enable_x64(True):
         data, state = _place(_pad((running.data, running.state), n, width), width)
-        return _run(running.index, data, state, reml, options)
+        return _run(running.number, data, state, reml, options)
 
 
-def _run(index: np.ndarray, data: LaneData, state: NewtonState, reml: bool, options: NewtonOptions) -> _Running:
+def _run(number: np.ndarray, data: LaneData, state: NewtonState, reml: bool, options: NewtonOptions) -> _Running:
     state, fitted = _search(data, state, reml, options)
     width = data.n_lanes
-    return _take(jax.tree.map(np.asarray, _Running(index, data, state, fitted)), np.arange(len(index)), width)
+    return _take(jax.tree.map(np.asarray, _Running(number, data, state, fitted)), np.arange(len(number)), width)
 
 
 def _place(tree: Any, width: int) -> Any:
@@ -246,9 +244,9 @@ class _Collector:
         ended = running.state.status >= 0
         if self._fit is None:
             self._fit = jax.tree.map(self._room, running.fit)
-        which, index = np.flatnonzero(ended), running.index[ended]
+        which, number = np.flatnonzero(ended), running.number[ended]
         for name in vars(running.fit):
-            getattr(self._fit, name)[index] = np.moveaxis(getattr(running.fit, name)[..., which], -1, 0)
+            getattr(self._fit, name)[number] = np.moveaxis(getattr(running.fit, name)[..., which], -1, 0)
         self.n_done += len(which)
         self._bar.update(len(which))
         rest = np.flatnonzero(~ended)

@@ -24,8 +24,6 @@ from .covariance import Template
 from .profiled import AtOptimum, deviance_of_root
 from .types import Array, pytree, static
 
-_materialise = jax.lax.optimization_barrier
-
 
 @pytree
 class LaneData:
@@ -97,10 +95,10 @@ class _Level(NamedTuple):
 def _level(L: Rows, G: Array) -> _Level:
     """log|M|, K⁻¹Lᵀ, F = I − WG and packed U = GF (kq, lanes), with M = I + LᵀGL = KKᵀ and W = LM⁻¹Lᵀ.
 
-    Entry by entry, so that XLA fuses it; the barriers keep it from computing one entry many times over.
+    Entry by entry, so that XLA fuses it.
     """
     q = len(L)
-    pairs = list(zip(*np.tril_indices(q), strict=True))
+    pairs = [(i, j) for i in range(q) for j in range(i + 1)]
     Gs = [[G[i, j] for j in range(q)] for i in range(q)]
     Lt = _columns(L)
     GL = [[_dot(row, column) for column in Lt] for row in Gs]
@@ -113,7 +111,6 @@ def _level(L: Rows, G: Array) -> _Level:
         inverse.append(1.0 / K[j, j])
         for i in range(j + 1, q):
             K[i, j] = (M[i, j] - sum(K[i, m] * K[j, m] for m in range(j))) * inverse[j]
-    K, inverse = _materialise((K, inverse))
     left: Rows = []
     for i in range(q):
         row = []
@@ -122,13 +119,12 @@ def _level(L: Rows, G: Array) -> _Level:
             rest = Lt[i][c] if known is None else -known if Lt[i][c] is None else Lt[i][c] - known
             row.append(None if rest is None else rest * inverse[i])
         left.append(row)
-    left = _materialise(left)
     columns = _columns(left)
     W = [[_dot(a, b) for b in columns] for a in columns]
     G_columns = _columns(Gs)
     WG = [[_dot(row, column) for column in G_columns] for row in W]
-    F = _materialise([[(1.0 if i == j else 0.0) - WG[i][j] for j in range(q)] for i in range(q)])
-    U = _materialise(jnp.stack([_dot(Gs[i], [F[m][j] for m in range(q)]) for i, j in pairs]))
+    F = [[(1.0 if i == j else 0.0) - WG[i][j] for j in range(q)] for i in range(q)]
+    U = jnp.stack([_dot(Gs[i], [F[m][j] for m in range(q)]) for i, j in pairs])
     determinant = K[0, 0]
     for j in range(1, q):
         determinant = determinant * K[j, j]
@@ -155,7 +151,7 @@ def log_det_and_cross(theta: Array, data: LaneData) -> tuple[Array, Array, Array
         G, count, CX, Cy = level_data
         level = _level(L, G)
         C = _cross_products(CX, Cy)
-        Y = _materialise([_dot([None if l is None else l[None] for l in row], C) for row in level.left])
+        Y = [_dot([None if l is None else l[None] for l in row], C) for row in level.left]
         log_det, U, UU, cross = sums
         counted = count * level.U
         cross = cross + sum(y[:, None] * y[None] for y in Y)
@@ -187,13 +183,13 @@ def _residual_sums(theta: Array, data: LaneData, A: Array, reml: bool) -> _Resid
         G, _, CX, Cy = level_data
         level = _level(L, G)
         C = _cross_products(CX, Cy)
-        D = _materialise([_dot([entry[None] for entry in column], C) for column in _columns(level.F)])
-        T = _materialise([sum(D[a][m][None] * A[m] for m in range(width)) for a in range(q)])
+        D = [_dot([entry[None] for entry in column], C) for column in _columns(level.F)]
+        T = [sum(D[a][m][None] * A[m] for m in range(width)) for a in range(q)]
         products = jnp.stack([T[i][:, None] * T[j][None] for i, j in pairs])
-        ee = _materialise(jnp.stack([T[i][p] * T[j][p] for i, j in pairs]))
+        ee = jnp.stack([T[i][p] * T[j][p] for i, j in pairs])
         U_TT = sums.U_TT
         if reml and p:
-            own = _materialise(jnp.stack([(T[i][:p] * T[j][:p]).sum(0) for i, j in pairs]))
+            own = jnp.stack([(T[i][:p] * T[j][:p]).sum(0) for i, j in pairs])
             U_TT = U_TT + level.U[:, None] * own[None]
         return _Residual(sums.TT + products, sums.U_ee + level.U[:, None] * ee[None], U_TT), None
 
@@ -224,7 +220,7 @@ def objective(theta: Array, data: LaneData, reml: bool) -> tuple[Array, Array, A
     O(P·(q³ + q p² + kq·p²)) per lane, P levels or merged levels; nothing of size P × R is formed.
     """
     log_det, H, U, UU = log_det_and_cross(theta, data)
-    R = _materialise(linalg.cholesky(H))
+    R = linalg.cholesky(H)
     sums = _residual_sums(theta, data, _whitening(R), reml)
     value = deviance_of_root(log_det, R, data, reml)
     return value, *_derivatives(theta, data, R, U, UU, sums, reml), AtOptimum(H, _log_scale_slope(theta, data, R, sums))
@@ -238,7 +234,7 @@ def _whitening(R: Array) -> Array:
     inverse = linalg.solve_lower(R[:p, :p], eye)
     beta = (inverse * R[p, :p][:, None]).sum(0)
     A = jnp.zeros_like(R).at[p, p].set(1.0)
-    return _materialise(A.at[:p, :p].set(linalg.transpose(inverse)).at[:p, p].set(-beta))
+    return A.at[:p, :p].set(linalg.transpose(inverse)).at[:p, p].set(-beta)
 
 
 def _twice_off_diagonal(q: int) -> np.ndarray:

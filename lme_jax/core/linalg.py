@@ -120,7 +120,8 @@ def _ldl_unrolled(A: Array, floor: Array) -> tuple[Array, Array, Array]:
     k = A.shape[0]
     one, zero = jnp.ones(A.shape[2:], A.dtype), jnp.zeros(A.shape[2:], A.dtype)
     C = [[one if i == j else zero for j in range(k)] for i in range(k)]
-    pivots, divisors = [], []
+    pivots: list[Array] = []
+    divisors: list[Array] = []
     for j in range(k):
         pivots.append(A[j, j] - sum(C[j][c] ** 2 * divisors[c] for c in range(j)))
         divisors.append(jnp.where(jnp.abs(pivots[j]) < floor, floor, pivots[j]))

@@ -106,12 +106,12 @@ class LevelSamples:
         lanes = times.shape[1]
         padded = np.zeros((len(self._Z), lanes))
         padded[: self.n_groups] = times
-        WtW = (self._WtW.T @ times).reshape(width, width, lanes)
+        WtW = (self._WtW.T @ times).reshape(width, width, lanes)  # noqa: N806
         n_rows = self._n_rows @ times
         if p:
             roots = np.linalg.eigvalsh(np.moveaxis(WtW[:p, :p], 2, 0))
             n_rows = np.where(roots[:, 0] < 1e-12 * roots[:, -1], np.nan, n_rows)
-        C = self._C[..., None] * np.sqrt(padded)[:, None, None]
+        C = self._C[..., None] * np.sqrt(padded)[:, None, None]  # noqa: N806
         basis = moments.basis
         return LaneData(
             self._Z[..., None],
