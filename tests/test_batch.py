@@ -33,7 +33,12 @@ def problem(seed=0, n_groups=24, size=(3, 9), q=2, p=2, R=7, balanced=False):
 
 
 def assert_same(many, number, single, tolerance=TIGHT):
-    for name in COMPARED:
+    names = COMPARED
+    if np.abs(single.theta).max() > 100:
+        # A correlation that tends to ±1 has its parameter at infinity: where on that flat ray the search stops is
+        # rounding. The factor L(θ) is compared all the same.
+        names = [name for name in COMPARED if name != "theta"]
+    for name in names:
         one, lane = np.asarray(getattr(single, name)), getattr(many, name)[number]
         np.testing.assert_allclose(lane, one, rtol=tolerance, atol=tolerance * (1 + np.abs(one).max(initial=0.0)))
     assert many.status[number] == single.status
