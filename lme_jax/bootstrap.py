@@ -173,7 +173,8 @@ def _fit_drawn(
         responses = Responses(values, pd.RangeIndex(n), None)
         return fit_responses(data, responses, reml=reml, start=_start(fit), options=settings)[0]
     design, theta = data.shared_design, _start(fit)
-    width = settings.width(design.n_levels, len(data.factors[0].columns))
+    q, p = len(data.factors[0].columns), data.X.shape[1]
+    width = settings.width(design.n_levels, q, q, p)
 
     def work() -> Iterator[Lanes]:
         held: list[np.ndarray] = []
@@ -214,5 +215,5 @@ def _jackknife(data: ModelData, fit: Fit, reml: bool, settings: BatchOptions) ->
 
 
 def _samples_width(data: ModelData, settings: BatchOptions) -> int:
-    q = len(data.factors[0].columns)
-    return settings.width(len(data.factors[0].levels), q * (data.X.shape[1] + 1))
+    q, p = len(data.factors[0].columns), data.X.shape[1]
+    return settings.width(len(data.factors[0].levels), q * (p + 1), q, p)

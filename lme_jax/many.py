@@ -213,7 +213,7 @@ def _fit_subsets(
         raise DataError(f"{int((subset < 0).sum())} rows have no value of {by!r}: drop them or give them one")
     sets = _DataSets(data, subset, len(labels))
     n_obs = np.bincount(subset, minlength=len(labels))
-    width = settings.width(sets.n_levels, sets.values_per_level)
+    width = settings.width(sets.n_levels, sets.values_per_level, len(data.factors[0].columns), data.X.shape[1])
     lanes = sets.work(np.arange(len(labels)), width, start)
     fit = fit_lanes(lanes, len(labels), width, reml=reml, options=settings.newton, progress=settings.progress)
 

@@ -35,10 +35,10 @@ class BatchOptions:
     memory_limit: int = MEMORY_LIMIT
     newton: NewtonOptions = NewtonOptions()
 
-    def width(self, n_levels: int, values_per_level: int) -> int:
+    def width(self, n_levels: int, values_per_level: int, q: int, p: int) -> int:
         """Lanes per call that keep eight copies of a call's data within the limit."""
         room = self.memory_limit // (64 * max(n_levels * values_per_level, 1))
-        return int(max(8, min(chunk_lanes(n_levels), room)))
+        return int(max(8, min(chunk_lanes(n_levels, q, p), room)))
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def fit_responses(
 
     def run(which: np.ndarray, levels: int, values: int, compress: Callable[[np.ndarray], Any]) -> None:
         if len(which):
-            width = options.width(levels, values)
+            width = options.width(levels, values, q, p)
             work = _pieces(which, width, compress, start)
             found = fit_lanes(work, len(which), width, reml=reml, options=options.newton, progress=options.progress)
             parts.append((which, found))

@@ -29,7 +29,7 @@ with jax.enable_x64(True):
         spec = jax.sharding.PartitionSpec(*[None] * (a.ndim - 1), "levels") if split else jax.sharding.PartitionSpec()
         return jax.device_put(a, jax.sharding.NamedSharding(mesh, spec))
     placed = jax.tree.map(place, data)
-    assert len(placed.C2.sharding.device_set) == n_devices
+    assert len(placed.C.sharding.device_set) == n_devices
     one = lme.fit(placed)
     blups = lme.random_effects(one, placed)[0].b
 found = {"theta": many.theta, "deviance": many.deviance, "beta": many.beta}

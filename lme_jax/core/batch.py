@@ -23,6 +23,8 @@ from .optimize import NewtonOptions, NewtonState, initial_state, newton
 from .records import Fit, assemble
 from .types import Status
 
+# Sums over the levels, of all lanes of a call: half a megabyte.
+CACHED_DOUBLES = 1 << 16
 # Evaluations per call.
 ROUNDS = 8
 # Lanes per call for those that need more rounds than most.
@@ -37,14 +39,18 @@ class Lanes(NamedTuple):
     start: np.ndarray | None = None
 
 
-def chunk_lanes(n_levels: int) -> int:
+def chunk_lanes(n_levels: int, q: int, p: int) -> int:
     """Lanes that one call fits, the size to cut work into, for models of ``n_levels`` (merged) levels.
 
     On a CPU the sums over the levels should stay in the cache where they dominate; a GPU wants width.
     """
     if jax.default_backend() != "cpu":
         return 16_384
-    return 2_048 if n_levels <= 16 else 256
+    if n_levels <= 16:
+        return 2_048
+    kq = q * (q + 1) // 2
+    summed = kq * ((p + 1) ** 2 + 3 * kq)
+    return max(128, min(2_048, 1 << (CACHED_DOUBLES // summed).bit_length() - 1))
 
 
 def fit_lanes(

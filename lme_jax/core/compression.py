@@ -1,12 +1,13 @@
 """Rows → fixed-shape sufficient statistics of one grouping factor (MATH §2).
 
 Two steps, each usable alone: additive moments per level (``GroupMoments``; chunks of data are
-merged by summation) and their pattern-pooled form (``GroupData``), in which all levels that share
-ZᵀZ are one entry, so that the cost of a fit does not grow with the number of levels. All sums are
+merged by summation) and their pooled form (``GroupData``), in which the levels that share ZᵀZ are
+replaced by a few, so that the cost of a fit does not grow with the number of levels. All sums are
 formed in a conditioned basis: [X y]·map is near-orthonormal beside the pilot residual, Z is scaled
 by powers of two, and the exact maps back are kept in ``Basis``. Padding and bucketing live here.
 """
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -62,18 +63,17 @@ class GroupMoments:
 
 @pytree
 class GroupData:
-    """What a fit needs: pattern-pooled products, and the moments they came from.
+    """What a fit needs: the levels, those with equal ZᵀZ pooled, and the moments they came from.
 
     Attributes
     ----------
-    G : (q, q, P) distinct ZᵀZ; count : (P,) levels that share each.
-    C2 : (kq, kw, P) Σ over the levels of a pattern of C⊗C with C = ZᵀW, symmetrised over Z's pair;
-        rows run over the pairs a ≥ b of Z columns, columns over the pairs c ≥ d of W columns.
+    G : (q, q, P) ZᵀZ; count : (P,) levels whose log-determinant an entry stands for.
+    C : (q, p+1, P) ZᵀW, of a level or, where levels are pooled, a root of Σ C⊗C over them.
     """
 
     G: Array
     count: Array
-    C2: Array
+    C: Array
     moments: GroupMoments
 
     @property
@@ -124,34 +124,31 @@ def pilot_basis(y: np.ndarray, X: np.ndarray, Z: np.ndarray, template: Template)
     n, p = X.shape
     step = max(1, n // PILOT_ROWS)
     # A stride that shares a factor with the group size would see the same visits of each group only.
-    rows = np.unique(np.concatenate([np.arange(0, n, step), np.arange(min(n, PILOT_ROWS))]))
+    rows = np.concatenate([np.arange(min(n, PILOT_ROWS)), np.arange(PILOT_ROWS, n, step)])
     sample = X if step == 1 else X[rows]
     if step > 1 and p and np.linalg.matrix_rank(sample / (np.abs(sample).max(0) + 1e-300)) < p:
         rows, sample = np.arange(n), X
     to_w = _pilot_map(sample, y if step == 1 else y[rows])
-    z_scale = _power_of_two_scale(np.einsum("nq,nq->q", Z, Z), n, template)
+    z_scale = _power_of_two_scale(np.array([column @ column for column in Z.T]), n, template)
     return Basis(to_w, np.linalg.slogdet(to_w[:p, :p])[1], z_scale)
 
 
 # ---------------------------------------------------------------- moments
 
 
-def _products(Z: Any, W: Any, xp: Any) -> Any:
-    """Columns z_a z_b (a ≥ b) and z_a w_c of every row: (n, kq + q(p+1))."""
-    q, w = Z.shape[1], W.shape[1]
-    columns = [Z[:, a] * Z[:, b] for a, b in zip(*np.tril_indices(q), strict=True)]
-    columns += [Z[:, a] * W[:, c] for a in range(q) for c in range(w)]
-    return xp.stack(columns, axis=1)
+def _products(Z: Any, W: Any) -> Iterator[Any]:
+    """Rows z_a z_b (a ≥ b), then z_a w_c, of Z (q, n) and W (p+1, n)."""
+    q, w = len(Z), len(W)
+    yield from (Z[a] * Z[b] for a in range(q) for b in range(a + 1))
+    yield from (Z[a] * W[c] for a in range(q) for c in range(w))
 
 
-def _unpack_products(sums: Any, q: int, w: int, xp: Any) -> tuple[Any, Any]:
-    """(G, kq + qw) sums → ZtZ (q, q, G) and ZtW (q, w, G)."""
+def _unpack_products(sums: Any, q: int, w: int) -> tuple[Any, Any]:
+    """(kq + qw, G) sums → ZtZ (q, q, G) and ZtW (q, w, G)."""
     kq = q * (q + 1) // 2
     position = np.zeros((q, q), int)
     position[np.tril_indices(q)] = np.arange(kq)
-    position = np.maximum(position, position.T)
-    sums = xp.transpose(sums)
-    return sums[position], sums[kq:].reshape(q, w, -1)
+    return sums[np.maximum(position, position.T)], sums[kq:].reshape(q, w, -1)
 
 
 def group_moments(
@@ -179,29 +176,36 @@ def group_moments(
     """
     basis = pilot_basis(y, X, Z, template) if basis is None else basis
     n, p, q = len(y), X.shape[1], Z.shape[1]
-    sums = np.zeros((n_groups, q * (q + 1) // 2 + q * (p + 1)))
+    sums = np.zeros((q * (q + 1) // 2 + q * (p + 1), n_groups))
     WtW = np.zeros((p + 1, p + 1))
     for lo in range(0, n, CHUNK_ROWS):
         rows = slice(lo, min(lo + CHUNK_ROWS, n))
-        W = X[rows] @ basis.map[:p] + y[rows, None] * basis.map[p]
-        Zs = Z[rows] / basis.z_scale
+        W = basis.map[:p].T @ X[rows].T + basis.map[p][:, None] * y[rows]
+        Zs = np.divide(Z[rows].T, basis.z_scale[:, None], order="C")
         if weights is not None:
-            root = np.sqrt(weights[rows, None])
+            root = np.sqrt(weights[rows])
             W, Zs = W * root, Zs * root
-        WtW += W.T @ W
-        _add_by_code(sums, codes[rows], _products(Zs, W, np))
-    ZtZ, ZtW = _unpack_products(sums, q, p + 1, np)
+        # Of an array with itself NumPy makes a rank-k update, which is slow for few long rows.
+        WtW += W @ W.copy().T
+        add_by_code(sums, codes[rows], _products(Zs, W))
+    ZtZ, ZtW = _unpack_products(sums, q, p + 1)
     log_weights = 0.0 if weights is None else np.log(weights).sum()
+    WtW = 0.5 * (WtW + WtW.T)
     return GroupMoments(ZtZ, ZtW, WtW, np.float64(n), np.float64(log_weights), basis, template)
 
 
-def _add_by_code(sums: np.ndarray, codes: np.ndarray, products: np.ndarray) -> None:
-    """sums[codes[i]] += products[i], as one sparse product over the codes that occur."""
+def add_by_code(sums: np.ndarray, codes: np.ndarray, columns: Iterable[np.ndarray]) -> None:
+    """sums[j, codes[i]] += columns[j][i]; sorted codes, the usual order of rows, are quickest."""
+    if (codes[1:] >= codes[:-1]).all():
+        starts = np.concatenate([[0], np.flatnonzero(codes[1:] != codes[:-1]) + 1])
+        present = codes[starts]
+        for total, column in zip(sums, columns, strict=True):
+            total[present] += np.add.reduceat(column, starts)
+        return
     lo = int(codes.min())
     width = int(codes.max()) - lo + 1
-    n = len(codes)
-    pick = scipy.sparse.csc_matrix((np.ones(n), codes - lo, np.arange(n + 1)), shape=(width, n))
-    sums[lo : lo + width] += pick @ products
+    for total, column in zip(sums, columns, strict=True):
+        total[lo : lo + width] += np.bincount(codes - lo, column, minlength=width)
 
 
 def change_basis(moments: GroupMoments, basis: Basis) -> GroupMoments:
@@ -253,49 +257,18 @@ def bucket(size: int) -> int:
     return -(-size // step) * step
 
 
-def outer_products(ZtW: Any, xp: Any) -> Any:
-    """C⊗C per level: (kq, kw, G), symmetrised over the pair of Z columns."""
-    q, w = ZtW.shape[:2]
-    c, d = np.tril_indices(w)
-    rows = []
-    for a, b in zip(*np.tril_indices(q), strict=True):
-        product = ZtW[a][c] * ZtW[b][d]
-        rows.append(product if a == b else 0.5 * (product + ZtW[b][c] * ZtW[a][d]))
-    return xp.stack(rows)
-
-
 def _pad_last(array: np.ndarray, length: int) -> np.ndarray:
     return np.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, length - array.shape[-1])])
 
 
 def pool(moments: GroupMoments) -> GroupData:
-    """Collapse the levels that share ZᵀZ exactly into one entry each (NumPy, exact).
+    """Replace the levels that share ZᵀZ exactly by few that give the same likelihood (NumPy).
 
-    log|I + LᵀGL| is then one number times a count, and Σ CᵀMC is linear in the pooled Σ C⊗C. Both the
-    patterns and the levels are padded to bucketed lengths with empty entries, which change nothing.
+    Of m such levels only m·log|I + LᵀGL| and Σ C⊗C count. The second is q(p+1) × q(p+1): as many entries as
+    its rank, the scaled eigenvectors, replace the levels where m is larger. Entries and levels are padded to
+    bucketed lengths with empty ones, which change nothing.
     """
-    q, _, n_groups = moments.ZtZ.shape
-    packed = moments.ZtZ[np.tril_indices(q)].T
-    # Hash rows by one random projection; equal rows meet, and a collision of unequal ones is checked away.
-    key = (packed * np.random.default_rng(0).uniform(1.0, 2.0, packed.shape[1])).sum(1)
-    sample = key[: min(n_groups, PATTERN_SAMPLE)]
-    if n_groups > PATTERN_SAMPLE and len(np.unique(sample)) > 0.9 * len(sample):
-        # Hardly a level shares its ZᵀZ with another: sorting all of them would cost more than it saves.
-        first = pattern = np.arange(n_groups)
-    else:
-        _, first, pattern = np.unique(key, return_index=True, return_inverse=True)
-    if not np.array_equal(packed[first][pattern], packed):
-        _, first, pattern = np.unique(packed, axis=0, return_index=True, return_inverse=True)
-    products = outer_products(moments.ZtW, np)
-    if len(first) < n_groups:
-        sums = np.zeros((len(first), products.shape[0] * products.shape[1]))
-        _add_by_code(sums, pattern.reshape(-1), products.reshape(-1, n_groups).T)
-        products = sums.T.reshape(*products.shape[:2], -1)
-        count = np.bincount(pattern.reshape(-1)).astype(float)
-        G = moments.ZtZ[:, :, first]
-    else:
-        count, G = np.ones(n_groups), moments.ZtZ
-    length = bucket(G.shape[-1])
+    n_groups = moments.ZtZ.shape[-1]
     padded = bucket(n_groups)
     levels = GroupMoments(
         _pad_last(moments.ZtZ, padded),
@@ -306,7 +279,53 @@ def pool(moments: GroupMoments) -> GroupData:
         moments.basis,
         moments.template,
     )
-    return GroupData(_pad_last(G, length), _pad_last(count, length), _pad_last(products, length), levels)
+    first, pattern = distinct_levels(moments.ZtZ)
+    size = np.bincount(pattern)
+    q, w, _ = moments.ZtW.shape
+    many = size > q * w
+    if not many.any():
+        return GroupData(levels.ZtZ, _pad_last(np.ones(n_groups), padded), levels.ZtW, levels)
+    alone = np.flatnonzero(~many[pattern])
+    rows = np.flatnonzero(many[pattern])
+    which = np.cumsum(many)[pattern[rows]] - 1
+    roots, owner = _roots(moments.ZtW.reshape(q * w, -1)[:, rows], which, int(many.sum()))
+    start = np.diff(owner, prepend=-1) > 0
+    count = np.concatenate([np.ones(len(alone)), np.where(start, size[many][owner], 0.0)])
+    G = moments.ZtZ[:, :, np.concatenate([alone, first[many][owner]])]
+    C = np.concatenate([moments.ZtW[:, :, alone], roots.T.reshape(q, w, -1)], axis=2)
+    length = bucket(len(count))
+    return GroupData(_pad_last(G, length), _pad_last(count, length), _pad_last(C, length), levels)
+
+
+def distinct_levels(ZtZ: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A level of each distinct ZᵀZ (q, q, G), and the number of its pattern for every level."""
+    n_groups = ZtZ.shape[-1]
+    packed = ZtZ[np.tril_indices(len(ZtZ))]
+    # Hash columns by one random projection; equal ones meet, and a collision of unequal ones is checked away.
+    key = np.random.default_rng(0).uniform(1.0, 2.0, len(packed)) @ packed
+    sample = key[: min(n_groups, PATTERN_SAMPLE)]
+    if n_groups > PATTERN_SAMPLE and len(np.unique(sample)) > 0.9 * len(sample):
+        # Hardly a level shares its ZᵀZ with another: sorting all of them would cost more than it saves.
+        return np.arange(n_groups), np.arange(n_groups)
+    _, first, pattern = np.unique(key, return_index=True, return_inverse=True)
+    if not np.array_equal(packed[:, first[pattern.reshape(-1)]], packed):
+        _, first, pattern = np.unique(packed, axis=1, return_index=True, return_inverse=True)
+    return first, pattern.reshape(-1)
+
+
+def _roots(vectors: np.ndarray, owner: np.ndarray, n_owners: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows r with Σ r rᵀ = Σ v vᵀ over the columns v of each owner; whose they are: at least one each, in order."""
+    width = len(vectors)
+    i, j = np.tril_indices(width)
+    sums = np.zeros((len(i), n_owners))
+    add_by_code(sums, owner, (vectors[a] * vectors[b] for a, b in zip(i, j, strict=True)))
+    gram = np.empty((n_owners, width, width))
+    gram[:, i, j] = gram[:, j, i] = sums.T
+    values, axes = np.linalg.eigh(gram)
+    kept = values > width * np.finfo(float).eps * values[:, -1:]
+    kept[:, -1] = True
+    own, which = np.nonzero(kept)
+    return np.sqrt(np.maximum(values[own, which], 0.0))[:, None] * axes[own, :, which], own
 
 
 # ---------------------------------------------------------------- front door
@@ -364,6 +383,9 @@ def group_codes(groups: np.ndarray, n_groups: int | None) -> tuple[np.ndarray, i
     """Integer codes and the number of levels; labels are coded in sorted order unless ``n_groups`` is given."""
     if n_groups is not None:
         return groups, n_groups
+    if groups.dtype.kind in "iuf" and (groups[1:] >= groups[:-1]).all():
+        steps = np.concatenate([[0], np.cumsum(groups[1:] != groups[:-1])])[: len(groups)]
+        return steps.astype(np.int32), int(steps[-1:].sum()) + 1
     levels, codes = np.unique(groups, return_inverse=True)
     return codes.reshape(-1).astype(np.int32), len(levels)
 
@@ -409,11 +431,11 @@ def _compress_traced(
     if weights is not None:
         root = jnp.sqrt(weights)[:, None]
         W, Zs, log_weights = W * root, Zs * root, jnp.log(weights).sum()
-    sums = jax.ops.segment_sum(_products(Zs, W, jnp), codes, n_groups)
-    ZtZ, ZtW = _unpack_products(sums, Z.shape[1], X.shape[1] + 1, jnp)
+    sums = jax.ops.segment_sum(jnp.stack(list(_products(Zs.T, W.T)), axis=1), codes, n_groups)
+    ZtZ, ZtW = _unpack_products(sums.T, Z.shape[1], X.shape[1] + 1)
     moments = GroupMoments(ZtZ, ZtW, W.T @ W, jnp.asarray(len(y), dtype), log_weights, basis, template)
     count = jnp.ones(n_groups, dtype)
-    return GroupData(ZtZ, count, outer_products(ZtW, jnp), moments)
+    return GroupData(ZtZ, count, ZtW, moments)
 
 
 def _traced_basis(y: Array, X: Array, Z: Array, template: Template) -> Basis:

@@ -144,10 +144,10 @@ def moment_start(template: Template, R: Array, A: Array, B: Array, rss: Array, n
     return start(template, jnp.sqrt(jnp.clip(tau2, 0.04, 1e4)))
 
 
-def structural_nonzeros(template: Template) -> np.ndarray:
-    """(q, q) booleans: entries of L that some θ makes nonzero."""
+def filled(template: Template) -> tuple[tuple[bool, ...], ...]:
+    """(q, q): whether some θ makes the entry of L nonzero."""
     parts = [np.tri(b.size, dtype=bool) if b.structure == "ar1" else factor_basis(b).any(axis=0) for b in template]
-    return scipy.linalg.block_diag(*parts).astype(bool)
+    return tuple(tuple(bool(entry) for entry in row) for row in scipy.linalg.block_diag(*parts))
 
 
 def column_groups(template: Template) -> np.ndarray:
@@ -291,9 +291,3 @@ def semidefinite_root(M: Array) -> Array:
 def pack(M: Array) -> Array:
     """Row-major lower triangle of M (q, q): statsmodels' packing order."""
     return M[np.tril_indices(M.shape[0])]
-
-
-def unpack_symmetric(packed: Array, q: int) -> Array:
-    """The symmetric (q, q) matrix whose row-major lower triangle is ``packed``."""
-    lower = jnp.zeros((q, q), packed.dtype).at[np.tril_indices(q)].set(packed)
-    return lower + lower.T - jnp.diag(jnp.diagonal(lower))

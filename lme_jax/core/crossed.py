@@ -18,10 +18,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from . import covariance, crossed_host, linalg
+from . import covariance, crossed_host, levels, linalg
 from .compression import Basis
 from .crossed_data import MEMORY_LIMIT, CrossedData, Layout, NestedData, compress_crossed
-from .grouped import kernel
 from .optimize import NewtonOptions, NewtonState, initial_state, newton
 from .profiled import AtOptimum, Expansion, profiled_deviance
 from .profiled import derivatives as profiled_derivatives
@@ -86,7 +85,7 @@ def _nested(theta: Array, data: NestedData) -> tuple[Array, Array, list[tuple[Ar
     log_v = jnp.zeros((), H.dtype)
     steps = []
     for at, j in enumerate(order):
-        log_det, M, _ = kernel(Ls[j], G[at])
+        log_det, M = _weights(Ls[j], G[at])
         MC = linalg.matmul(M, C[at])
         log_v = log_v + log_det.sum()
         steps.append((M, C[at]))
@@ -137,6 +136,12 @@ def _bordered_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -
     return bordered(S, R), ((inverse * dS).sum(), moved + moved.T - solved.T @ dS @ solved)
 
 
+def _weights(L: Array, G: Array) -> tuple[Array, Array]:
+    """log|I + LᵀGL| (P,) and W = L M⁻¹Lᵀ (q, q, P) per level."""
+    log_det, W = levels.weigh(L, G, levels.dense(len(L)))
+    return log_det, levels.stacked(W)
+
+
 def _apply_root(Ls: list[Array], layout: Layout, X: Array) -> Array:
     """Λ₂ᵀX for X (K, c)."""
     parts = []
@@ -154,7 +159,7 @@ def _crossed(theta: Array, data: CrossedData) -> tuple[Array, Array]:
     Ls = factors(theta, data)
     L1 = Ls[layout.order[0]]
     q1 = L1.shape[0]
-    log_det, M, _ = kernel(L1, data.G)
+    log_det, M = _weights(L1, data.G)
     products = (M[np.tril_indices(q1)][:, data.product_pattern] * data.product_value).sum(0)
     n_pairs = data.base.shape[0]
     N_pairs = data.base - jax.ops.segment_sum(products, data.product_pair, n_pairs, indices_are_sorted=True)

@@ -14,7 +14,7 @@ import numpy as np
 import scipy.sparse
 
 from ..errors import DataError
-from .compression import CHUNK_ROWS, Basis, _add_by_code, check_rows, pilot_basis
+from .compression import CHUNK_ROWS, Basis, add_by_code, check_rows, distinct_levels, pilot_basis
 from .covariance import Template, make_template
 from .types import Array, pytree, static
 
@@ -231,12 +231,13 @@ def _scale_columns(Z: Any, scale: np.ndarray) -> Any:
 
 def _sum_by_code(codes: np.ndarray, n_levels: int, columns: list[np.ndarray], W: np.ndarray) -> np.ndarray:
     """(len(columns), width of W, n_levels): Σ over the rows of a level of column × W."""
-    sums = np.zeros((n_levels, len(columns) * W.shape[1]))
+    width = W.shape[1]
+    sums = np.zeros((len(columns) * width, n_levels))
     for lo in range(0, len(codes), CHUNK_ROWS):
         rows = slice(lo, lo + CHUNK_ROWS)
-        products = np.concatenate([c[rows, None] * W[rows] for c in columns], axis=1)
-        _add_by_code(sums, codes[rows], products)
-    return np.ascontiguousarray(sums.T).reshape(len(columns), W.shape[1], n_levels)
+        by_column = np.ascontiguousarray(W[rows].T)
+        add_by_code(sums, codes[rows], (z[rows] * w for z in columns for w in by_column))
+    return sums.reshape(len(columns), width, n_levels)
 
 
 # ---------------------------------------------------------------- nested chain
@@ -307,16 +308,6 @@ def _sum_duplicates(value: np.ndarray, row: np.ndarray, column: np.ndarray, shap
     return out
 
 
-def _patterns(G: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(first level of each distinct G, pattern of each level)."""
-    packed = G[np.tril_indices(G.shape[0])].T
-    if packed.shape[1] == 1:
-        _, first, pattern = np.unique(packed[:, 0], return_index=True, return_inverse=True)
-    else:
-        _, first, pattern = np.unique(packed, axis=0, return_index=True, return_inverse=True)
-    return first, pattern.reshape(-1).astype(np.int32)
-
-
 def _crossed(
     W: np.ndarray, Zs: list[Any], codes: list[Any], layout: Layout, totals: dict[str, Any], memory_limit: int
 ) -> CrossedData:
@@ -326,7 +317,7 @@ def _crossed(
     Z1, code = Zs[first], codes[first]
     sums = _sum_by_code(code, m1, list(Z1.T), np.concatenate([Z1, W], axis=1))
     G, Z1W = sums[:, :q1], sums[:, q1:]
-    representative, pattern = _patterns(G)
+    representative, pattern = distinct_levels(G)
     Z2 = _dense_columns(Zs, codes, layout)
     rows = np.repeat(code, np.diff(Z2.indptr))
     spread = np.repeat(np.arange(len(code)), np.diff(Z2.indptr)) if q1 > 1 or (Z1 != 1.0).any() else None
@@ -350,7 +341,7 @@ def _crossed(
     return CrossedData(
         G=np.ascontiguousarray(G[:, :, representative]),
         count=np.bincount(pattern, minlength=len(representative)).astype(float),
-        pattern=pattern,
+        pattern=pattern.astype(np.int32),
         Z1W=Z1W,
         Z2W=np.asarray(Z2.T @ W),
         entry_level=by_column[0].indices.astype(np.int32),

@@ -11,7 +11,7 @@ from . import covariance, crossed, grouped, linalg
 from .compression import GroupData
 from .crossed_data import CrossedData, NestedData
 from .optimize import NewtonOptions, NewtonState, initial_state, newton
-from .profiled import AtOptimum, derivatives
+from .profiled import AtOptimum
 from .records import Fit, RandomEffects, assemble
 from .types import Array, Status, float64_on_host
 
@@ -38,7 +38,7 @@ def fit(
 
     Notes
     -----
-    Newton with a trust region on θ alone, unbounded. One factor: about 6 evaluations of O(P·kq²·kw).
+    Newton with a trust region on θ alone, unbounded. One factor: about 6 evaluations; see ``grouped.objective``.
     Several: see ``core.crossed``.
     """
     if isinstance(data, GroupData):
@@ -80,7 +80,7 @@ def _fit_at_jitted(theta: Array, data: ModelStatistics, reml: bool) -> Fit:
     x = theta * covariance.theta_scale(data.template, totals.basis.z_scale)
 
     def at(x: Array) -> tuple[Array, Array, Array, AtOptimum]:
-        return objective(x, data, reml) if isinstance(data, GroupData) else crossed.derivatives(x, data, reml)
+        return grouped.objective(x, data, reml) if isinstance(data, GroupData) else crossed.derivatives(x, data, reml)
 
     value, gradient, hessian, kept = at(x)
     state = initial_state(x, at)._replace(value=value, gradient=gradient, hessian=hessian, aux=kept)
@@ -88,17 +88,12 @@ def _fit_at_jitted(theta: Array, data: ModelStatistics, reml: bool) -> Fit:
     return assemble(state, totals, data.template, reml)
 
 
-def objective(x: Array, data: GroupData, reml: bool) -> tuple[Array, Array, Array, AtOptimum]:
-    """Deviance, gradient, Hessian and what the fit keeps, at scaled θ = x (k,)."""
-    return derivatives(grouped.expansion(x, data), x.shape[0], data.moments, reml)
-
-
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
 def _search(data: GroupData, x0: Array, reml: bool, options: NewtonOptions) -> NewtonState:
     """The optimum as a function of the data, differentiable by the implicit function theorem."""
 
     def at(x: Array) -> tuple[Array, Array, Array, AtOptimum]:
-        return objective(x, data, reml)
+        return grouped.objective(x, data, reml)
 
     return newton(at, initial_state(x0, at), options)
 
@@ -114,12 +109,12 @@ def _search_jvp(
     """
     (data, x0), (data_dot, _) = primals, tangents
     found = _search(data, x0, reml, options)
-    x, H = found.x, objective(found.x, data, reml)[2]
-    slope_dot = jax.jvp(lambda d: objective(x, d, reml)[1], (data,), (data_dot,))[1]
+    x, H = found.x, grouped.objective(found.x, data, reml)[2]
+    slope_dot = jax.jvp(lambda d: grouped.objective(x, d, reml)[1], (data,), (data_dot,))[1]
     ridge = 1e3 * jnp.finfo(H.dtype).eps * jnp.abs(jnp.diagonal(H)).max()
     K = linalg.cholesky(H + ridge * jnp.eye(len(x), dtype=H.dtype))
     x_dot = -linalg.solve_upper(K, linalg.solve_lower(K, slope_dot[:, None]))[:, 0]
-    moved = jax.jvp(lambda x, d: objective(x, d, reml), (x, data), (x_dot, data_dot))[1]
+    moved = jax.jvp(lambda x, d: grouped.objective(x, d, reml), (x, data), (x_dot, data_dot))[1]
     value_dot, gradient_dot, hessian_dot, aux_dot = moved
     still = jax.tree.map(_zero_tangent, found)
     return found, still._replace(x=x_dot, value=value_dot, gradient=gradient_dot, hessian=hessian_dot, aux=aux_dot)
@@ -133,9 +128,7 @@ def _zero_tangent(a: Array) -> Array:
 
 def moment_start(data: GroupData) -> Array:
     """Scaled θ (k,) from moments of the pilot residuals; see ``covariance.moment_start``."""
-    q = data.G.shape[0]
-    on_diagonal = np.flatnonzero(np.equal(*np.tril_indices(q)))
-    R = data.C2[on_diagonal, -1].sum(-1)
+    R = (data.C[:, -1] ** 2).sum(-1)
     own = jnp.diagonal(data.G).T
     A, B = (data.count * own**2).sum(-1), (data.count * own).sum(-1)
     moments = data.moments

@@ -1,27 +1,23 @@
 """Many one-factor models in one program: deviance, gradient and exact Hessian, lanes on the last axis.
 
-The algebra is that of ``grouped`` (MATH §3), laid out for thousands of small models that often share a
-design: a scan over the levels does elementwise arithmetic on vectors over the lanes, which no library call
-on small matrices matches. Two passes. With Ψ = LLᵀ and, per level, F = (I + ΨG)⁻¹, U = GF, D = FᵀC:
-first log|V| and H = WᵀV⁻¹W; then, with RRᵀ = XᵀV⁻¹X, T = DₓR⁻ᵀ and e = D(−β̂, 1), moving Ψ by Δ changes
-    log|V|       by tr(Δ ΣU) − ½ Σ tr(ΔUΔU),
-    rᵀV⁻¹r       by −Σ eᵀΔe + Σ eᵀΔUΔe − |Σ TᵀΔe|²           (β̂ profiled out),
-    log|XᵀV⁻¹X|  by −Σ tr(ΔTTᵀ) + Σ tr(ΔUΔTTᵀ) − ½‖Σ TᵀΔT‖²,
-exactly to second order, also where Ψ is singular.
-
-References: Lindstrom & Bates (1988); Bates et al. (2015), eqs 30–42.
+The algebra of ``grouped``, laid out for thousands of small models that often share a design: two scans over
+the levels do the arithmetic of ``levels`` on vectors over the lanes, which no library call on small
+matrices matches. The first collects log|V|, H = WᵀV⁻¹W and what depends on U; the second, with β̂(θ) known,
+the sums of the whitened residual that ``assembly`` makes the derivatives of.
 """
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from . import covariance, linalg
+from . import assembly, covariance, levels
+from .assembly import LevelSums
 from .compression import Basis
 from .covariance import Template
-from .profiled import AtOptimum, deviance_of_root
+from .profiled import AtOptimum
 from .types import Array, pytree, static
 
 
@@ -62,216 +58,120 @@ def moment_start(data: LaneData) -> Array:
     return covariance.moment_start(data.template, R, A, B, data.WtW[-1, -1], data.n_rows)
 
 
-# ---------------------------------------------------------------- one level
-
-
-Rows = list[list[Any]]
-
-
-def _dot(us: list[Any], vs: list[Any]) -> Any:
-    """Σ uᵢvᵢ, skipping what is structurally zero (None)."""
-    terms = [u * v for u, v in zip(us, vs, strict=True) if u is not None and v is not None]
-    return sum(terms[1:], terms[0]) if terms else None
-
-
-def _columns(rows: Rows) -> Rows:
-    return [list(column) for column in zip(*rows, strict=True)]
-
-
-def _factor_rows(theta: Array, template: Template) -> Rows:
-    """L(θ) entry by entry, None where the template has a structural zero."""
-    L = covariance.factor(theta, template)
-    filled = covariance.structural_nonzeros(template)
-    return [[L[i, j] if filled[i, j] else None for j in range(len(L))] for i in range(len(L))]
-
-
-class _Level(NamedTuple):
-    log_det: Array
-    left: Rows
-    F: Rows
-    U: Array
-
-
-def _level(L: Rows, G: Array) -> _Level:
-    """log|M|, K⁻¹Lᵀ, F = I − WG and packed U = GF (kq, lanes), with M = I + LᵀGL = KKᵀ and W = LM⁻¹Lᵀ.
-
-    Entry by entry, so that XLA fuses it.
-    """
-    q = len(L)
-    pairs = [(i, j) for i in range(q) for j in range(i + 1)]
-    Gs = [[G[i, j] for j in range(q)] for i in range(q)]
-    Lt = _columns(L)
-    GL = [[_dot(row, column) for column in Lt] for row in Gs]
-    M = {(i, j): _dot(Lt[i], [GL[m][j] for m in range(q)]) for i, j in pairs}
-    K: dict[tuple[int, int], Array] = {}
-    inverse: list[Array] = []
-    for j in range(q):
-        pivot = 1.0 + M[j, j] - sum(K[j, m] ** 2 for m in range(j))
-        K[j, j] = jnp.sqrt(pivot)
-        inverse.append(1.0 / K[j, j])
-        for i in range(j + 1, q):
-            K[i, j] = (M[i, j] - sum(K[i, m] * K[j, m] for m in range(j))) * inverse[j]
-    left: Rows = []
-    for i in range(q):
-        row = []
-        for c in range(q):
-            known = _dot([K[i, m] for m in range(i)], [left[m][c] for m in range(i)])
-            rest = Lt[i][c] if known is None else -known if Lt[i][c] is None else Lt[i][c] - known
-            row.append(None if rest is None else rest * inverse[i])
-        left.append(row)
-    columns = _columns(left)
-    W = [[_dot(a, b) for b in columns] for a in columns]
-    G_columns = _columns(Gs)
-    WG = [[_dot(row, column) for column in G_columns] for row in W]
-    F = [[(1.0 if i == j else 0.0) - WG[i][j] for j in range(q)] for i in range(q)]
-    U = jnp.stack([_dot(Gs[i], [F[m][j] for m in range(q)]) for i, j in pairs])
-    determinant = K[0, 0]
-    for j in range(1, q):
-        determinant = determinant * K[j, j]
-    return _Level(2.0 * jnp.log(determinant), left, F, U)
-
-
-def _cross_products(CX: Array, Cy: Array) -> list[Array]:
-    """Rows (p+1, lanes) of C = Zᵀ[X y] of one level."""
-    q, p, _ = CX.shape
-    shared = jnp.broadcast_to(CX, (q, p, Cy.shape[-1]))
-    return [jnp.concatenate([shared[a], Cy[a][None]]) for a in range(q)]
-
-
-# ---------------------------------------------------------------- the two passes
-
-
-def log_det_and_cross(theta: Array, data: LaneData) -> tuple[Array, Array, Array, Array]:
-    """log|V| (R,), H (p+1, p+1, R), and over the levels ΣU (kq, R) and ΣU⊗U (kq, kq, R), at scaled θ."""
-    L = _factor_rows(theta, data.template)
-    kq, width = len(L) * (len(L) + 1) // 2, data.WtW.shape[0]
-    lanes, dtype = data.n_lanes, data.Cy.dtype
-
-    def add(sums: Any, level_data: Any) -> tuple[Any, None]:
-        G, count, CX, Cy = level_data
-        level = _level(L, G)
-        C = _cross_products(CX, Cy)
-        Y = [_dot([None if l is None else l[None] for l in row], C) for row in level.left]
-        log_det, U, UU, cross = sums
-        counted = count * level.U
-        cross = cross + sum(y[:, None] * y[None] for y in Y)
-        return (log_det + count * level.log_det, U + counted, UU + counted[:, None] * level.U[None], cross), None
-
-    def zeros(*shape: int) -> Array:
-        return jnp.zeros((*shape, lanes), dtype)
-
-    start = (zeros(), zeros(kq), zeros(kq, kq), zeros(width, width))
-    log_det, U, UU, cross = jax.lax.scan(add, start, (data.G, data.count, data.CX, data.Cy))[0]
-    return log_det, data.WtW - cross, U, UU
-
-
-class _Residual(NamedTuple):
-    """Over the levels, with T̃ = [T e]: Σ T̃⊗T̃ (kq, p+1, p+1, R), Σ U⊗ee and Σ U⊗TTᵀ (kq, kq, R)."""
-
-    TT: Array
-    U_ee: Array
-    U_TT: Array
-
-
-def _residual_sums(theta: Array, data: LaneData, A: Array, reml: bool) -> _Residual:
-    """Sums of D·A, A (p+1, p+1, R) turning the columns of D into [T e]."""
-    L = _factor_rows(theta, data.template)
-    q, width = len(L), A.shape[0]
-    p, pairs = width - 1, list(zip(*np.tril_indices(q), strict=True))
-
-    def add(sums: _Residual, level_data: Any) -> tuple[_Residual, None]:
-        G, _, CX, Cy = level_data
-        level = _level(L, G)
-        C = _cross_products(CX, Cy)
-        D = [_dot([entry[None] for entry in column], C) for column in _columns(level.F)]
-        T = [sum(D[a][m][None] * A[m] for m in range(width)) for a in range(q)]
-        products = jnp.stack([T[i][:, None] * T[j][None] for i, j in pairs])
-        ee = jnp.stack([T[i][p] * T[j][p] for i, j in pairs])
-        U_TT = sums.U_TT
-        if reml and p:
-            own = jnp.stack([(T[i][:p] * T[j][:p]).sum(0) for i, j in pairs])
-            U_TT = U_TT + level.U[:, None] * own[None]
-        return _Residual(sums.TT + products, sums.U_ee + level.U[:, None] * ee[None], U_TT), None
-
-    kq = len(pairs)
-    square = jnp.zeros((kq, kq, data.n_lanes), A.dtype)
-    start = _Residual(jnp.zeros((kq, width, width, data.n_lanes), A.dtype), square, square)
-    sums = jax.lax.scan(add, start, (data.G, data.count, data.CX, data.Cy))[0]
-    return sums._replace(TT=0.5 * (sums.TT + jnp.swapaxes(sums.TT, 1, 2)))
-
-
-def _step_products(q: int) -> np.ndarray:
-    """(kq², kq²) constants Q: Σ tr(ΔUΔE) = δᵀ(Q vec ΣU⊗E)δ for packed symmetric Δ, U, E; symmetric in δ."""
-    i, j = np.tril_indices(q)
-    unit = np.zeros((len(i), q, q))
-    unit[np.arange(len(i)), i, j] = unit[np.arange(len(i)), j, i] = 1.0
-    Q = np.einsum("xij,ujk,ykl,vli->xyuv", unit, unit, unit, unit, optimize=True)
-    return (0.5 * (Q + Q.transpose(1, 0, 2, 3))).reshape(len(i) ** 2, -1)
-
-
-# ---------------------------------------------------------------- deviance and derivatives
-
-
 def objective(theta: Array, data: LaneData, reml: bool) -> tuple[Array, Array, Array, AtOptimum]:
     """Deviance (R,), gradient (k, R), exact Hessian (k, k, R) and what the fit keeps, at scaled θ (k, R).
 
     Notes
     -----
-    O(P·(q³ + q p² + kq·p²)) per lane, P levels or merged levels; nothing of size P × R is formed.
+    O(P·(q³ + kq·p·(p + kq))) per lane, P levels or merged levels; nothing of size P × R is formed.
     """
-    log_det, H, U, UU = log_det_and_cross(theta, data)
-    R = linalg.cholesky(H)
-    sums = _residual_sums(theta, data, _whitening(R), reml)
-    value = deviance_of_root(log_det, R, data, reml)
-    return value, *_derivatives(theta, data, R, U, UU, sums, reml), AtOptimum(H, _log_scale_slope(theta, data, R, sums))
+    log_det, H, U, UU = _covariance_sums(theta, data)
+    residual = _residual_sums(theta, data, assembly.whitening(H), reml)
+    return assembly.assemble_derivatives(theta, data.template, log_det, H, LevelSums(U, UU, *residual), data, reml)
 
 
-def _whitening(R: Array) -> Array:
-    """A (p+1, p+1, R) with [X y]·A = [X R⁻ᵀ, y − Xβ̂] for the Cholesky factor R of H."""
-    width, _, lanes = R.shape
-    p = width - 1
-    eye = jnp.broadcast_to(jnp.eye(p, dtype=R.dtype)[:, :, None], (p, p, lanes))
-    inverse = linalg.solve_lower(R[:p, :p], eye)
-    beta = (inverse * R[p, :p][:, None]).sum(0)
-    A = jnp.zeros_like(R).at[p, p].set(1.0)
-    return A.at[:p, :p].set(linalg.transpose(inverse)).at[:p, p].set(-beta)
+# Sums are carried as lists of arrays (…, R): stacked ones would be computed entry by entry.
+Arrays = list[Array]
 
 
-def _twice_off_diagonal(q: int) -> np.ndarray:
-    return np.where(np.equal(*np.tril_indices(q)), 1.0, 2.0)
+def _levels(data: LaneData) -> tuple[Array, Array, Array, Array]:
+    return data.G, data.count, data.CX, data.Cy
 
 
-def _rss_slope(data: LaneData, sums: _Residual) -> Array:
-    """∂ rᵀV⁻¹r / ∂ packed Ψ (kq, R), conditioned units."""
-    return -_twice_off_diagonal(data.G.shape[1])[:, None] * sums.TT[:, -1, -1]
+def _first_level(data: LaneData) -> Any:
+    return jax.tree.map(lambda a: a[0], _levels(data))
 
 
-def _log_scale_slope(theta: Array, data: LaneData, R: Array, sums: _Residual) -> Array:
-    J = covariance.squared_derivatives(theta, data.template)[0]
-    return (J * _rss_slope(data, sums)[:, None]).sum(0) / R[-1, -1] ** 2
+def _zeros(f: Callable[[Any], Arrays], argument: Any, data: LaneData) -> Arrays:
+    shapes = jax.eval_shape(f, argument)
+    return [jnp.zeros((*a.shape[:-1], data.n_lanes), data.Cy.dtype) for a in shapes]
 
 
-def _derivatives(
-    theta: Array, data: LaneData, R: Array, U: Array, UU: Array, sums: _Residual, reml: bool
-) -> tuple[Array, Array]:
-    """Gradient and Hessian in θ: those of log|V| + N log rss (+ log|XᵀV⁻¹X|) in Ψ, carried over by the chain rule."""
-    q, kq, lanes = data.G.shape[1], len(U), U.shape[-1]
-    p = R.shape[0] - 1
-    weight = _twice_off_diagonal(q)[:, None]
-    stacked = jnp.stack([UU, sums.U_ee, sums.U_TT], axis=2).reshape(kq * kq, 3 * lanes)
-    Q = (jnp.asarray(_step_products(q), U.dtype) @ stacked).reshape(kq, kq, 3, lanes)
-    moved = weight[:, :, None, None] * sums.TT
-    rss, rss_slope = R[p, p] ** 2, _rss_slope(data, sums)
-    dof = data.n_rows - (p if reml else 0)
-    slope = weight * U + dof / rss * rss_slope
-    across = moved[:, p, :p]
-    rss_curvature = 2.0 * (Q[:, :, 1] - (across[:, None] * across[None]).sum(2))
-    curvature = dof / rss * (rss_curvature - rss_slope[:, None] * rss_slope[None] / rss) - Q[:, :, 0]
-    if reml and p:
-        slope = slope - jnp.trace(moved[:, :p, :p], axis1=1, axis2=2)
-        fixed = moved[:, :p, :p].reshape(kq, p * p, lanes)
-        curvature = curvature + 2.0 * Q[:, :, 2] - (fixed[:, None] * fixed[None]).sum(2)
-    J, J2 = covariance.squared_derivatives(theta, data.template)
-    gradient = (J * slope[:, None]).sum(0)
-    hessian = linalg.matmul(linalg.transpose(J), linalg.matmul(curvature, J))
-    return gradient, hessian + (J2 * slope[:, None, None]).sum(0)
+def _add(sums: Arrays, terms: Arrays) -> Arrays:
+    return [total + term for total, term in zip(sums, terms, strict=True)]
+
+
+def _bordered(XX: Array, Xy: Array, yy: Array) -> Array:
+    """The symmetric (p+1, p+1, R) of its blocks."""
+    above = jnp.concatenate([XX, Xy[:, None]], axis=1)
+    return jnp.concatenate([above, jnp.concatenate([Xy, yy[None]])[None]])
+
+
+def _covariance_sums(theta: Array, data: LaneData) -> tuple[Array, Array, Array, Array]:
+    """log|V| (R,), H (p+1, p+1, R), ΣU (kq, R) and ΣU⊗U (kq, kq, R)."""
+    L, filled = covariance.factor(theta, data.template), covariance.filled(data.template)
+    kq = len(filled) * (len(filled) + 1) // 2
+
+    def terms(level: Any) -> Arrays:
+        G, count, CX, Cy = level
+        log_det, W = levels.weigh(L, G, filled)
+        U = levels.precision(G, levels.complement(W, G))
+        counted = [count * u for u in U]
+        WX, Wy = [], []
+        for row in levels.unpack(W):
+            WX.append(levels.dot([entry[None] for entry in row], CX))
+            Wy.append(levels.dot(row, Cy))
+        XX = sum(wx[:, None] * cx[None] for wx, cx in zip(WX, CX, strict=True))
+        yX = levels.dot([entry[None] for entry in Wy], CX)
+        UU = [counted[x] * U[y] for x, y in levels.pairs(kq)]
+        return [XX, yX, levels.dot(Wy, Cy), count * log_det, *counted, *UU]
+
+    def step(sums: Arrays, level: Any) -> tuple[Arrays, None]:
+        return _add(sums, terms(level)), None
+
+    start = _zeros(terms, _first_level(data), data)
+    XX, yX, yy, log_det, *U = jax.lax.scan(step, start, _levels(data))[0]
+    return log_det, data.WtW - _bordered(XX, yX, yy), jnp.stack(U[:kq]), levels.stacked(U[kq:])
+
+
+def _residual_sums(theta: Array, data: LaneData, A: Array, reml: bool) -> tuple[Array, Array, Array | None]:
+    """Σ T̃⊗T̃ (kq, p+1, p+1, R), Σ U⊗ee and Σ U⊗TTᵀ (kq, kq, R), A (p+1, p+1, R) turning [X y] into [T e].
+
+    The scan is a pipeline of two stages: U, T and e of a level are carried to the next step, which multiplies
+    them. Inside one step XLA would fuse, and so compute them again for every product.
+    """
+    L, filled = covariance.factor(theta, data.template), covariance.filled(data.template)
+    q, p = len(filled), len(A) - 1
+    kq = q * (q + 1) // 2
+
+    def whitened(level: Any) -> Arrays:
+        G, _, CX, Cy = level
+        F = levels.complement(levels.weigh(L, G, filled)[1], G)
+        CT = [sum((A[m, :p] * cx[m][None] for m in range(p)), jnp.zeros_like(A[:p, p])) for cx in CX]
+        Ce = [sum((A[m, p] * cx[m] for m in range(p)), cy) for cx, cy in zip(CX, Cy, strict=True)]
+        T = [levels.dot([entry[None] for entry in column], CT) for column in levels.columns(F)]
+        return [*T, *(levels.dot(column, Ce) for column in levels.columns(F)), *levels.precision(G, F)]
+
+    def products(ready: Arrays) -> Arrays:
+        T, e, U = ready[:q], ready[q : 2 * q], ready[2 * q :]
+        out = []
+        for i, j in levels.pairs(q):
+            out += [T[i][:, None] * T[j][None], 0.5 * (T[i] * e[j][None] + T[j] * e[i][None]), e[i] * e[j]]
+            out += [u * (e[i] * e[j]) for u in U]
+            if reml:
+                own = (T[i] * T[j]).sum(0)
+                out += [u * own for u in U]
+        return out
+
+    def step(carry: tuple[Arrays, Arrays], level: Any) -> tuple[tuple[Arrays, Arrays], None]:
+        sums, ready = carry
+        return (_add(sums, products(ready)), whitened(level)), None
+
+    empty = _zeros(whitened, _first_level(data), data)
+    sums, last = jax.lax.scan(step, (_zeros(products, empty, data), empty), _levels(data))[0]
+    return _residual_blocks(_add(sums, products(last)), kq, reml)
+
+
+def _residual_blocks(sums: Arrays, kq: int, reml: bool) -> tuple[Array, Array, Array | None]:
+    """The sums of ``_residual_sums``, put together."""
+    size = len(sums) // kq
+    TT: Arrays = []
+    U_ee: Arrays = []
+    U_TT: Arrays = []
+    for x in range(kq):
+        TX, Te, ee, *by_U = sums[x * size : (x + 1) * size]
+        TT.append(_bordered(0.5 * (TX + jnp.swapaxes(TX, 0, 1)), Te, ee))
+        U_ee.append(jnp.stack(by_U[:kq]))
+        if reml:
+            U_TT.append(jnp.stack(by_U[kq:]))
+    return jnp.stack(TT), jnp.stack(U_ee, axis=1), jnp.stack(U_TT, axis=1) if reml else None
