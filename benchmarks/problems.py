@@ -1,109 +1,117 @@
-"""What is fitted: each problem is a set of float64 columns, a formula that every engine reads, and a criterion."""
+"""The data sets: packaged and reference ones, and synthetic ones of any size."""
 
 import gzip
 import io
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from lme_jax import datasets
+import lme_jax
+
+from .problem import Problem, Terms
 
 REFERENCE = Path(__file__).parents[1] / "tests" / "reference" / "data"
+MINUTES = ("statsmodels",)
 
 
-@dataclass(frozen=True)
-class Problem:
-    """Columns (all float64; the grouping factors as codes), a formula, and which engines can be asked.
-
-    Attributes
-    ----------
-    factors : names of the columns that are grouping factors.
-    fixed : columns of X beside the intercept; random : (columns of Z, factor) per random term, "1" = intercept.
-    """
-
-    name: str
-    columns: dict[str, np.ndarray]
-    response: str
-    fixed: tuple[str, ...]
-    random: tuple[tuple[tuple[str, ...], str], ...]
-    reml: bool
-    slow: tuple[str, ...] = ()
-
-    @property
-    def formula(self) -> str:
-        bars = [f"({' + '.join(columns)} | {factor})" for columns, factor in self.random]
-        return f"{self.response} ~ {' + '.join(('1', *self.fixed, *bars))}"
-
-    @property
-    def factors(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(factor for _, factor in self.random))
-
-
-def _codes(values) -> np.ndarray:
+def _codes(values: Any) -> np.ndarray:
     return pd.factorize(values)[0].astype(float)
 
 
 def sleepstudy() -> Problem:
-    d = datasets.load("sleepstudy")
-    columns = {"y": d.Reaction.to_numpy(), "x": d.Days.to_numpy(float), "g": _codes(d.Subject)}
-    return Problem("sleepstudy", columns, "y", ("x",), ((("1", "x"), "g"),), True)
+    d = lme_jax.datasets.load("sleepstudy")
+    columns = {"y": d.Reaction.to_numpy(float), "x": d.Days.to_numpy(float), "g": _codes(d.Subject)}
+    return Problem("sleepstudy", "180 rows, 18 groups, (x | g), REML", columns, ("x",), ((("1", "x"), "g"),), True)
 
 
 def penicillin() -> Problem:
-    d = datasets.load("Penicillin")
+    d = lme_jax.datasets.load("Penicillin")
     columns = {"y": d.diameter.to_numpy(float), "a": _codes(d.plate), "b": _codes(d["sample"])}
-    return Problem("penicillin", columns, "y", (), ((("1",), "a"), (("1",), "b")), True)
+    random = ((("1",), "a"), (("1",), "b"))
+    return Problem("penicillin", "144 rows, 24 × 6 crossed, REML", columns, (), random, True)
 
 
-def insteval(n_factors: int) -> Problem:
+def insteval(n_theta: int) -> Problem:
+    """Students and lecturers; from 3 θ departments too; at 4 θ ``service`` varies between departments."""
     with gzip.open(REFERENCE / "InstEval.csv.gz") as stream:
         d = pd.read_csv(io.BytesIO(stream.read()))
+    random: Terms = ((("1",), "s"), (("1",), "d"), (("1",), "dept"), (("x",), "dept"))[:n_theta]
     columns = {"y": d.y.to_numpy(float), "x": d.service.to_numpy(float)}
-    columns |= {name: _codes(d[name]) for name in ("s", "d", "dept")[:n_factors]}
-    random = tuple(((("1",), name)) for name in ("s", "d", "dept")[:n_factors])
-    return Problem(f"insteval_{n_factors}", columns, "y", ("x",), random, False, slow=("statsmodels",))
+    columns |= {factor: _codes(d[factor]) for _, factor in random}
+    name, title = f"insteval_{n_theta}", f"InstEval, 73 421 rows, 2 972 × 1 128 crossed, {n_theta} θ, ML"
+    return Problem(name, title, columns, ("x",), random, False, slow=MINUTES)
 
 
-def slopes(n: int, groups: int) -> Problem:
+# ---------------------------------------------------------------- synthetic data
+
+
+def slopes(n: int, groups: int, q: int = 2) -> Problem:
+    """q effects per group, an intercept and slopes; their columns are fixed effects too."""
     rng = np.random.default_rng(1)
     g = np.sort(rng.integers(0, groups, n))
-    x = rng.normal(size=n)
-    b = rng.normal(size=(groups, 2)) @ np.array([[1.0, 0.3], [0.0, 0.5]])
-    y = 1.0 + 2.0 * x + b[g, 0] + b[g, 1] * x + rng.normal(size=n)
-    columns = {"y": y, "x": x, "g": g.astype(float)}
-    name = f"slopes_{n}_{groups}"
-    return Problem(name, columns, "y", ("x",), ((("1", "x"), "g"),), True, slow=("statsmodels",))
+    g[:groups] = np.arange(groups)
+    names = tuple(f"x{i}" for i in range(1, q))
+    Z = np.column_stack([np.ones(n), rng.normal(size=(n, q - 1))])
+    root = np.tril(np.full((q, q), 0.2), -1) + np.diag(np.linspace(1.0, 0.5, q))
+    y = Z @ np.linspace(1.0, 2.0, q) + (Z * (rng.normal(size=(groups, q)) @ root.T)[g]).sum(1) + rng.normal(size=n)
+    columns = {"y": y, "g": g.astype(float)} | dict(zip(names, Z.T[1:], strict=True))
+    title = f"{n:,} rows, {groups:,} groups, {q} effects each, REML".replace(",", " ")
+    slow = MINUTES if n > 20_000 else ()
+    return Problem(f"slopes_{n}_{groups}_{q}", title, columns, names, ((("1", *names), "g"),), True, slow=slow)
 
 
 def crossed(n: int, m1: int, m2: int) -> Problem:
     rng = np.random.default_rng(2)
     a, b = rng.integers(0, m1, n), rng.integers(0, m2, n)
+    a[:m1], b[:m2] = np.arange(m1), np.arange(m2)
     y = 3.0 + 0.5 * rng.normal(size=m1)[a] + 0.4 * rng.normal(size=m2)[b] + rng.normal(size=n)
     columns = {"y": y, "a": a.astype(float), "b": b.astype(float)}
-    return Problem(
-        f"crossed_{n}_{m1}_{m2}", columns, "y", (), ((("1",), "a"), (("1",), "b")), False, slow=("statsmodels",)
-    )
+    title = f"{n:,} rows, {m1:,} × {m2:,} crossed, ML".replace(",", " ")
+    random = ((("1",), "a"), (("1",), "b"))
+    return Problem(f"crossed_{n}_{m1}_{m2}", title, columns, (), random, False, slow=MINUTES)
 
 
 def nested(n: int, inner: int, outer: int) -> Problem:
     rng = np.random.default_rng(3)
     child = rng.integers(0, inner, n)
-    parent = rng.integers(0, outer, inner)[child]
+    child[:inner] = np.arange(inner)
+    parent = rng.integers(0, outer, inner)
+    parent[:outer] = np.arange(outer)
     x = rng.normal(size=n)
-    y = x + rng.normal(size=inner)[child] + 0.7 * rng.normal(size=outer)[parent] + rng.normal(size=n)
-    columns = {"y": y, "x": x, "a": child.astype(float), "b": parent.astype(float)}
+    y = x + rng.normal(size=inner)[child] + 0.7 * rng.normal(size=outer)[parent[child]] + rng.normal(size=n)
+    columns = {"y": y, "x": x, "a": child.astype(float), "b": parent[child].astype(float)}
     random = ((("1",), "a"), (("1",), "b"))
-    return Problem(f"nested_{n}_{inner}_{outer}", columns, "y", ("x",), random, True, slow=("statsmodels",))
+    title = f"{n:,} rows, {inner:,} units in {outer:,} groups, REML".replace(",", " ")
+    return Problem(f"nested_{n}_{inner}_{outer}", title, columns, ("x",), random, True, nested=True, slow=MINUTES)
 
 
-SMALL = {
-    "sleepstudy": sleepstudy,
-    "penicillin": penicillin,
-    "insteval_2": lambda: insteval(2),
-    "insteval_3": lambda: insteval(3),
-    "slopes_1m": lambda: slopes(1_000_000, 50_000),
-    "nested_200k": lambda: nested(200_000, 20_000, 2_000),
-}
-FULL = SMALL | {"crossed_883k": lambda: crossed(883_000, 20_000, 4_000)}
+# ---------------------------------------------------------------- many responses of one design
+
+
+def many(kind: str, n_responses: int) -> Problem:
+    """2 000 rows in 200 groups: a random intercept, or a slope of times that groups share or do not."""
+    n, groups, q = 2_000, 200, 1 if kind == "intercept" else 2
+    rng = np.random.default_rng(4)
+    g = np.repeat(np.arange(groups), n // groups)
+    x = rng.normal(size=n) if kind == "slope_irregular" else np.tile(np.linspace(-1.0, 1.0, n // groups), groups)
+    Z = np.column_stack([np.ones(n), x])[:, :q]
+    Y = rng.normal(size=(n_responses, n))
+    root = np.array([[0.8, 0.0], [0.2, 0.5]])[:q, :q]
+    for row in Y:
+        row += 1.0 + 0.5 * x + (Z * (rng.normal(size=(groups, q)) @ root.T)[g]).sum(1)
+    columns = {"y": Y[0].copy(), "x": x, "g": g.astype(float)}
+    random = ((("1", "x")[:q], "g"),)
+    title = f"{n_responses:,} responses × 2 000 rows, 200 groups, {kind.replace('_', ' ')}, REML".replace(",", " ")
+    return Problem(f"many_{kind}", title, columns, ("x",), random, True, responses=Y)
+
+
+def bootstrap(n_samples: int) -> Problem:
+    """Parametric bootstrap samples of the sleepstudy fit; simulated once, so that all engines fit the same."""
+    base = sleepstudy()
+    fitted = lme_jax.lmer(base.formula, base.frame(), reml=base.reml)
+    Y = np.ascontiguousarray(fitted.simulate(n_samples, seed=5).to_numpy().T)
+    title = f"{n_samples:,} parametric bootstrap samples of sleepstudy, REML".replace(",", " ")
+    return replace(base, name="bootstrap", title=title, responses=Y)

@@ -1,19 +1,96 @@
-# lme4 on one problem: Rscript worker.R folder repeats formula reml response,columns factor,columns
+# One R engine on one problem: Rscript --vanilla worker.R folder engine repeats seconds; see worker.py for the protocol.
 args <- commandArgs(trailingOnly = TRUE)
-suppressMessages(library(lme4))
-columns <- strsplit(args[5], ",")[[1]]
-data <- as.data.frame(lapply(setNames(columns, columns), function(name) {
-  path <- file.path(args[1], paste0(name, ".f64"))
+folder <- args[1]
+engine <- args[2]
+repeats <- as.integer(args[3])
+seconds <- as.numeric(args[4])
+checked <- 10
+spec <- jsonlite::fromJSON(file.path(folder, "problem.json"), simplifyDataFrame = FALSE)
+suppressWarnings(suppressMessages(library(engine, character.only = TRUE)))
+
+raw <- function(name) {
+  path <- file.path(folder, paste0(name, ".f64"))
   readBin(path, "double", n = file.size(path) / 8)
-}))
-for (name in strsplit(args[6], ",")[[1]]) data[[name]] <- factor(data[[name]])
-times <- numeric(0)
-for (i in seq_len(as.integer(args[2]) + 1)) {
-  elapsed <- system.time(fit <- lmer(as.formula(args[3]), data, REML = args[4] == "1",
-    control = lmerControl(calc.derivs = FALSE)))[["elapsed"]]
-  times <- c(times, elapsed)
 }
-deviance <- if (args[4] == "1") REMLcrit(fit) else deviance(fit)
-peak <- as.numeric(strsplit(grep("VmHWM", readLines("/proc/self/status"), value = TRUE), " +")[[1]][2]) / 1024
-cat(sprintf('{"first": %.6f, "warm": [%s], "deviance": %.10f, "peak_mb": %.1f}\n', times[1],
-  paste(sprintf("%.6f", times[-1]), collapse = ", "), deviance, peak))
+data <- as.data.frame(lapply(setNames(spec$columns, spec$columns), raw))
+for (name in spec$factors) data[[name]] <- factor(data[[name]])
+effects <- function(term) ifelse(term$columns == "1", "(Intercept)", term$columns)
+
+memory <- function(field) {
+  line <- grep(field, readLines("/proc/self/status"), value = TRUE)
+  as.numeric(strsplit(line, "[[:space:]]+")[[1]][2]) / 1024
+}
+
+# The covariance of each random term, in the problem's order, from a list named by factor ("dept", "dept.1").
+blocks <- function(found) {
+  lapply(spec$random, function(term) {
+    for (i in seq_along(found)) {
+      same <- sub("\\.[0-9]+$", "", names(found)[i]) == term$factor
+      if (same && identical(rownames(found[[i]]), effects(term))) return(found[[i]])
+    }
+    stop("no covariance of ", term$factor)
+  })
+}
+
+adapters <- list(
+  lme4 = list(
+    fit = function() {
+      lmer(as.formula(spec$formula), data, REML = spec$reml, control = lmerControl(calc.derivs = FALSE))
+    },
+    relative = function(fit) lapply(blocks(VarCorr(fit)), function(block) block / sigma(fit)^2),
+    deviance = function(fit) if (spec$reml) REMLcrit(fit) else deviance(fit)
+  ),
+  nlme = list(
+    fit = function() {
+      fixed <- as.formula(paste("y ~", paste(c("1", spec$fixed), collapse = " + ")))
+      random <- lapply(rev(spec$random), function(term) reformulate(term$columns))
+      names(random) <- rev(vapply(spec$random, function(term) term$factor, ""))
+      lme(fixed, data, random, method = if (spec$reml) "REML" else "ML")
+    },
+    relative = function(fit) blocks(pdMatrix(fit$modelStruct$reStruct)),
+    deviance = function(fit) -2 * c(logLik(fit))
+  ),
+  glmmTMB = list(
+    fit = function() glmmTMB(as.formula(spec$formula), data, REML = spec$reml),
+    relative = function(fit) lapply(blocks(VarCorr(fit)$cond), function(block) block / sigma(fit)^2),
+    deviance = function(fit) -2 * c(logLik(fit))
+  )
+)
+adapter <- adapters[[engine]]
+now <- function() as.numeric(Sys.time())
+rows <- function(matrices) lapply(matrices, function(m) matrix(as.numeric(m), nrow(m)))
+
+time_fits <- function() {
+  times <- numeric(0)
+  while (length(times) <= repeats && sum(times) < seconds) {
+    begin <- now()
+    fit <- adapter$fit()
+    times <- c(times, now() - begin)
+  }
+  list(times = I(times), relative = rows(adapter$relative(fit)), deviance = adapter$deviance(fit))
+}
+
+time_refits <- function() {
+  responses <- matrix(raw("responses"), nrow = nrow(data))
+  base <- adapter$fit()
+  begin <- now()
+  refit(base, responses[, 1])
+  first <- now() - begin
+  kept <- list()
+  begin <- now()
+  for (done in seq_len(ncol(responses))) {
+    fit <- refit(base, responses[, done])
+    if (done <= checked) kept <- c(kept, fit)
+    if (now() - begin > seconds) break
+  }
+  elapsed <- now() - begin
+  list(times = c(first, elapsed), fits = done, relative = lapply(kept, function(fit) rows(adapter$relative(fit))))
+}
+
+base_mb <- memory("VmRSS")
+out <- suppressWarnings(suppressMessages(if (spec$responses > 0) time_refits() else time_fits()))
+version <- list(R = paste(R.version$major, R.version$minor, sep = "."))
+version[[engine]] <- as.character(packageVersion(engine))
+version[["BLAS (R)"]] <- basename(La_library())
+out <- c(out, list(base_mb = base_mb, peak_mb = memory("VmHWM"), versions = version))
+cat("\n", jsonlite::toJSON(out, auto_unbox = TRUE, digits = NA), "\n", sep = "")

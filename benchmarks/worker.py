@@ -1,108 +1,103 @@
-"""One Python engine on one problem in a process of its own: a cold fit, warm fits, the deviance, the memory."""
+"""One Python engine on one problem in a process of its own: ``python -m benchmarks.worker folder engine repeats seconds``.
 
+The last line of the output is JSON. A single response: ``times`` of the first and the later fits, the relative
+covariances, the criterion as the engine reports it. Many responses: ``times`` of passes over ``fits`` of them.
+Always: memory at the start of the fits, at its peak, of the input arrays; versions.
+"""
+
+import importlib
+import importlib.metadata
 import json
-import resource
+import platform
 import sys
 import time
-import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from .adapters import Adapter, adapter
+from .problem import Problem, arrays, read_problem
 
-def load(folder: Path) -> dict:
-    spec = json.loads((folder / "problem.json").read_text())
-    spec["columns"] = {name: np.fromfile(folder / f"{name}.f64") for name in spec["names"]}
-    return spec
-
-
-def lme_jax_core(spec):
-    """From arrays: compression and fit."""
-    from lme_jax.core import compression, covariance, crossed_data, fit
-
-    columns, n = spec["columns"], len(spec["columns"][spec["response"]])
-    one = np.ones(n)
-    X = np.column_stack([one, *(columns[c] for c in spec["fixed"])])
-    Zs = [np.column_stack([one if c == "1" else columns[c] for c in cols]) for cols, _ in spec["random"]]
-    codes = [columns[factor].astype(np.int32) for _, factor in spec["random"]]
-    y = columns[spec["response"]]
-
-    def run():
-        levels = [int(c.max()) + 1 for c in codes]
-        if len(Zs) == 1:
-            data = compression.compress(y, X, Zs[0], codes[0], n_groups=levels[0])
-        else:
-            templates = tuple(covariance.make_template("unstructured", Z.shape[1]) for Z in Zs)
-            data = crossed_data.compress_crossed(y, X, Zs, codes, levels, templates)
-        return float(fit.fit(data, reml=spec["reml"]).deviance)
-
-    return run
+CHECKED = 10
 
 
-def _frame(spec):
-    import pandas as pd
-
-    frame = pd.DataFrame(spec["columns"])
-    for factor in {factor for _, factor in spec["random"]}:
-        frame[factor] = frame[factor].astype(int).astype("category")
-    return frame
+def memory(field: str) -> float:
+    """Resident MB of this process: VmRSS now, VmHWM at its peak (``getrusage`` would count the parent's)."""
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(lines[field].split()[0]) / 1024
 
 
-def lme_jax_formula(spec):
-    """From a data frame and a formula, results object included."""
-    import lme_jax
-
-    frame = _frame(spec)
-    return lambda: lme_jax.lmer(spec["formula"], frame, reml=spec["reml"]).deviance
-
-
-def glmm(spec):
-    """The Rust engine ``glmm``, from a data frame and a formula, without its degrees of freedom."""
-    import glmm
-
-    frame = _frame(spec)
-
-    def run():
-        fitted = glmm.fit(frame, spec["formula"], reml=spec["reml"], satterthwaite=False)
-        return -2.0 * fitted.loglik
-
-    return run
+def versions(engine: Adapter) -> dict[str, str]:
+    out = {"Python": platform.python_version()}
+    for package in engine.packages:
+        own = getattr(importlib.import_module(package), "__version__", None)
+        out[package] = own or importlib.metadata.version(package)
+    blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
+    return out | {"BLAS (NumPy)": f"{blas['name']} {blas['version']}"}
 
 
-def statsmodels(spec):
-    """``smf.mixedlm``; one grouping factor."""
-    import statsmodels.formula.api as smf
-
-    if len(spec["random"]) > 1:
-        raise NotImplementedError("several grouping factors")
-    columns, factor = spec["random"][0]
-    frame = _frame(spec)
-    fixed = f"{spec['response']} ~ {' + '.join(['1', *spec['fixed']])}"
-    re_formula = "~" + "+".join(columns)
-
-    def run():
-        model = smf.mixedlm(fixed, frame, groups=factor, re_formula=re_formula)
-        return -2.0 * model.fit(reml=spec["reml"]).llf
-
-    return run
-
-
-ENGINES = {f.__name__: f for f in (lme_jax_core, lme_jax_formula, glmm, statsmodels)}
-
-
-def main() -> None:
-    engine, folder, repeats = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
-    warnings.simplefilter("ignore")
-    spec = load(folder)
-    run = ENGINES[engine](spec)
-    times = []
-    for _ in range(repeats + 1):
+def repeat(action: Callable[[], Any], repeats: int, seconds: float, at_least: int) -> tuple[list[float], Any]:
+    """Times of 1 + repeats calls, fewer once ``seconds`` have passed; and what the last one returned."""
+    times: list[float] = []
+    while len(times) <= repeats and (len(times) < at_least or sum(times) < seconds):
         begin = time.perf_counter()
-        deviance = run()
+        result = action()
         times.append(time.perf_counter() - begin)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"first": times[0], "warm": times[1:], "deviance": deviance, "peak_mb": peak}))
+    return times, result
+
+
+def time_fits(engine: Adapter, repeats: int, seconds: float) -> dict[str, Any]:
+    times, fitted = repeat(engine.fit, repeats, seconds, at_least=1 + (engine.compiles and repeats > 0))
+    relative = [m.tolist() for m in engine.relative(fitted)]
+    return {"times": times, "relative": relative, "deviance": engine.deviance(fitted)}
+
+
+def time_batches(engine: Any, Y: np.ndarray, repeats: int, seconds: float) -> dict[str, Any]:
+    """All the responses in one call."""
+    times, fits = repeat(lambda: engine.fit_all(Y), repeats, seconds, at_least=2)
+    checked = range(min(CHECKED, len(Y))) if hasattr(engine, "relative_of") else ()
+    relative = [[m.tolist() for m in engine.relative_of(fits, i)] for i in checked]
+    return {"times": times, "fits": len(Y), "relative": relative}
+
+
+def time_refits(engine: Adapter, Y: np.ndarray, seconds: float) -> dict[str, Any]:
+    """One response after another until ``seconds`` have passed."""
+    begin = time.perf_counter()
+    engine.refit(Y[0])
+    first = time.perf_counter() - begin
+    kept, done = [], 0
+    begin = time.perf_counter()
+    for y in Y:
+        fitted = engine.refit(y)
+        done += 1
+        if done <= CHECKED:
+            kept.append(fitted)
+        if time.perf_counter() - begin > seconds:
+            break
+    elapsed = time.perf_counter() - begin
+    return {
+        "times": [first, elapsed],
+        "fits": done,
+        "relative": [[m.tolist() for m in engine.relative(fitted)] for fitted in kept],
+    }
+
+
+def measure(problem: Problem, name: str, repeats: int, seconds: float) -> dict[str, Any]:
+    engine = adapter(name, problem)
+    base = memory("VmRSS")
+    if problem.responses is None:
+        out = time_fits(engine, repeats, seconds)
+    elif hasattr(engine, "fit_all"):
+        out = time_batches(engine, problem.responses, repeats, seconds)
+    else:
+        out = time_refits(engine, problem.responses, seconds)
+    out |= {"base_mb": base, "peak_mb": memory("VmHWM"), "input_mb": arrays(problem).n_bytes / 2**20}
+    return out | {"versions": versions(engine)}
 
 
 if __name__ == "__main__":
-    main()
+    folder, engine_name, n_repeats, limit = sys.argv[1:]
+    found = measure(read_problem(Path(folder)), engine_name, int(n_repeats), float(limit))
+    print("\n" + json.dumps(found))

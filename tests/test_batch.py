@@ -109,7 +109,7 @@ def test_missing_rows_equal_dropped_rows():
 def test_any_chunking_gives_the_same_numbers(monkeypatch):
     Y, X, Z, groups = problem(R=70, n_groups=12)
     whole = fit_many(Y, X, Z, groups).fit
-    monkeypatch.setattr(batch, "ROUNDS", 3)
+    monkeypatch.setattr(batch, "CHEAP_ROUNDS", 3)
     batch._search.clear_cache()
     monkeypatch.setattr(batch, "NARROW", 4)
     pieces = fit_many(Y, X, Z, groups, memory_limit=1).fit

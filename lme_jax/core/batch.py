@@ -25,8 +25,9 @@ from .types import Status
 
 # Sums over the levels, of all lanes of a call: half a megabyte.
 CACHED_DOUBLES = 1 << 16
-# Evaluations per call.
-ROUNDS = 8
+# Evaluations per call, where they are dear and where they are cheap.
+ROUNDS, CHEAP_ROUNDS = 6, 8
+FEW_LEVELS = 16
 # Lanes per call for those that need more rounds than most.
 NARROW = 128
 
@@ -46,7 +47,7 @@ def chunk_lanes(n_levels: int, q: int, p: int) -> int:
     """
     if jax.default_backend() != "cpu":
         return 16_384
-    if n_levels <= 16:
+    if n_levels <= FEW_LEVELS:
         return 2_048
     kq = q * (q + 1) // 2
     summed = kq * ((p + 1) ** 2 + 3 * kq)
@@ -225,7 +226,8 @@ def _start(data: LaneData, theta: Any, reml: bool) -> NewtonState:
 
 @functools.partial(jax.jit, static_argnames=("reml", "options"))
 def _search(data: LaneData, state: NewtonState, reml: bool, options: NewtonOptions) -> tuple[NewtonState, Fit]:
-    state = newton(lambda x: lanes.objective(x, data, reml), state, options, rounds=ROUNDS)
+    rounds = CHEAP_ROUNDS if data.G.shape[0] <= FEW_LEVELS else ROUNDS
+    state = newton(lambda x: lanes.objective(x, data, reml), state, options, rounds=rounds)
     return state, assemble(state, data, data.template, reml)
 
 
