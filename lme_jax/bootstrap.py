@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import pandas as pd
 
-from .core.batch import Lanes, fit_lanes
+from .core.batch import Family, Lanes, fit_lanes
 from .core.records import Fit
 from .core.types import Status
 from .data import ModelData
@@ -196,21 +196,22 @@ def _fit_drawn(
         start = None if theta is None else np.repeat(theta[:, None], Y.shape[1], axis=1)
         return Lanes(index, design.compress(Y), start)
 
-    return fit_lanes(work(), n, max(width, 256), reml=reml, options=settings.newton, progress=settings.progress)
+    family = Family(work(), n, max(width, 256))
+    return fit_lanes([family], reml=reml, options=settings.newton, progress=settings.progress)
 
 
 def _fit_samples(data: ModelData, fit: Fit, reml: bool, settings: BatchOptions, n: int, seed: int) -> Fit:
     samples, width = LevelSamples(data), _samples_width(data, settings)
-    work = samples.bootstrap(n, seed, width, _start(fit))
-    return fit_lanes(work, n, width, reml=reml, options=settings.newton, progress=settings.progress)
+    family = samples.bootstrap(n, seed, width, _start(fit))
+    return fit_lanes([family], reml=reml, options=settings.newton, progress=settings.progress)
 
 
 def _jackknife(data: ModelData, fit: Fit, reml: bool, settings: BatchOptions) -> ManyFits:
     if not data.has_one_factor:
         raise UnsupportedError("BCa intervals need a model with one grouping factor: use 'percentile' or 'basic'")
     samples, width = LevelSamples(data), _samples_width(data, settings)
-    work = samples.jackknife(width, _start(fit))
-    found = fit_lanes(work, samples.n_groups, width, reml=reml, options=settings.newton, progress=settings.progress)
+    family = samples.jackknife(width, _start(fit))
+    found = fit_lanes([family], reml=reml, options=settings.newton, progress=settings.progress)
     return _labelled(data, found, reml)
 
 

@@ -1,13 +1,14 @@
 """Front doors of the batch engine: many responses, many data sets, many formulas."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from .core.batch import Lanes, fit_lanes
+from .core.batch import Family, fit_lanes
 from .core.compression import bucket, check_rows, group_moments
 from .core.covariance import STRUCTURES
 from .core.lane_data import is_estimable, stack_data_sets
@@ -22,6 +23,8 @@ from .responses import MEMORY_LIMIT, BatchOptions, read_responses
 from .results import MixedLMResults, refit_responses, warn_of_failures
 
 RESPONSE = "response"
+# Levels with padding per level without it, from which data sets are compiled by size.
+MOSTLY_PADDING = 4
 
 
 def fit_many(
@@ -213,9 +216,8 @@ def _fit_subsets(
         raise DataError(f"{int((subset < 0).sum())} rows have no value of {by!r}: drop them or give them one")
     sets = _DataSets(data, subset, len(labels))
     n_obs = np.bincount(subset, minlength=len(labels))
-    width = settings.width(sets.n_levels, sets.values_per_level, len(data.factors[0].columns), data.X.shape[1])
-    lanes = sets.work(np.arange(len(labels)), width, start)
-    fit = fit_lanes(lanes, len(labels), width, reml=reml, options=settings.newton, progress=settings.progress)
+    families = sets.families(settings, start)
+    fit = fit_lanes(families, reml=reml, options=settings.newton, progress=settings.progress)
 
     def view(number: int, lane: Fit) -> MixedLMResults:
         return MixedLMResults(data.rows(subset == number), lane, reml=reml, options=settings.newton)
@@ -226,25 +228,40 @@ def _fit_subsets(
 
 
 class _DataSets:
-    """Row subsets of one design as lanes, their levels padded to the largest count."""
+    """Row subsets of one design as lanes, their levels padded to the largest count of their size class."""
 
     def __init__(self, data: ModelData, subset: np.ndarray, n_sets: int) -> None:
         self._data, self._factor = data, data.factors[0]
         order = np.argsort(subset, kind="stable")
         self._rows = np.split(order, np.cumsum(np.bincount(subset, minlength=n_sets))[:-1])
-        counts = [len(np.unique(self._factor.codes[rows])) for rows in self._rows]
-        self.n_levels = bucket(max(counts))
-        self.values_per_level = len(self._factor.columns) * (data.X.shape[1] + len(self._factor.columns) + 1)
+        self._counts = np.array([len(np.unique(self._factor.codes[rows])) for rows in self._rows])
 
-    def work(self, which: np.ndarray, width: int, start: Any) -> Iterator[Lanes]:
-        for lo in range(0, len(which), width):
-            part = which[lo : lo + width]
-            moments = [self._moments(self._rows[number]) for number in part]
-            theta = None if start is None else np.repeat(np.asarray(start, float)[:, None], len(part), axis=1)
-            yield Lanes(np.arange(lo, lo + len(part)), self._stacked(moments), theta)
+    def families(self, settings: BatchOptions, start: Any) -> list[Family]:
+        q, p = len(self._factor.columns), self._data.X.shape[1]
 
-    def _stacked(self, moments: list[Any]) -> Any:
-        return stack_data_sets(moments, self.n_levels, self._factor.template, self._data.X.shape[1])
+        def family(which: np.ndarray, n_levels: int) -> Family:
+            width = settings.width(n_levels, q * (p + q + 1), q, p)
+            compress = functools.partial(self._compress, n_levels=n_levels)
+            return Family.cut(which, width, compress, start)
+
+        return [family(*size_class) for size_class in self._size_classes()]
+
+    def _size_classes(self) -> list[tuple[np.ndarray, int]]:
+        """Numbers of the data sets that are padded alike, and to how many levels.
+
+        A class is compiled by itself, so that all are one unless padding would be most of the work.
+        """
+        order = np.argsort(self._counts, kind="stable")
+        sorted_counts = self._counts[order]
+        if sorted_counts[-1] * len(order) <= MOSTLY_PADDING * sorted_counts.sum():
+            return [(np.arange(len(order)), bucket(int(sorted_counts[-1])))]
+        power = np.ceil(np.log(sorted_counts) / np.log(MOSTLY_PADDING)).astype(int)
+        parts = np.split(order, np.flatnonzero(np.diff(power)) + 1)
+        return [(part, bucket(int(self._counts[part].max()))) for part in parts]
+
+    def _compress(self, which: np.ndarray, n_levels: int) -> Any:
+        moments = [self._moments(self._rows[number]) for number in which]
+        return stack_data_sets(moments, n_levels, self._factor.template, self._data.X.shape[1])
 
     def _moments(self, rows: np.ndarray) -> Any:
         """Moments of one subset, or None where it cannot identify the model."""

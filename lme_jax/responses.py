@@ -1,6 +1,6 @@
 """Many responses of one design: cut into pieces for the batch engine, with or without missing rows."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from .core.batch import Lanes, chunk_lanes, fit_lanes
+from .core.batch import Family, chunk_lanes, fit_lanes
 from .core.fit import fit
 from .core.lane_data import SharedDesign
 from .core.optimize import NewtonOptions
@@ -97,16 +97,11 @@ def fit_responses(
         return _one_by_one(data, responses, reml, start, options), np.full(len(responses.names), data.n_rows)
     design = data.shared_design
     n_obs = np.full(len(complete), data.n_rows)
-    parts: list[tuple[np.ndarray, Fit]] = []
     q, p = len(data.factors[0].columns), data.X.shape[1]
     whole, partial = np.flatnonzero(complete), np.flatnonzero(~complete)
 
-    def run(which: np.ndarray, levels: int, values: int, compress: Callable[[np.ndarray], Any]) -> None:
-        if len(which):
-            width = options.width(levels, values, q, p)
-            work = _pieces(which, width, compress, start)
-            found = fit_lanes(work, len(which), width, reml=reml, options=options.newton, progress=options.progress)
-            parts.append((which, found))
+    def family(which: np.ndarray, levels: int, values: int, compress: Callable[[np.ndarray], Any]) -> Family:
+        return Family.cut(which, options.width(levels, values, q, p), compress, start)
 
     def compress_partial(which: np.ndarray) -> Any:
         seen = responses.seen(which)
@@ -114,9 +109,11 @@ def fit_responses(
         return design.compress_observed(responses.columns(which), seen)
 
     sized = _Sized(design, options.memory_limit)
-    run(whole, design.n_levels, q, lambda which: sized.compress(responses.columns(which)))
-    run(partial, design.n_groups, q * (q + p + 1), compress_partial)
-    return _scatter(parts, len(complete)), n_obs
+    families = [
+        family(whole, design.n_levels, q, lambda which: sized.compress(responses.columns(which))),
+        family(partial, design.n_groups, q * (q + p + 1), compress_partial),
+    ]
+    return fit_lanes(families, reml=reml, options=options.newton, progress=options.progress), n_obs
 
 
 @dataclass(frozen=True)
@@ -146,26 +143,6 @@ def _complete_lanes(responses: Responses) -> np.ndarray:
                     f"{infinite[:5].tolist()}): mark missing values by NaN"
                 )
     return out if responses.observed is None else out & responses.observed.all(0)
-
-
-def _pieces(which: np.ndarray, width: int, compress: Callable[[np.ndarray], Any], start: Any) -> Iterator[Lanes]:
-    for lo in range(0, len(which), width):
-        part = which[lo : lo + width]
-        theta = None if start is None else np.repeat(np.asarray(start, float)[:, None], len(part), axis=1)
-        yield Lanes(np.arange(lo, lo + len(part)), compress(part), theta)
-
-
-def _scatter(parts: list[tuple[np.ndarray, Fit]], n: int) -> Fit:
-    if len(parts) == 1:
-        return parts[0][1]
-
-    def join(*arrays: np.ndarray) -> np.ndarray:
-        out = np.empty((n, *arrays[0].shape[1:]), arrays[0].dtype)
-        for (which, _), array in zip(parts, arrays, strict=True):
-            out[which] = array
-        return out
-
-    return jax.tree.map(join, *[found for _, found in parts])
 
 
 def _one_by_one(data: ModelData, responses: Responses, reml: bool, start: Any, options: BatchOptions) -> Fit:

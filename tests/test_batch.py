@@ -222,6 +222,21 @@ def test_subsets_of_a_data_frame_are_separate_fits():
             assert many.one(name).deviance == pytest.approx(single.deviance, abs=1e-9)
 
 
+def test_subsets_of_very_unlike_size_are_not_padded_alike():
+    rng = np.random.default_rng(12)
+    sizes = [*rng.integers(3, 6, 30), 200]
+    site = np.repeat(np.arange(31), np.multiply(sizes, 6))
+    g = np.repeat(np.arange(sum(sizes)), 6)
+    x = rng.normal(size=len(g))
+    y = x + rng.normal(size=sum(sizes))[g] + rng.normal(size=len(g))
+    df = pd.DataFrame({"site": site, "g": g, "x": x, "y": y}).sample(frac=1.0, random_state=2)
+    many = lmer_many("y ~ x + (1 | g)", df, by="site", reml=False)
+    assert many.n_obs.tolist() == np.bincount(site).tolist()
+    for number in (0, 13, 29, 30):
+        single = lmer("y ~ x + (1 | g)", df[df.site == number], reml=False)
+        assert_same(many.fit, number, single.fit)
+
+
 def test_what_cannot_be_fitted_is_named():
     Y, X, Z, groups = problem(R=2)
     with pytest.raises(DataError, match="the design has"):
@@ -248,6 +263,6 @@ def test_an_interrupt_keeps_what_is_done():
         raise KeyboardInterrupt
 
     with pytest.warns(RuntimeWarning, match="of 10 fits are done"):
-        found = batch.fit_lanes(work(), 10, 8)
+        found = batch.fit_lanes([batch.Family(work(), 10, 8)])
     assert set(found.status[8:]) == {Status.INTERRUPTED}
     assert np.isnan(found.beta[8:]).all()

@@ -55,7 +55,7 @@ def test_residual_samples_have_the_estimated_covariances(sleep):
 def test_cases_samples_are_fits_of_the_groups_drawn(sleep):
     df, model = sleep
     samples = LevelSamples(model._data)
-    lanes = next(iter(samples.bootstrap(20, 9, 20, None))).data
+    lanes = next(iter(samples.bootstrap(20, 9, 20, None).pieces)).data
     found = model.bootstrap(20, seed=9, kind="cases")
     levels = model._data.factors[0].levels
     for number in (0, 11):

@@ -8,7 +8,7 @@ the memory in use is that of a few chunks however many lanes there are.
 import functools
 import os
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, NamedTuple
 
@@ -40,6 +40,35 @@ class Lanes(NamedTuple):
     start: np.ndarray | None = None
 
 
+class Family(NamedTuple):
+    """Lanes of equal p, template and number of levels.
+
+    Attributes
+    ----------
+    pieces : read one at a time, so that a generator keeps memory bounded; each no longer than ``width``.
+    n_lanes : how many lanes the pieces hold in all.
+    width : lanes per call; see ``chunk_lanes``.
+    """
+
+    pieces: Iterable[Lanes]
+    n_lanes: int
+    width: int
+
+    @classmethod
+    def cut(
+        cls, which: np.ndarray, width: int, compress: Callable[[np.ndarray], LaneData], start: np.ndarray | None
+    ) -> "Family":
+        """The lanes ``which``, compressed ``width`` at a time, each from θ = ``start`` (k,) or None."""
+
+        def pieces() -> Iterator[Lanes]:
+            for lo in range(0, len(which), width):
+                part = which[lo : lo + width]
+                theta = None if start is None else np.repeat(np.asarray(start, float)[:, None], len(part), axis=1)
+                yield Lanes(part, compress(part), theta)
+
+        return cls(pieces(), len(which), width)
+
+
 def chunk_lanes(n_levels: int, q: int, p: int) -> int:
     """Lanes that one call fits, the size to cut work into, for models of ``n_levels`` (merged) levels.
 
@@ -55,22 +84,17 @@ def chunk_lanes(n_levels: int, q: int, p: int) -> int:
 
 
 def fit_lanes(
-    work: Iterable[Lanes],
-    n_lanes: int,
-    width: int,
+    families: Sequence[Family],
     *,
     reml: bool = True,
     options: NewtonOptions = NewtonOptions(),
     progress: bool = False,
 ) -> Fit:
-    """Fit all the lanes that ``work`` yields, each piece no longer than ``width``.
+    """Fit all the lanes of some families, which number them from 0 together.
 
     Parameters
     ----------
-    work : pieces of one design family (equal p, template and number of levels); read one at a time, so a
-        generator keeps memory bounded.
-    n_lanes : how many lanes there are in all.
-    width : lanes per call; see ``chunk_lanes``.
+    families : compiled apart.
     progress : whether to show a bar.
 
     Returns
@@ -79,9 +103,11 @@ def fit_lanes(
         NumPy, float64, with a leading axis over the lanes. ``status`` is each lane's own. After a
         KeyboardInterrupt the lanes that are done are returned, the others are NaN and ``INTERRUPTED``.
     """
+    n_lanes = sum(family.n_lanes for family in families)
     with _Collector(n_lanes, progress) as collector:
         try:
-            _Driver(collector, min(width, bucket(max(n_lanes, 1))), reml, options).run(iter(work))
+            for pieces, n, width in families:
+                _Driver(collector, min(width, bucket(max(n, 1))), reml, options).run(iter(pieces))
         except KeyboardInterrupt:
             warnings.warn(
                 f"interrupted: {collector.n_done} of {n_lanes} fits are done and kept, the others are NaN",

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator
 
 import numpy as np
 
-from ..core.batch import Lanes
+from ..core.batch import Family
 from ..core.compression import Basis, bucket
 from ..core.lanes import LaneData
 from ..core.records import Fit
@@ -129,7 +129,7 @@ class LevelSamples:
             self._data.template,
         )
 
-    def bootstrap(self, n: int, seed: int, width: int, start: np.ndarray | None) -> Iterator[Lanes]:
+    def bootstrap(self, n: int, seed: int, width: int, start: np.ndarray | None) -> Family:
         """n samples of as many levels as there are, with replacement."""
         drawn = [
             np.random.default_rng([seed, block]).multinomial(
@@ -137,15 +137,11 @@ class LevelSamples:
             )
             for block, size in _blocks(n)
         ]
-        yield from self._cut(np.concatenate(drawn).T.astype(float), width, start)
+        return self._family(np.concatenate(drawn).T.astype(float), width, start)
 
-    def jackknife(self, width: int, start: np.ndarray | None) -> Iterator[Lanes]:
+    def jackknife(self, width: int, start: np.ndarray | None) -> Family:
         """Each level left out once."""
-        yield from self._cut(1.0 - np.eye(self.n_groups), width, start)
+        return self._family(1.0 - np.eye(self.n_groups), width, start)
 
-    def _cut(self, times: np.ndarray, width: int, start: np.ndarray | None) -> Iterator[Lanes]:
-        for lo in range(0, times.shape[1], width):
-            part = times[:, lo : lo + width]
-            n = part.shape[1]
-            theta = None if start is None else np.repeat(start[:, None], n, axis=1)
-            yield Lanes(np.arange(lo, lo + n), self.lanes(part), theta)
+    def _family(self, times: np.ndarray, width: int, start: np.ndarray | None) -> Family:
+        return Family.cut(np.arange(times.shape[1]), width, lambda which: self.lanes(times[:, which]), start)

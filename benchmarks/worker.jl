@@ -1,0 +1,70 @@
+# MixedModels.jl on one problem: julia worker.jl folder engine repeats seconds; see worker.py for the protocol.
+using MixedModels, LinearAlgebra, Pkg
+import JSON
+
+folder, _, repeats, seconds = ARGS
+repeats, seconds = parse(Int, repeats), parse(Float64, seconds)
+const CHECKED = 10
+spec = JSON.parsefile(joinpath(folder, "problem.json"))
+
+function raw(name)
+    path = joinpath(folder, name * ".f64")
+    read!(path, Vector{Float64}(undef, filesize(path) ÷ 8))
+end
+
+column(name) = name in spec["factors"] ? string.(Int.(raw(name))) : raw(name)
+data = NamedTuple(Symbol(name) => column(name) for name in spec["columns"])
+
+function formula()
+    terms(columns) = sum(c in ("0", "1") ? ConstantTerm(parse(Int, c)) : term(Symbol(c)) for c in columns)
+    bars = map(spec["random"]) do t
+        columns = first(t["columns"]) == "1" ? t["columns"] : ["0"; t["columns"]]
+        terms(columns) | term(Symbol(t["factor"]))
+    end
+    term(:y) ~ sum([terms(["1"; spec["fixed"]]); bars])
+end
+
+fit_once() = fit(MixedModel, formula(), data; REML = spec["reml"], progress = false)
+
+# Terms of one factor are one block of effects; each term's rows are picked by name.
+function relative(model)
+    map(spec["random"]) do t
+        i = findfirst(==(Symbol(t["factor"])), fnames(model))
+        names = [c == "1" ? "(Intercept)" : c for c in t["columns"]]
+        at = [findfirst(==(n), model.reterms[i].cnames) for n in names]
+        block = (model.λ[i] * model.λ[i]')[at, at]
+        [collect(row) for row in eachrow(block)]
+    end
+end
+
+function time_fits()
+    times, model = Float64[], nothing
+    while length(times) <= repeats && (length(times) < 2 || sum(times) < seconds)
+        push!(times, @elapsed model = fit_once())
+    end
+    Dict("times" => times, "relative" => relative(model), "deviance" => objective(model))
+end
+
+function time_refits()
+    responses = reshape(raw("responses"), length(data.y), :)
+    model, kept, done = fit_once(), [], 0
+    first_time = @elapsed refit!(model, responses[:, 1]; progress = false)
+    begin_at = time()
+    for y in eachcol(responses)
+        refit!(model, collect(y); progress = false)
+        done += 1
+        done <= CHECKED && push!(kept, relative(model))
+        time() - begin_at > seconds && break
+    end
+    Dict("times" => [first_time, time() - begin_at], "fits" => done, "relative" => kept)
+end
+
+memory(field) = parse(Int, split(only(filter(startswith(field), readlines("/proc/self/status"))))[2]) / 1024
+
+base_mb = memory("VmRSS")
+BLAS.set_num_threads(parse(Int, get(ENV, "OPENBLAS_NUM_THREADS", "1")))
+out = spec["responses"] > 0 ? time_refits() : time_fits()
+blas = basename(first(BLAS.get_config().loaded_libs).libname)
+versions = Dict("Julia" => string(VERSION), "MixedModels" => string(pkgversion(MixedModels)), "BLAS (Julia)" => blas)
+merge!(out, Dict("base_mb" => base_mb, "peak_mb" => memory("VmHWM"), "versions" => versions))
+println("\n", JSON.json(out))
