@@ -2,6 +2,8 @@
 # make test   every test, the slow ones too
 # make lint   style, types and architecture
 # make notebooks   run notebooks/ again, in place (installs Jupyter's kernel and statsmodels)
+# make bench   lme_jax beside other engines, the small set (under 10 minutes on 2 cores); bench-full: everything
+#               (installs the PyPI engines; R with lme4, nlme, glmmTMB, jsonlite and Julia are used if they are there)
 # Needs python3 >= 3.11 with venv and pip; another interpreter: make PYTHON=python3.12 …
 
 PYTHON ?= python3
@@ -11,7 +13,7 @@ CONSTRAINTS := requirements/dev.txt
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format notebooks clean
+.PHONY: help demo test lint format notebooks bench bench-full clean
 
 help:
 	@sed -n 's/^# \(make\)/\1/p' Makefile
@@ -35,6 +37,12 @@ format: $(VENV)/.installed-dev
 notebooks: $(VENV)/.installed-notebooks
 	$(BIN)/python notebooks/execute.py
 
+bench: $(VENV)/.installed-bench
+	$(BIN)/python -m benchmarks.run small
+
+bench-full: $(VENV)/.installed-bench
+	$(BIN)/python -m benchmarks.run full
+
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis dist
 
@@ -57,4 +65,8 @@ $(VENV)/.installed-dev: $(VENV)/.created pyproject.toml $(CONSTRAINTS)
 
 $(VENV)/.installed-notebooks: $(VENV)/.created pyproject.toml $(CONSTRAINTS)
 	$(PIP) --editable '.[notebooks]'
+	@touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-bench: $(VENV)/.created pyproject.toml $(CONSTRAINTS)
+	$(PIP) --editable '.[bench]'
 	@touch $@ $(VENV)/.installed

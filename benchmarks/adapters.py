@@ -1,5 +1,6 @@
 """The Python engines behind one face: fit, refit, relative covariances, the criterion as the engine reports it."""
 
+import importlib
 import itertools
 import os
 import warnings
@@ -11,15 +12,16 @@ from .problem import Problem, arrays
 
 
 class Adapter:
-    """One engine on one problem; what the constructor does is not timed.
+    """One engine on one problem; what the constructor does, the import too, is not timed.
 
-    ``compiles``: the first fit of a process is slower than later ones. ``packages``: whose versions matter.
+    ``packages``: whose versions matter.
     """
 
-    compiles = False
     packages: tuple[str, ...] = ()
 
     def __init__(self, problem: Problem) -> None:
+        for package in self.packages:
+            importlib.import_module(package)
         self.problem = problem
         self.frame = problem.frame()
 
@@ -50,11 +52,10 @@ def term_blocks(problem: Problem, relative_factor: Any) -> list[np.ndarray]:
 
 
 class LmeJaxCore(Adapter):
-    compiles = True
     packages = ("lme_jax", "jax", "numpy", "scipy")
 
     def __init__(self, problem: Problem) -> None:
-        self.problem = problem
+        super().__init__(problem)
         self.arrays = arrays(problem)
 
     def fit(self) -> Any:
@@ -81,7 +82,6 @@ class LmeJaxFit(LmeJaxCore):
 
 
 class LmeJaxFormula(Adapter):
-    compiles = True
     packages = LmeJaxCore.packages
 
     def fit(self) -> Any:
@@ -213,7 +213,7 @@ class GPBoost(Adapter):
     method = "default"
 
     def __init__(self, problem: Problem) -> None:
-        self.problem = problem
+        super().__init__(problem)
         self.arrays = arrays(problem)
         c = problem.columns
         slopes = [(name, problem.factors.index(f) + 1) for names, f in problem.random for name in names if name != "1"]

@@ -72,6 +72,11 @@ class Problem:
             self.responses.tofile(folder / "responses.f64")
 
 
+def spaced(n: float) -> str:
+    """10 000."""
+    return f"{n:,.0f}".replace(",", " ")
+
+
 def read_problem(folder: Path) -> Problem:
     """What ``Problem.write`` wrote."""
     spec = json.loads((folder / "problem.json").read_text())
@@ -101,7 +106,7 @@ class Arrays:
     Z: tuple[np.ndarray, ...]
     codes: tuple[np.ndarray, ...]
     levels: tuple[int, ...]
-    templates: tuple[tuple[tuple[str, int], ...], ...]
+    templates: tuple[Any, ...]
 
     @property
     def n_bytes(self) -> int:

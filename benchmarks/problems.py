@@ -11,7 +11,7 @@ import pandas as pd
 
 import lme_jax
 
-from .problem import Problem, Terms
+from .problem import Problem, Terms, spaced
 
 REFERENCE = Path(__file__).parents[1] / "tests" / "reference" / "data"
 MINUTES = ("statsmodels",)
@@ -24,14 +24,15 @@ def _codes(values: Any) -> np.ndarray:
 def sleepstudy() -> Problem:
     d = lme_jax.datasets.load("sleepstudy")
     columns = {"y": d.Reaction.to_numpy(float), "x": d.Days.to_numpy(float), "g": _codes(d.Subject)}
-    return Problem("sleepstudy", "180 rows, 18 groups, (x | g), REML", columns, ("x",), ((("1", "x"), "g"),), True)
+    title = "sleepstudy: 180 rows, 18 groups, slopes, REML"
+    return Problem("sleepstudy", title, columns, ("x",), ((("1", "x"), "g"),), True)
 
 
 def penicillin() -> Problem:
     d = lme_jax.datasets.load("Penicillin")
     columns = {"y": d.diameter.to_numpy(float), "a": _codes(d.plate), "b": _codes(d["sample"])}
     random = ((("1",), "a"), (("1",), "b"))
-    return Problem("penicillin", "144 rows, 24 × 6 crossed, REML", columns, (), random, True)
+    return Problem("penicillin", "Penicillin: 144 rows, 24 × 6 crossed, REML", columns, (), random, True)
 
 
 def insteval(n_theta: int) -> Problem:
@@ -58,7 +59,7 @@ def slopes(n: int, groups: int, q: int = 2) -> Problem:
     root = np.tril(np.full((q, q), 0.2), -1) + np.diag(np.linspace(1.0, 0.5, q))
     y = Z @ np.linspace(1.0, 2.0, q) + (Z * (rng.normal(size=(groups, q)) @ root.T)[g]).sum(1) + rng.normal(size=n)
     columns = {"y": y, "g": g.astype(float)} | dict(zip(names, Z.T[1:], strict=True))
-    title = f"{n:,} rows, {groups:,} groups, {q} effects each, REML".replace(",", " ")
+    title = f"{spaced(n)} rows, {spaced(groups)} groups, {q} effects each, REML"
     slow = MINUTES if n > 20_000 else ()
     return Problem(f"slopes_{n}_{groups}_{q}", title, columns, names, ((("1", *names), "g"),), True, slow=slow)
 
@@ -69,7 +70,7 @@ def crossed(n: int, m1: int, m2: int) -> Problem:
     a[:m1], b[:m2] = np.arange(m1), np.arange(m2)
     y = 3.0 + 0.5 * rng.normal(size=m1)[a] + 0.4 * rng.normal(size=m2)[b] + rng.normal(size=n)
     columns = {"y": y, "a": a.astype(float), "b": b.astype(float)}
-    title = f"{n:,} rows, {m1:,} × {m2:,} crossed, ML".replace(",", " ")
+    title = f"{spaced(n)} rows, {spaced(m1)} × {spaced(m2)} crossed, ML"
     random = ((("1",), "a"), (("1",), "b"))
     return Problem(f"crossed_{n}_{m1}_{m2}", title, columns, (), random, False, slow=MINUTES)
 
@@ -84,7 +85,7 @@ def nested(n: int, inner: int, outer: int) -> Problem:
     y = x + rng.normal(size=inner)[child] + 0.7 * rng.normal(size=outer)[parent[child]] + rng.normal(size=n)
     columns = {"y": y, "x": x, "a": child.astype(float), "b": parent[child].astype(float)}
     random = ((("1",), "a"), (("1",), "b"))
-    title = f"{n:,} rows, {inner:,} units in {outer:,} groups, REML".replace(",", " ")
+    title = f"{spaced(n)} rows, {spaced(inner)} units in {spaced(outer)} groups, REML"
     return Problem(f"nested_{n}_{inner}_{outer}", title, columns, ("x",), random, True, nested=True, slow=MINUTES)
 
 
@@ -104,7 +105,7 @@ def many(kind: str, n_responses: int) -> Problem:
         row += 1.0 + 0.5 * x + (Z * (rng.normal(size=(groups, q)) @ root.T)[g]).sum(1)
     columns = {"y": Y[0].copy(), "x": x, "g": g.astype(float)}
     random = ((("1", "x")[:q], "g"),)
-    title = f"{n_responses:,} responses × 2 000 rows, 200 groups, {kind.replace('_', ' ')}, REML".replace(",", " ")
+    title = f"{spaced(n_responses)} responses × 2 000 rows, 200 groups, {kind.replace('_', ' ')}, REML"
     return Problem(f"many_{kind}", title, columns, ("x",), random, True, responses=Y)
 
 
@@ -113,5 +114,5 @@ def bootstrap(n_samples: int) -> Problem:
     base = sleepstudy()
     fitted = lme_jax.lmer(base.formula, base.frame(), reml=base.reml)
     Y = np.ascontiguousarray(fitted.simulate(n_samples, seed=5).to_numpy().T)
-    title = f"{n_samples:,} parametric bootstrap samples of sleepstudy, REML".replace(",", " ")
+    title = f"{spaced(n_samples)} parametric bootstrap samples of sleepstudy, REML"
     return replace(base, name="bootstrap", title=title, responses=Y)

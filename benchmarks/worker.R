@@ -62,12 +62,12 @@ rows <- function(matrices) lapply(matrices, function(m) matrix(as.numeric(m), nr
 
 time_fits <- function() {
   times <- numeric(0)
-  while (length(times) <= repeats && sum(times) < seconds) {
+  while (length(times) <= repeats && sum(times[-1]) < seconds) {
     begin <- now()
     fit <- adapter$fit()
     times <- c(times, now() - begin)
   }
-  list(times = I(times), relative = rows(adapter$relative(fit)), deviance = adapter$deviance(fit))
+  list(first = times[1], times = I(times[-1]), relative = rows(adapter$relative(fit)), deviance = adapter$deviance(fit))
 }
 
 time_refits <- function() {
@@ -84,7 +84,8 @@ time_refits <- function() {
     if (now() - begin > seconds) break
   }
   elapsed <- now() - begin
-  list(times = c(first, elapsed), fits = done, relative = lapply(kept, function(fit) rows(adapter$relative(fit))))
+  relative <- lapply(kept, function(fit) rows(adapter$relative(fit)))
+  list(first = first, times = I(elapsed / done), fits = done, relative = relative)
 }
 
 base_mb <- memory("VmRSS")

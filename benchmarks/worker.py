@@ -1,8 +1,9 @@
-"""One Python engine on one problem in a process of its own: ``python -m benchmarks.worker folder engine repeats seconds``.
+"""One Python engine on one problem: ``python -m benchmarks.worker folder engine repeats seconds``.
 
-The last line of the output is JSON. A single response: ``times`` of the first and the later fits, the relative
-covariances, the criterion as the engine reports it. Many responses: ``times`` of passes over ``fits`` of them.
-Always: memory at the start of the fits, at its peak, of the input arrays; versions.
+The last line of the output is JSON: seconds of the ``first`` and the later fits (``times``), per response where
+the problem has many; how many ``fits`` those times are of; Ψ/σ² of each term (``relative``), of the first responses
+where there are many; the criterion as the engine reports it; memory at the start of the fits and at its peak;
+versions.
 """
 
 import importlib
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from .adapters import Adapter, adapter
-from .problem import Problem, arrays, read_problem
+from .problem import Problem, read_problem
 
 CHECKED = 10
 
@@ -38,10 +39,10 @@ def versions(engine: Adapter) -> dict[str, str]:
     return out | {"BLAS (NumPy)": f"{blas['name']} {blas['version']}"}
 
 
-def repeat(action: Callable[[], Any], repeats: int, seconds: float, at_least: int) -> tuple[list[float], Any]:
-    """Times of 1 + repeats calls, fewer once ``seconds`` have passed; and what the last one returned."""
+def repeat(action: Callable[[], Any], repeats: int, seconds: float) -> tuple[list[float], Any]:
+    """Times of a first call and of repeats until ``seconds`` have passed; and what the last one returned."""
     times: list[float] = []
-    while len(times) <= repeats and (len(times) < at_least or sum(times) < seconds):
+    while len(times) <= repeats and sum(times[1:]) < seconds:
         begin = time.perf_counter()
         result = action()
         times.append(time.perf_counter() - begin)
@@ -49,17 +50,18 @@ def repeat(action: Callable[[], Any], repeats: int, seconds: float, at_least: in
 
 
 def time_fits(engine: Adapter, repeats: int, seconds: float) -> dict[str, Any]:
-    times, fitted = repeat(engine.fit, repeats, seconds, at_least=1 + (engine.compiles and repeats > 0))
+    times, fitted = repeat(engine.fit, repeats, seconds)
     relative = [m.tolist() for m in engine.relative(fitted)]
-    return {"times": times, "relative": relative, "deviance": engine.deviance(fitted)}
+    return {"first": times[0], "times": times[1:], "relative": relative, "deviance": engine.deviance(fitted)}
 
 
 def time_batches(engine: Any, Y: np.ndarray, repeats: int, seconds: float) -> dict[str, Any]:
     """All the responses in one call."""
-    times, fits = repeat(lambda: engine.fit_all(Y), repeats, seconds, at_least=2)
+    times, fits = repeat(lambda: engine.fit_all(Y), repeats, seconds)
     checked = range(min(CHECKED, len(Y))) if hasattr(engine, "relative_of") else ()
     relative = [[m.tolist() for m in engine.relative_of(fits, i)] for i in checked]
-    return {"times": times, "fits": len(Y), "relative": relative}
+    first, *later = (seconds / len(Y) for seconds in times)
+    return {"first": first, "times": later, "fits": len(Y), "relative": relative}
 
 
 def time_refits(engine: Adapter, Y: np.ndarray, seconds: float) -> dict[str, Any]:
@@ -78,7 +80,8 @@ def time_refits(engine: Adapter, Y: np.ndarray, seconds: float) -> dict[str, Any
             break
     elapsed = time.perf_counter() - begin
     return {
-        "times": [first, elapsed],
+        "first": first,
+        "times": [elapsed / done],
         "fits": done,
         "relative": [[m.tolist() for m in engine.relative(fitted)] for fitted in kept],
     }
@@ -93,8 +96,7 @@ def measure(problem: Problem, name: str, repeats: int, seconds: float) -> dict[s
         out = time_batches(engine, problem.responses, repeats, seconds)
     else:
         out = time_refits(engine, problem.responses, seconds)
-    out |= {"base_mb": base, "peak_mb": memory("VmHWM"), "input_mb": arrays(problem).n_bytes / 2**20}
-    return out | {"versions": versions(engine)}
+    return out | {"base_mb": base, "peak_mb": memory("VmHWM"), "versions": versions(engine)}
 
 
 if __name__ == "__main__":

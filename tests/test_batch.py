@@ -254,6 +254,27 @@ def test_what_cannot_be_fitted_is_named():
         lmer_many("~ Days + (1 | Subject)", df)
 
 
+def test_a_piece_of_one_lane_joins_the_others(monkeypatch):
+    monkeypatch.setattr(batch, "ROUNDS", 2)  # so that every lane goes on after its piece
+    Y, X, Z, groups = problem(R=9, n_groups=27)
+    design = SharedDesign(X, Z, groups)
+    joined = []
+    concatenate = batch._concatenate
+    monkeypatch.setattr(batch, "_concatenate", lambda parts: joined.append(len(parts)) or concatenate(parts))
+
+    def work(*parts):
+        for part in parts:
+            yield batch.Lanes(part, design.compress(Y[:, part]))
+
+    one, other = np.arange(8), np.array([8])
+    expected = batch.fit_lanes([batch.Family(work(np.arange(9)), 9, 16)])
+    for parts in ((one, other), (other, one)):
+        found = batch.fit_lanes([batch.Family(work(*parts), 9, 8)])
+        assert max(joined) > 1
+        np.testing.assert_array_equal(found.status, expected.status)
+        np.testing.assert_allclose(found.deviance, expected.deviance, atol=1e-8)
+
+
 def test_an_interrupt_keeps_what_is_done():
     Y, X, Z, groups = problem(R=10, n_groups=12)
     design = SharedDesign(X, Z, groups)

@@ -61,8 +61,7 @@ class Family(NamedTuple):
         """The lanes ``which``, compressed ``width`` at a time, each from θ = ``start`` (k,) or None."""
 
         def pieces() -> Iterator[Lanes]:
-            for lo in range(0, len(which), width):
-                part = which[lo : lo + width]
+            for part in np.array_split(which, -(-len(which) // width)) if len(which) else ():
                 theta = None if start is None else np.repeat(np.asarray(start, float)[:, None], len(part), axis=1)
                 yield Lanes(part, compress(part), theta)
 
@@ -170,59 +169,77 @@ def _workers() -> int:
 
 
 class _Running(NamedTuple):
-    """Lanes after some rounds: the search as it stands, and the fit it would give."""
+    """Lanes after some rounds: the search as it stands, the fit it would give, and which leaves of data they share."""
 
     number: np.ndarray
     data: LaneData
     state: NewtonState
     fit: Fit
+    shared: tuple[bool, ...]
 
     def take(self, which: np.ndarray) -> "_Running":
-        return _Running(self.number[which], *_take(self[1:], which, len(self.number)))
+        state, fit = _take((self.state, self.fit), which)
+        return _Running(self.number[which], _take(self.data, which, self.shared), state, fit, self.shared)
 
 
-def _take(tree: Any, which: np.ndarray, n: int) -> Any:
-    """Some of n lanes of NumPy arrays; what is shared by all (last axis 1) stays."""
-    return jax.tree.map(lambda a: a[..., which] if a.ndim and a.shape[-1] == n else a, tree)
+def _take(tree: Any, which: np.ndarray, shared: tuple[bool, ...] | None = None) -> Any:
+    """Some lanes of NumPy arrays; leaves that all lanes share stay."""
+    leaves, kind = jax.tree.flatten(tree)
+    flags = (False,) * len(leaves) if shared is None else shared
+    return jax.tree.unflatten(kind, [a if f else a[..., which] for a, f in zip(leaves, flags, strict=True)])
 
 
 def _concatenate(parts: list[_Running]) -> _Running:
     if len(parts) == 1:
         return parts[0]
     sizes = [len(part.number) for part in parts]
+    shared = tuple(all(flags) for flags in zip(*[part.shared for part in parts], strict=True))
 
     def join(*arrays: np.ndarray) -> np.ndarray:
-        own = all(a.shape[-1] == size for a, size in zip(arrays, sizes, strict=True))
-        return np.concatenate(arrays, axis=-1) if own else arrays[0]
+        own = [np.broadcast_to(a, (*a.shape[:-1], n)) for a, n in zip(arrays, sizes, strict=True)]
+        return np.concatenate(own, axis=-1)
 
-    return _Running(np.concatenate([part.number for part in parts]), *jax.tree.map(join, *[part[1:] for part in parts]))
+    leaves = zip(*[jax.tree.leaves(part.data) for part in parts], strict=True)
+    data = [arrays[0] if all_lanes else join(*arrays) for all_lanes, arrays in zip(shared, leaves, strict=True)]
+    state, fit = jax.tree.map(join, *[(part.state, part.fit) for part in parts])
+    number = np.concatenate([part.number for part in parts])
+    return _Running(number, jax.tree.unflatten(jax.tree.structure(parts[0].data), data), state, fit, shared)
 
 
-def _pad(tree: Any, n: int, width: int) -> Any:
-    """Repeat the last of n lanes up to ``width``."""
-    return tree if n == width else _take(tree, np.minimum(np.arange(width), n - 1), n)
+def _padding(n: int, width: int) -> np.ndarray:
+    """n lanes, the last one repeated up to ``width``."""
+    return np.minimum(np.arange(width), n - 1)
 
 
 def _begin(piece: Lanes, width: int, reml: bool, options: NewtonOptions) -> _Running:
     n = len(piece.number)
-    data = _pad(jax.tree.map(np.asarray, piece.data), n, width)
+    data = jax.tree.map(np.asarray, piece.data)
+    shared = tuple(a.shape[-1] == 1 < n for a in jax.tree.leaves(data))
+    data = _take(data, _padding(n, width), shared)
     with jax.enable_x64(True):
-        data = _place(data, width)
-        start = None if piece.start is None else _place(_pad(np.asarray(piece.start, float), n, width), width)
-        return _run(piece.number, data, _start(data, start, reml), reml, options)
+        start = None if piece.start is None else _place(np.asarray(piece.start, float)[..., _padding(n, width)], width)
+        state = _start(_place(data, width), start, reml)
+        return _run(piece.number, data, state, shared, reml, options)
 
 
 def _resume(running: _Running, width: int, reml: bool, options: NewtonOptions) -> _Running:
-    n = len(running.number)
+    pad = _padding(len(running.number), width)
+    data, state = _take(running.data, pad, running.shared), _take(running.state, pad)
     with jax.enable_x64(True):
-        data, state = _place(_pad((running.data, running.state), n, width), width)
-        return _run(running.number, data, state, reml, options)
+        return _run(running.number, data, _place(state, width), running.shared, reml, options)
 
 
-def _run(number: np.ndarray, data: LaneData, state: NewtonState, reml: bool, options: NewtonOptions) -> _Running:
-    state, fitted = _search(data, state, reml, options)
-    width = data.n_lanes
-    return _take(jax.tree.map(np.asarray, _Running(number, data, state, fitted)), np.arange(len(number)), width)
+def _run(
+    number: np.ndarray,
+    data: LaneData,
+    state: NewtonState,
+    shared: tuple[bool, ...],
+    reml: bool,
+    options: NewtonOptions,
+) -> _Running:
+    state, fitted = jax.tree.map(np.asarray, _search(_place(data, data.n_lanes), state, reml, options))
+    padded = _Running(np.arange(data.n_lanes), data, state, fitted, shared)
+    return padded.take(np.arange(len(number)))._replace(number=number)
 
 
 def _place(tree: Any, width: int) -> Any:

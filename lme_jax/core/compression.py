@@ -21,7 +21,7 @@ from . import linalg
 from .covariance import Template, column_groups, make_template
 from .types import Array, pytree, static
 
-PILOT_ROWS = 16_384
+PILOT_ROWS = 8_192
 CHUNK_ROWS = 65_536
 PATTERN_SAMPLE = 2_048
 
@@ -95,12 +95,16 @@ def _power_of_two_scale(squares: np.ndarray, n: int, template: Template) -> np.n
     return np.where(mean > 0, 2.0 ** np.round(0.5 * np.log2(np.where(mean > 0, mean, 1.0))), 1.0)
 
 
-def _pilot_map(X: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Upper-triangular (p+1, p+1) map that makes the pilot rows' X orthonormal and y a residual."""
-    p = X.shape[1]
-    scale = np.abs(X).max(axis=0, initial=0.0)
+def _scaled_qr(X: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Each column's largest size s, and Q R = X / s."""
+    scale = np.array([np.abs(column).max(initial=0.0) for column in X.T])
     scale[scale == 0] = 1.0
-    Q, R = np.linalg.qr(X / scale)
+    return scale, *np.linalg.qr(X / scale)
+
+
+def _pilot_map(scale: np.ndarray, Q: np.ndarray, R: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Upper-triangular (p+1, p+1) map that makes the pilot rows' X orthonormal and y a residual."""
+    p = len(R)
     inverse = scipy.linalg.solve_triangular(R, np.eye(p)) * np.sqrt(len(y)) if p else R
     coefficients = Q.T @ y
     residual = y - Q @ coefficients
@@ -125,11 +129,12 @@ def pilot_basis(y: np.ndarray, X: np.ndarray, Z: np.ndarray, template: Template)
     step = max(1, n // PILOT_ROWS)
     # A stride that shares a factor with the group size would see the same visits of each group only.
     rows = np.concatenate([np.arange(min(n, PILOT_ROWS)), np.arange(PILOT_ROWS, n, step)])
-    sample = X if step == 1 else X[rows]
-    if step > 1 and p and np.linalg.matrix_rank(sample / (np.abs(sample).max(0) + 1e-300)) < p:
-        rows, sample = np.arange(n), X
-    to_w = _pilot_map(sample, y if step == 1 else y[rows])
-    z_scale = _power_of_two_scale(np.array([column @ column for column in Z.T]), n, template)
+    scale, Q, R = _scaled_qr(X if step == 1 else X[rows])
+    if step > 1 and p and np.linalg.matrix_rank(R, rtol=len(rows) * np.finfo(float).eps) < p:
+        step, (scale, Q, R) = 1, _scaled_qr(X)
+    to_w = _pilot_map(scale, Q, R, y if step == 1 else y[rows])
+    # Not a BLAS product: on a stride it costs more to wake its threads than to sum.
+    z_scale = _power_of_two_scale(np.einsum("nq,nq->q", Z, Z), n, template)
     return Basis(to_w, np.linalg.slogdet(to_w[:p, :p])[1], z_scale)
 
 

@@ -1,0 +1,109 @@
+"""Which problems, by which engines, how often: the small set and the full one."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from . import problems
+from .engines import FIT_ENGINES, REFIT_ENGINES
+from .measure import Plan
+from .problem import Problem, spaced
+
+THRICE, TWICE, ONCE = Plan(3, 5, 5.0), Plan(2, 2, 20.0), Plan(1, 1, 60.0)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A problem, made when its turn comes; ``sweep`` names the scaling curve of which it is a point at ``size``."""
+
+    make: Callable[[], Problem]
+    engines: tuple[str, ...]
+    plan: Plan = THRICE
+    sweep: str | None = None
+    size: float = 0.0
+
+
+@dataclass(frozen=True)
+class Configuration:
+    cases: tuple[Case, ...]
+    cold_rounds: int
+    derivatives: tuple[Callable[[], Problem], ...]
+    derivative_rounds: int = 30
+
+
+MANY_KINDS = ("intercept", "slope_common", "slope_irregular")
+# glmmTMB takes ten seconds and more on what the others fit in one.
+QUICK_ENGINES = tuple(name for name in FIT_ENGINES if name != "glmmTMB")
+SWEEP_ENGINES = ("lme_jax_core", "glmm")
+
+
+def _bootstrap(seconds: float) -> Case:
+    return Case(partial(problems.bootstrap, 10_000), ("lme_jax_bootstrap", *REFIT_ENGINES), Plan(2, 4, seconds))
+
+
+def _many(kind: str, n: int, seconds: float) -> Case:
+    return Case(partial(problems.many, kind, n), REFIT_ENGINES, Plan(2, 2, seconds))
+
+
+def _rows(sizes: tuple[int, ...]) -> list[Case]:
+    """Groups of 20 rows, so that both grow."""
+    return [
+        Case(partial(problems.slopes, n, n // 20), SWEEP_ENGINES, Plan(1, 7, 20.0), "rows, groups of 20", n)
+        for n in sizes
+    ]
+
+
+def _groups(n: int, sizes: tuple[int, ...]) -> list[Case]:
+    title = f"groups of {spaced(n)} rows"
+    return [Case(partial(problems.slopes, n, m), SWEEP_ENGINES, Plan(1, 7, 20.0), title, m) for m in sizes]
+
+
+def _effects(n: int, sizes: tuple[int, ...]) -> list[Case]:
+    title = f"effects per group, {spaced(n)} rows"
+    return [Case(partial(problems.slopes, n, n // 20, q), SWEEP_ENGINES, Plan(1, 5, 20.0), title, q) for q in sizes]
+
+
+def _second_factor(n: int, m1: int, sizes: tuple[int, ...]) -> list[Case]:
+    title = f"levels of the second factor; {spaced(n)} rows, {spaced(m1)} levels of the first"
+    return [Case(partial(problems.crossed, n, m1, m2), SWEEP_ENGINES, Plan(1, 3, 20.0), title, m2) for m2 in sizes]
+
+
+SMALL = Configuration(
+    cases=(
+        Case(problems.sleepstudy, FIT_ENGINES, Plan(2, 20, 2.0)),
+        Case(problems.penicillin, FIT_ENGINES, Plan(2, 20, 2.0)),
+        Case(partial(problems.insteval, 2), QUICK_ENGINES, Plan(2, 3, 5.0)),
+        Case(partial(problems.slopes, 1_000_000, 50_000), ("lme_jax_core", "lme_jax_fit", "lme_jax_formula", "glmm")),
+        Case(partial(problems.nested, 200_000, 20_000, 1_000), QUICK_ENGINES, Plan(2, 3, 4.0)),
+        _bootstrap(2.0),
+        *(_many(kind, 5_000, 2.0) for kind in MANY_KINDS),
+        *_rows((10_000, 100_000, 1_000_000)),
+        *_groups(200_000, (100, 10_000)),
+        *_effects(100_000, (1, 3, 5)),
+        *_second_factor(100_000, 5_000, (10, 100, 500)),
+    ),
+    cold_rounds=3,
+    derivatives=(partial(problems.slopes, 100_000, 5_000, 3),),
+)
+
+FULL = Configuration(
+    cases=(
+        Case(problems.sleepstudy, FIT_ENGINES, Plan(5, 30, 5.0)),
+        Case(problems.penicillin, FIT_ENGINES, Plan(5, 30, 5.0)),
+        *(Case(partial(problems.insteval, k), FIT_ENGINES, TWICE) for k in (2, 3, 4)),
+        Case(partial(problems.slopes, 10_000, 500), FIT_ENGINES, Plan(2, 5, 10.0)),
+        Case(partial(problems.slopes, 1_000_000, 50_000), FIT_ENGINES, TWICE),
+        Case(partial(problems.crossed, 883_000, 20_000, 4_000), QUICK_ENGINES, ONCE),
+        Case(partial(problems.nested, 200_000, 20_000, 1_000), FIT_ENGINES, TWICE),
+        _bootstrap(20.0),
+        *(_many(kind, 100_000, 20.0) for kind in MANY_KINDS),
+        *_rows((10_000, 100_000, 1_000_000, 10_000_000)),
+        *_groups(1_000_000, (100, 1_000, 10_000, 100_000)),
+        *_effects(200_000, (1, 2, 3, 4, 6, 8)),
+        *_second_factor(200_000, 10_000, (10, 100, 500, 1_000, 2_000)),
+    ),
+    cold_rounds=5,
+    derivatives=(partial(problems.slopes, 100_000, 5_000, 3), partial(problems.slopes, 1_000_000, 50_000)),
+)
+
+CONFIGURATIONS = {"small": SMALL, "full": FULL}
