@@ -168,11 +168,12 @@ def compress_crossed(
     Zs = [Z.tocsr() if s else np.asarray(Z, float) for Z, s in zip(Zs, sparse, strict=True)]
     y = y if offset is None else y - np.asarray(offset, float)
     basis = _basis(y, X, Zs, sizes, n_levels, template)
-    W = X @ basis.map[:-1] + y[:, None] * basis.map[-1]
+    # Columns are used one at a time: each is contiguous.
+    W = (basis.map[:-1].T @ X.T + basis.map[-1][:, None] * y).T
     layout = Layout(sizes, tuple(int(m) for m in n_levels), ())
     scales = [basis.z_scale[layout.columns(j)] for j in range(len(Zs))]
     Zs = [
-        _scale_columns(Z, 1.0 / np.tile(s, m)) if sp else Z / s
+        _scale_columns(Z, 1.0 / np.tile(s, m)) if sp else np.divide(Z.T, s[:, None], order="C").T
         for Z, s, m, sp in zip(Zs, scales, n_levels, sparse, strict=True)
     ]
     log_weights = 0.0
@@ -182,7 +183,7 @@ def compress_crossed(
         W = W * root[:, None]
         Zs = [scipy.sparse.diags(root) @ Z if s else Z * root[:, None] for Z, s in zip(Zs, sparse, strict=True)]
     totals = dict(
-        WtW=W.T @ W,
+        WtW=_gram(W),
         n_rows=np.float64(len(y)),
         log_weights=np.float64(log_weights),
         basis=basis,
@@ -225,18 +226,23 @@ def _basis(y: Any, X: Any, Zs: list[Any], sizes: tuple[int, ...], n_levels: list
     return pilot_basis(y, X, np.concatenate(columns, axis=1), template)
 
 
+def _gram(W: np.ndarray) -> np.ndarray:
+    """WᵀW; of an array with itself NumPy makes a rank-k update, which is slow for few long columns."""
+    gram = W.T @ W.copy()
+    return 0.5 * (gram + gram.T)
+
+
 def _scale_columns(Z: Any, scale: np.ndarray) -> Any:
     return (Z @ scipy.sparse.diags(scale)).tocsr()
 
 
-def _sum_by_code(codes: np.ndarray, n_levels: int, columns: list[np.ndarray], W: np.ndarray) -> np.ndarray:
-    """(len(columns), width of W, n_levels): Σ over the rows of a level of column × W."""
-    width = W.shape[1]
+def _sum_by_code(codes: np.ndarray, n_levels: int, columns: list[np.ndarray], right: list[np.ndarray]) -> np.ndarray:
+    """(len(columns), len(right), n_levels): Σ over the rows of a level of the products of columns (n,)."""
+    width = len(right)
     sums = np.zeros((len(columns) * width, n_levels))
     for lo in range(0, len(codes), CHUNK_ROWS):
         rows = slice(lo, lo + CHUNK_ROWS)
-        by_column = np.ascontiguousarray(W[rows].T)
-        add_by_code(sums, codes[rows], (z[rows] * w for z in columns for w in by_column))
+        add_by_code(sums, codes[rows], (z[rows] * w[rows] for z in columns for w in right))
     return sums.reshape(len(columns), width, n_levels)
 
 
@@ -252,7 +258,7 @@ def _parents(inner: np.ndarray, outer: np.ndarray, n_inner: int) -> np.ndarray |
 
 def _nested_order(codes: list[np.ndarray], n_levels: list[int]) -> tuple[int, ...] | None:
     """Innermost-first order of a chain of nested factors, or None."""
-    order = tuple(sorted(range(len(codes)), key=lambda j: -len(np.unique(codes[j]))))
+    order = tuple(sorted(range(len(codes)), key=lambda j: -np.count_nonzero(np.bincount(codes[j]))))
     for a, b in itertools.pairwise(order):
         if _parents(codes[a], codes[b], n_levels[a]) is None:
             return None
@@ -271,7 +277,7 @@ def _nested(W: np.ndarray, Zs: list[Any], codes: list[Any], layout: Layout, tota
         parent[inner] = found[sorting].astype(np.int32)
     G, C = [], []
     for at, j in enumerate(order):
-        right = np.concatenate([Zs[k] for k in order[at:]] + [W], axis=1)
+        right = [column for block in (*(Zs[k] for k in order[at:]), W) for column in block.T]
         sums = _sum_by_code(rank[j][codes[j]], levels[j], list(Zs[j].T), right)
         G.append(sums[:, : layout.sizes[j]])
         C.append(sums[:, layout.sizes[j] :])
@@ -315,7 +321,7 @@ def _crossed(
     m1, q1, K = layout.levels[first], layout.sizes[first], layout.n_dense
     _check_memory(16 * K * K, memory_limit, f"the dense {K} × {K} system of all factors but the largest")
     Z1, code = Zs[first], codes[first]
-    sums = _sum_by_code(code, m1, list(Z1.T), np.concatenate([Z1, W], axis=1))
+    sums = _sum_by_code(code, m1, list(Z1.T), [*Z1.T, *W.T])
     G, Z1W = sums[:, :q1], sums[:, q1:]
     representative, pattern = distinct_levels(G)
     Z2 = _dense_columns(Zs, codes, layout)
