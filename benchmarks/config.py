@@ -9,7 +9,7 @@ from .engines import FIT_ENGINES, REFIT_ENGINES
 from .measure import Plan
 from .problem import Problem, spaced
 
-THRICE, TWICE, ONCE = Plan(3, 5, 5.0), Plan(2, 2, 20.0), Plan(1, 1, 60.0)
+TWICE, ONCE = Plan(2, 3, 10.0), Plan(1, 1, 60.0)
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Case:
 
     make: Callable[[], Problem]
     engines: tuple[str, ...]
-    plan: Plan = THRICE
+    plan: Plan = TWICE
     sweep: str | None = None
     size: float = 0.0
 
@@ -70,13 +70,17 @@ def _second_factor(n: int, m1: int, sizes: tuple[int, ...]) -> list[Case]:
 
 SMALL = Configuration(
     cases=(
-        Case(problems.sleepstudy, FIT_ENGINES, Plan(2, 20, 2.0)),
-        Case(problems.penicillin, FIT_ENGINES, Plan(2, 20, 2.0)),
-        Case(partial(problems.insteval, 2), QUICK_ENGINES, Plan(2, 3, 5.0)),
-        Case(partial(problems.slopes, 1_000_000, 50_000), ("lme_jax_core", "lme_jax_fit", "lme_jax_formula", "glmm")),
-        Case(partial(problems.nested, 200_000, 20_000, 1_000), QUICK_ENGINES, Plan(2, 3, 4.0)),
-        _bootstrap(2.0),
-        *(_many(kind, 5_000, 2.0) for kind in MANY_KINDS),
+        Case(problems.sleepstudy, FIT_ENGINES, Plan(2, 20, 1.0)),
+        Case(problems.penicillin, FIT_ENGINES, Plan(2, 20, 1.0)),
+        Case(partial(problems.insteval, 2), QUICK_ENGINES, Plan(2, 2, 3.0)),
+        Case(
+            partial(problems.slopes, 1_000_000, 50_000),
+            ("lme_jax_core", "lme_jax_fit", "lme_jax_formula", "glmm"),
+            TWICE,
+        ),
+        Case(partial(problems.nested, 200_000, 20_000, 1_000), QUICK_ENGINES, Plan(2, 2, 3.0)),
+        _bootstrap(1.0),
+        *(_many(kind, 5_000, 1.0) for kind in MANY_KINDS),
         *_rows((10_000, 100_000, 1_000_000)),
         *_groups(200_000, (100, 10_000)),
         *_effects(100_000, (1, 3, 5)),
