@@ -9,7 +9,7 @@ from .engines import FIT_ENGINES, REFIT_ENGINES
 from .measure import Plan
 from .problem import Problem, spaced
 
-TWICE, ONCE = Plan(2, 3, 10.0), Plan(1, 1, 60.0)
+TWICE, BRIEFLY, ONCE = Plan(2, 3, 10.0), Plan(2, 1, 10.0), Plan(1, 1, 60.0)
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ def _bootstrap(seconds: float) -> Case:
     return Case(partial(problems.bootstrap, 10_000), ("lme_jax_bootstrap", *REFIT_ENGINES), Plan(2, 4, seconds))
 
 
-def _many(kind: str, n: int, seconds: float) -> Case:
-    return Case(partial(problems.many, kind, n), REFIT_ENGINES, Plan(2, 2, seconds))
+def _many(kind: str, n: int, plan: Plan) -> Case:
+    return Case(partial(problems.many, kind, n), REFIT_ENGINES, plan)
 
 
 def _rows(sizes: tuple[int, ...]) -> list[Case]:
@@ -80,7 +80,7 @@ SMALL = Configuration(
         ),
         Case(partial(problems.nested, 200_000, 20_000, 1_000), QUICK_ENGINES, Plan(2, 2, 3.0)),
         _bootstrap(1.0),
-        *(_many(kind, 5_000, 1.0) for kind in MANY_KINDS),
+        *(_many(kind, 5_000, Plan(2, 2, 1.0)) for kind in MANY_KINDS),
         *_rows((10_000, 100_000, 1_000_000)),
         *_groups(200_000, (100, 10_000)),
         *_effects(100_000, (1, 3, 5)),
@@ -92,15 +92,15 @@ SMALL = Configuration(
 
 FULL = Configuration(
     cases=(
-        Case(problems.sleepstudy, FIT_ENGINES, Plan(5, 30, 5.0)),
-        Case(problems.penicillin, FIT_ENGINES, Plan(5, 30, 5.0)),
-        *(Case(partial(problems.insteval, k), FIT_ENGINES, TWICE) for k in (2, 3, 4)),
+        Case(problems.sleepstudy, FIT_ENGINES, Plan(3, 20, 3.0)),
+        Case(problems.penicillin, FIT_ENGINES, Plan(3, 20, 3.0)),
+        *(Case(partial(problems.insteval, k), FIT_ENGINES, BRIEFLY) for k in (2, 3, 4)),
         Case(partial(problems.slopes, 10_000, 500), FIT_ENGINES, Plan(2, 5, 10.0)),
-        Case(partial(problems.slopes, 1_000_000, 50_000), FIT_ENGINES, TWICE),
+        Case(partial(problems.slopes, 1_000_000, 50_000), FIT_ENGINES, BRIEFLY),
         Case(partial(problems.crossed, 883_000, 20_000, 4_000), QUICK_ENGINES, ONCE),
         Case(partial(problems.nested, 200_000, 20_000, 1_000), FIT_ENGINES, TWICE),
-        _bootstrap(20.0),
-        *(_many(kind, 100_000, 20.0) for kind in MANY_KINDS),
+        _bootstrap(10.0),
+        *(_many(kind, 100_000, Plan(1, 2, 10.0)) for kind in MANY_KINDS),
         *_rows((10_000, 100_000, 1_000_000, 10_000_000)),
         *_groups(1_000_000, (100, 1_000, 10_000, 100_000)),
         *_effects(200_000, (1, 2, 3, 4, 6, 8)),

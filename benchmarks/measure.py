@@ -16,15 +16,19 @@ import numpy as np
 from .engines import ENGINES, Engine, reason_to_skip
 from .evaluate import VOID_ABOVE, deviance_at
 from .problem import Problem, arrays
+from .worker import SLOW
 
 HERE = Path(__file__).parent
 POOLS = ("OMP", "OPENBLAS", "MKL", "BLIS", "NUMEXPR", "RAYON", "JULIA")
-KILL_AFTER = 1_800.0
+KILL_AFTER = 600.0
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What an engine is given: ``rounds`` processes, in each a first fit and ``repeats`` more within ``seconds``."""
+    """What an engine is given: ``rounds`` processes, in each a first fit and ``repeats`` more within ``seconds``.
+
+    One whose first fit is slow (``worker.SLOW``) has that alone.
+    """
 
     rounds: int = 3
     repeats: int = 5
@@ -112,7 +116,7 @@ def measure(
                 run_worker(ENGINES[name], folder, Plan(repeats=0), cache)
         for round_number in range(plan.rounds):
             for row in rows.values():
-                if row.skipped is None:
+                if row.skipped is None and not (row.first and row.first[0] > SLOW):
                     say(f"{problem.name}, round {round_number + 1}, {row.engine}")
                     _add(row, run_worker(ENGINES[row.engine], folder, plan, cache), problem)
     _compare(list(rows.values()))

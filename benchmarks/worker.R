@@ -5,6 +5,7 @@ engine <- args[2]
 repeats <- as.integer(args[3])
 seconds <- as.numeric(args[4])
 checked <- 10
+slow <- 30
 spec <- jsonlite::fromJSON(file.path(folder, "problem.json"), simplifyDataFrame = FALSE)
 suppressWarnings(suppressMessages(library(engine, character.only = TRUE)))
 
@@ -62,7 +63,7 @@ rows <- function(matrices) lapply(matrices, function(m) matrix(as.numeric(m), nr
 
 time_fits <- function() {
   times <- numeric(0)
-  while (length(times) <= repeats && sum(times[-1]) < seconds) {
+  while (length(times) == 0 || (length(times) <= repeats && sum(times[-1]) < seconds && times[1] < slow)) {
     begin <- now()
     fit <- adapter$fit()
     times <- c(times, now() - begin)

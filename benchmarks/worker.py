@@ -22,6 +22,8 @@ from .adapters import Adapter, adapter
 from .problem import Problem, read_problem
 
 CHECKED = 10
+# Seconds above which a first fit is not repeated.
+SLOW = 30.0
 
 
 def memory(field: str) -> float:
@@ -42,7 +44,7 @@ def versions(engine: Adapter) -> dict[str, str]:
 def repeat(action: Callable[[], Any], repeats: int, seconds: float) -> tuple[list[float], Any]:
     """Times of a first call and of repeats until ``seconds`` have passed; and what the last one returned."""
     times: list[float] = []
-    while len(times) <= repeats and sum(times[1:]) < seconds:
+    while not times or (len(times) <= repeats and sum(times[1:]) < seconds and times[0] < SLOW):
         begin = time.perf_counter()
         result = action()
         times.append(time.perf_counter() - begin)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import lme_jax
-from benchmarks import config, engines, problems, report
+from benchmarks import config, engines, problems, report, worker
 from benchmarks.adapters import adapter
 from benchmarks.evaluate import VOID_ABOVE, deviance_at
 from benchmarks.floor import Rates, floor
@@ -82,6 +82,12 @@ def test_a_time_far_from_the_optimum_is_void():
     mostly, rarely = row(1.0, 1.0, 1.5), row(1.0, 1.5, 1.5)
     _compare([row(1.0, 1.0, 1.0), mostly, rarely])
     assert [mostly.void, rarely.void] == [False, True]
+
+
+def test_a_slow_first_fit_is_not_repeated(monkeypatch):
+    assert len(worker.repeat(lambda: None, 3, 1.0)[0]) == 4
+    monkeypatch.setattr(worker, "SLOW", 0.0)
+    assert len(worker.repeat(lambda: None, 3, 1.0)[0]) == 1
 
 
 def test_an_engine_that_cannot_fit_a_problem_is_skipped_with_the_reason(sleepstudy, monkeypatch):

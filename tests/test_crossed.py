@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 
-from lme_jax.core import covariance, crossed, crossed_host
+from lme_jax.core import covariance, crossed, crossed_host, crossed_start
 from lme_jax.core.types import Status
 from lme_jax.errors import DataError
 
@@ -192,6 +192,36 @@ def test_nested_values_and_derivatives(name, reml):
     close(gradient * scale, slopes(case.theta, 1e-5), 1e-6)
     near = differences(lambda t: slopes(t, 1e-4), case.theta, 1e-4)
     close(hess * np.outer(scale, scale), near, 1e-4)
+
+
+@pytest.mark.parametrize("name", ["crossed", "three", "slopes_both", "nested", "nested_three", "nested_slopes"])
+def test_start_from_moments(name):
+    """The moment equations solved from dense columns, a kind of column per effect."""
+    case = CASES[name]()
+    root = np.sqrt(np.ones(case.n) if case.weights is None else case.weights)
+    X = case.X * root[:, None]
+    y = (case.y if case.offset is None else case.y - case.offset) * root
+    pilot = case.y - (0.0 if case.offset is None else case.offset)
+    r = y - X @ np.linalg.lstsq(case.X, pilot)[0]  # an unweighted fit conditions the basis
+    kinds = [case.dense_z(j)[:, a::q] * root[:, None] for j, q in enumerate(case.sizes) for a in range(q)] + [
+        np.eye(case.n)
+    ]
+    A = np.array([[np.sum((left.T @ right) ** 2) for right in kinds] for left in kinds])
+    b = np.array([np.sum((left.T @ r) ** 2) for left in kinds])
+    unit = np.sqrt(np.diag(A))
+    # The ridge is on the scaled equations, so that the units of Z do not matter.
+    found = np.linalg.solve(A / np.outer(unit, unit) + crossed_start.RIDGE * np.eye(len(b)), b / unit) / unit
+    ratio = found[:-1] / max(found[-1], 0.1 * b[-1] / case.n)
+    expected = np.sqrt(np.clip(ratio, crossed_start.SMALLEST, crossed_start.LARGEST))
+    data = case.data()
+    diagonal = np.concatenate([np.diag(L) for L in case.roots(crossed_start.moment_start(data))])
+    # A variance may be clipped in the scaled units of Z.
+    inside = (ratio > crossed_start.SMALLEST * 4) & (ratio < crossed_start.LARGEST / 4)
+    assert inside.any()
+    close(diagonal[inside], expected[inside], 1e-9)
+    with jax.enable_x64(True):
+        traced = jax.jit(crossed_start.moment_start)(jax.tree.map(jax.numpy.asarray, data))
+        np.testing.assert_allclose(traced, crossed_start.moment_start(data), rtol=1e-10)
 
 
 def check_fit(case, data, fit, reml):

@@ -113,6 +113,7 @@ def _ar1_root(r: Array, q: int) -> Array:
 
 def start(template: Template, spread: Array) -> Array:
     """θ (k, *lanes) of uncorrelated effects with relative standard deviations ``spread`` (q, *lanes)."""
+    xp = np if isinstance(spread, np.ndarray) else jnp
     parts, at = [], 0
     for block in template:
         sd = spread[at : at + block.size]
@@ -120,14 +121,14 @@ def start(template: Template, spread: Array) -> Array:
         if block.structure == "unstructured":
             rows, columns = np.tril_indices(block.size)
             on_diagonal = (rows == columns).reshape(-1, *[1] * (sd.ndim - 1))
-            parts.append(jnp.where(on_diagonal, sd[rows], 0.0))
+            parts.append(xp.where(on_diagonal, sd[rows], 0.0))
         elif block.structure == "diagonal":
             parts.append(sd)
         elif block.structure == "ar1" and block.size > 1:
-            parts.append(jnp.stack([sd.mean(0), jnp.zeros_like(sd[0])]))
+            parts.append(xp.stack([sd.mean(0), xp.zeros_like(sd[0])]))
         else:
-            parts.append(jnp.broadcast_to(sd.mean(0), (block.n_theta, *sd.shape[1:])))
-    return jnp.concatenate(parts)
+            parts.append(xp.broadcast_to(sd.mean(0), (block.n_theta, *sd.shape[1:])))
+    return xp.concatenate(parts)
 
 
 def moment_start(template: Template, R: Array, A: Array, B: Array, rss: Array, n_rows: Array) -> Array:

@@ -21,6 +21,7 @@ import numpy as np
 from . import covariance, crossed_host, levels, linalg
 from .compression import Basis
 from .crossed_data import MEMORY_LIMIT, CrossedData, Layout, NestedData, compress_crossed
+from .crossed_start import moment_start
 from .optimize import NewtonOptions, NewtonState, initial_state, newton
 from .profiled import AtOptimum, Expansion, profiled_deviance
 from .profiled import derivatives as profiled_derivatives
@@ -243,8 +244,7 @@ def fit_crossed(
     data : from ``compress_crossed``.
     reml : bool, static.
     start : (k,), optional
-        θ to start from, user's units, factors in the caller's order; moment estimates (large crossed
-        designs) or L = I in scaled units of Z if None.
+        θ to start from, user's units, factors in the caller's order; moment estimates if None.
     options : NewtonOptions, static.
 
     Returns
@@ -258,6 +258,8 @@ def fit_crossed(
     one Cholesky factor and one inverse (K³ operations) in LAPACK with the average information as curvature;
     otherwise the compiled program takes the exact Hessian.
     """
+    if start is None:
+        start = moment_start(data)
     if _on_host(data, start):
         return _fit_on_host(data, reml, start, options)
     return _fit_traced(data, start, reml=reml, options=options)
@@ -269,14 +271,9 @@ def _fit_traced(data: CrossedData | NestedData, start: Any, *, reml: bool, optio
 
 
 @functools.partial(jax.jit, static_argnames=("reml", "options"))
-def _fit(data: CrossedData | NestedData, start: Array | None, reml: bool, options: NewtonOptions) -> Fit:
-    dtype = data.WtW.dtype
+def _fit(data: CrossedData | NestedData, start: Array, reml: bool, options: NewtonOptions) -> Fit:
     scale = covariance.theta_scale(data.template, data.basis.z_scale)
-    x0 = (
-        covariance.start(data.template, jnp.ones(data.basis.z_scale.shape, dtype))
-        if start is None
-        else jnp.asarray(start, dtype) * scale
-    )
+    x0 = jnp.asarray(start, data.WtW.dtype) * scale
 
     def objective(x: Array) -> tuple[Array, Array, Array, AtOptimum]:
         return derivatives(x, data, reml)
@@ -302,8 +299,8 @@ def _assemble_jitted(found: NewtonState, data: _Summary, reml: bool) -> Fit:
 
 def _fit_on_host(data: CrossedData, reml: bool, start: Any, options: NewtonOptions) -> Fit:
     engine = crossed_host.Engine(data, reml)
-    x0 = engine.start() if start is None else np.asarray(start, float) * crossed_host.theta_scale(data)
     with jax.enable_x64(True):
+        x0 = np.asarray(start, float) * crossed_host.theta_scale(data)
         found = crossed_host.minimise(engine, x0, options)
         small = _Summary(data.WtW, data.n_rows, data.log_weights, data.basis, data.template)
         return jax.tree.map(np.asarray, _assemble_jitted(found, small, reml))

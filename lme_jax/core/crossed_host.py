@@ -437,37 +437,6 @@ class Engine:
 
     # ---- start
 
-    def start(self) -> np.ndarray:
-        """Scaled θ from moments: E‖Z_aᵀr‖² is linear in the variances of the columns' effects."""
-        data, layout = self.data, self.layout
-        theta = self._identity()
-        rows = dict(layout.dense_slices)
-        kinds = list(range(len(layout.sizes)))
-        n, size = float(data.n_rows), len(kinds)
-        A, rhs = np.zeros((size + 1, size + 1)), np.zeros(size + 1)
-        A[size, size], rhs[size] = n, data.WtW[-1, -1]
-        squares = np.where(self.on_diagonal, 1.0, 2.0) * data.base**2
-        code = np.zeros(self.K, int)
-        for j, span in rows.items():
-            code[span] = j
-        np.add.at(A, (code[data.pair_row], code[data.pair_column]), squares)
-        A[:size, :size] = 0.5 * (A[:size, :size] + A[:size, :size].T)
-        first = self.first
-        A[first, first] = (data.G**2).sum((0, 1)) @ data.count
-        A[first, size] = A[size, first] = np.einsum("iip,p->", data.G, data.count)
-        rhs[first] = (data.Z1W[:, -1] ** 2).sum()
-        meet = np.bincount(data.entry_column, (data.entry_value**2).sum(0), minlength=self.K)
-        diagonal = np.zeros(self.K)
-        diagonal[data.pair_row[self.on_diagonal]] = data.base[self.on_diagonal]
-        for j, span in rows.items():
-            A[first, j] = A[j, first] = meet[span].sum()
-            A[j, size] = A[size, j] = diagonal[span].sum()
-            rhs[j] = (data.Z2W[span, -1] ** 2).sum()
-        found = np.linalg.lstsq(A, rhs, rcond=None)[0]
-        residual = max(found[size], 0.1 * rhs[size] / n)
-        ratio = np.sqrt(np.clip(found[:size] / residual, 0.01, 100.0))
-        return theta * ratio[self.owner]
-
 
 def _first_factor(L: np.ndarray, G: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Per pattern: log|I + LᵀGL|, M = Ψ(I + GΨ)⁻¹, F = (I + GΨ)⁻¹ and U = FG."""
