@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 
 from .core.batch import Family, fit_lanes
-from .core.compression import bucket, check_rows, group_moments
+from .core.compression import bucket, check_rows
 from .core.covariance import STRUCTURES
-from .core.lane_data import is_estimable, stack_data_sets
+from .core.data_sets import DataSets
 from .core.optimize import NewtonOptions
 from .core.records import Fit
 from .data import ModelData
@@ -214,70 +214,50 @@ def _fit_subsets(
     subset, labels = pd.factorize(frame[by].to_numpy()[np.asarray(design.index)], sort=True)
     if (subset < 0).any():
         raise DataError(f"{int((subset < 0).sum())} rows have no value of {by!r}: drop them or give them one")
-    sets = _DataSets(data, subset, len(labels))
-    n_obs = np.bincount(subset, minlength=len(labels))
-    families = sets.families(settings, start)
+    factor = data.factors[0]
+    sets = DataSets(
+        data.y - data.offset,
+        data.X,
+        factor.Z,
+        factor.codes,
+        subset,
+        len(labels),
+        template=factor.template,
+        weights=design.weights,
+    )
+    families = _families(sets, data, settings, start)
     fit = fit_lanes(families, reml=reml, options=settings.newton, progress=settings.progress)
 
     def view(number: int, lane: Fit) -> MixedLMResults:
         return MixedLMResults(data.rows(subset == number), lane, reml=reml, options=settings.newton)
 
-    many = ManyFits(fit, data, pd.Index(labels, name=by), reml=reml, n_obs=n_obs, view=view)
+    many = ManyFits(fit, data, pd.Index(labels, name=by), reml=reml, n_obs=sets.n_rows, view=view)
     warn_of_failures(many)
     return many
 
 
-class _DataSets:
-    """Row subsets of one design as lanes, their levels padded to the largest count of their size class."""
+def _families(sets: DataSets, data: ModelData, settings: BatchOptions, start: Any) -> list[Family]:
+    q, p = len(data.factors[0].columns), data.X.shape[1]
 
-    def __init__(self, data: ModelData, subset: np.ndarray, n_sets: int) -> None:
-        self._data, self._factor = data, data.factors[0]
-        order = np.argsort(subset, kind="stable")
-        self._rows = np.split(order, np.cumsum(np.bincount(subset, minlength=n_sets))[:-1])
-        self._counts = np.array([len(np.unique(self._factor.codes[rows])) for rows in self._rows])
+    def family(which: np.ndarray, n_levels: int) -> Family:
+        width = settings.width(n_levels, q * (p + q + 1), q, p)
+        return Family.cut(which, width, functools.partial(sets.compress, n_levels=n_levels), start)
 
-    def families(self, settings: BatchOptions, start: Any) -> list[Family]:
-        q, p = len(self._factor.columns), self._data.X.shape[1]
+    return [family(*size_class) for size_class in _size_classes(sets.n_levels)]
 
-        def family(which: np.ndarray, n_levels: int) -> Family:
-            width = settings.width(n_levels, q * (p + q + 1), q, p)
-            compress = functools.partial(self._compress, n_levels=n_levels)
-            return Family.cut(which, width, compress, start)
 
-        return [family(*size_class) for size_class in self._size_classes()]
+def _size_classes(counts: np.ndarray) -> list[tuple[np.ndarray, int]]:
+    """Numbers of the data sets that are padded alike, and to how many levels.
 
-    def _size_classes(self) -> list[tuple[np.ndarray, int]]:
-        """Numbers of the data sets that are padded alike, and to how many levels.
-
-        A class is compiled by itself, so that all are one unless padding would be most of the work.
-        """
-        order = np.argsort(self._counts, kind="stable")
-        sorted_counts = self._counts[order]
-        if sorted_counts[-1] * len(order) <= MOSTLY_PADDING * sorted_counts.sum():
-            return [(np.arange(len(order)), bucket(int(sorted_counts[-1])))]
-        power = np.ceil(np.log(sorted_counts) / np.log(MOSTLY_PADDING)).astype(int)
-        parts = np.split(order, np.flatnonzero(np.diff(power)) + 1)
-        return [(part, bucket(int(self._counts[part].max()))) for part in parts]
-
-    def _compress(self, which: np.ndarray, n_levels: int) -> Any:
-        moments = [self._moments(self._rows[number]) for number in which]
-        return stack_data_sets(moments, n_levels, self._factor.template, self._data.X.shape[1])
-
-    def _moments(self, rows: np.ndarray) -> Any:
-        """Moments of one subset, or None where it cannot identify the model."""
-        data, design = self._data, self._data.design
-        if not is_estimable(data.y[rows] - data.offset[rows], data.X[rows]):
-            return None
-        levels, codes = np.unique(self._factor.codes[rows], return_inverse=True)
-        return group_moments(
-            data.y[rows] - data.offset[rows],
-            data.X[rows],
-            self._factor.Z[rows],
-            codes.reshape(-1),
-            len(levels),
-            template=self._factor.template,
-            weights=None if design.weights is None else design.weights[rows],
-        )
+    A class is compiled by itself, so that all are one unless padding would be most of the work.
+    """
+    order = np.argsort(counts, kind="stable")
+    sorted_counts = counts[order]
+    if sorted_counts[-1] * len(order) <= MOSTLY_PADDING * sorted_counts.sum():
+        return [(np.arange(len(order)), bucket(int(sorted_counts[-1])))]
+    power = np.ceil(np.log(sorted_counts) / np.log(MOSTLY_PADDING)).astype(int)
+    parts = np.split(order, np.flatnonzero(np.diff(power)) + 1)
+    return [(part, bucket(int(counts[part].max()))) for part in parts]
 
 
 # ---------------------------------------------------------------- arguments

@@ -9,9 +9,10 @@ import pytest
 import lme_jax
 from lme_jax import Status, fit_many, lmer, lmer_many
 from lme_jax.core import batch, grouped, lanes
-from lme_jax.core.compression import compress, group_moments
+from lme_jax.core.compression import compress
+from lme_jax.core.data_sets import DataSets
 from lme_jax.core.fit import fit
-from lme_jax.core.lane_data import SharedDesign, stack_data_sets
+from lme_jax.core.lane_data import SharedDesign
 from lme_jax.errors import ConvergenceWarning, DataError, UnsupportedError
 
 # Both engines run the same Newton search on the same deviance, so what they reach differs by rounding only.
@@ -71,8 +72,9 @@ def test_the_lanes_objective_is_the_grouped_one_with_its_derivatives():
         n_levels = int(groups.max()) + 1
         for reml in (True, False):
             data = compress(Y[:, 0], X, Z, groups, structure=template)
-            moments = [group_moments(Y[:, 0], X, Z, groups, n_levels, template=data.template)] * 4
-            lane_data = stack_data_sets(moments, n_levels, data.template, 2)
+            rows, sets = np.tile(np.arange(len(X)), 4), np.repeat(np.arange(4), len(X))
+            sets_of_rows = DataSets(Y[rows, 0], X[rows], Z[rows], groups[rows], sets, 4, template=data.template)
+            lane_data = sets_of_rows.compress(np.arange(4), n_levels)
             k = lanes.covariance.n_theta(data.template)
             theta = np.random.default_rng(2).normal(size=(k, 4))
             theta[:, 1] = 0.0
@@ -220,6 +222,49 @@ def test_subsets_of_a_data_frame_are_separate_fits():
             single = lmer("y ~ x + (1 | g)", df[df.site == name])
             assert_same(many.fit, r, single.fit)
             assert many.one(name).deviance == pytest.approx(single.deviance, abs=1e-9)
+
+
+def test_subsets_that_are_awkward_alone():
+    """Each beside its single fit: far from the origin, nearly and quite collinear, too few rows, an exact response."""
+    rng = np.random.default_rng(13)
+
+    def subset(name, n=48, *, center=0.0, spread=1.0):
+        g = np.arange(n) % 8
+        z = rng.normal(size=n)
+        y = 3.0 * z + rng.normal(size=8)[g] + 0.5 * rng.normal(size=n)
+        return pd.DataFrame(
+            {
+                "name": name,
+                "g": g,
+                "x": center + spread * z,
+                "y": y,
+                "w": rng.uniform(0.5, 2.0, n),
+                "o": rng.normal(size=n),
+            }
+        )
+
+    frames = [
+        subset("plain"),
+        subset("far", center=3e3),
+        subset("nearly collinear", center=3e3, spread=1e-2),
+        subset("constant x", spread=0.0).assign(y=rng.normal(size=48)),
+        subset("few", n=2),
+        subset("exact").assign(y=lambda d: 2.0 * d.x + d.o),
+    ]
+    df = pd.concat(frames).sample(frac=1.0, random_state=1)
+    formula = "y ~ x + (1 | g)"
+    with pytest.warns(ConvergenceWarning, match="3 of 6 fits"):
+        many = lmer_many(formula, df, by="name", weights="w", offset="o")
+    for r, name in enumerate(many.names):
+        if name in ("constant x", "few", "exact"):
+            assert many.status[name] == "not_finite"
+            assert not np.isfinite(many.llf[name])
+        else:
+            assert_same(many.fit, r, lmer(formula, df[df.name == name], weights="w", offset="o").fit)
+    # No fixed effects at all.
+    many = lmer_many("y ~ 0 + (1 | g)", df[df.name != "few"], by="name")
+    assert many.converged.all()
+    assert_same(many.fit, 0, lmer("y ~ 0 + (1 | g)", df[df.name == many.names[0]]).fit)
 
 
 def test_subsets_of_very_unlike_size_are_not_padded_alike():

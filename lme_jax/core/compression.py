@@ -24,6 +24,8 @@ from .types import Array, pytree, static
 PILOT_ROWS = 8_192
 CHUNK_ROWS = 65_536
 PATTERN_SAMPLE = 2_048
+# A response explained to this accuracy by the fixed effects has no residual to model.
+NO_RESIDUAL = 1e-12
 
 
 @pytree
@@ -88,10 +90,10 @@ class GroupData:
 # ---------------------------------------------------------------- basis
 
 
-def _power_of_two_scale(squares: np.ndarray, n: int, template: Template) -> np.ndarray:
-    """Powers of two near the root mean square of Z's columns, shared where a block needs it."""
+def power_of_two_scale(squares: np.ndarray, n: Any, template: Template) -> np.ndarray:
+    """Powers of two (q, *sets) near the root mean square of Z's columns, shared where a block needs it."""
     labels = column_groups(template)
-    mean = np.array([squares[labels == label].mean() for label in labels]) / max(n, 1)
+    mean = np.array([squares[labels == label].mean(axis=0) for label in labels]) / np.maximum(n, 1)
     return np.where(mean > 0, 2.0 ** np.round(0.5 * np.log2(np.where(mean > 0, mean, 1.0))), 1.0)
 
 
@@ -134,7 +136,7 @@ def pilot_basis(y: np.ndarray, X: np.ndarray, Z: np.ndarray, template: Template)
         step, (scale, Q, R) = 1, _scaled_qr(X)
     to_w = _pilot_map(scale, Q, R, y if step == 1 else y[rows])
     # Not a BLAS product: on a stride it costs more to wake its threads than to sum.
-    z_scale = _power_of_two_scale(np.einsum("nq,nq->q", Z, Z), n, template)
+    z_scale = power_of_two_scale(np.einsum("nq,nq->q", Z, Z), n, template)
     return Basis(to_w, np.linalg.slogdet(to_w[:p, :p])[1], z_scale)
 
 

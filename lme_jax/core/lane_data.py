@@ -1,11 +1,10 @@
-"""Rows → ``LaneData``: many responses of one design (some with missing rows), or many data sets (NumPy).
+"""Rows → ``LaneData``: many responses of one design, some with missing rows (NumPy).
 
 Of a shared design everything but y is compressed once. Levels with equal ZᵀZ are merged: what the
 likelihood needs of m such levels is Σ c cᵀ over their stacked cross-products c, so an orthogonal rotation
 of the levels that leaves rank(ZᵀX) + q nonzero entries changes nothing (exact; no squares are formed).
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,14 +12,12 @@ import scipy.linalg
 import scipy.sparse
 
 from ..errors import DataError
-from .compression import Basis, GroupMoments, bucket, check_rows, group_codes, pilot_basis
+from .compression import NO_RESIDUAL, Basis, bucket, check_rows, group_codes, pilot_basis
 from .covariance import Template, make_template
 from .lanes import LaneData
 
 # Columns that explain less than this of the largest are rounding.
 RANK_TOLERANCE = 1e-13
-# A response explained to this accuracy by the fixed effects has no residual to model.
-NO_RESIDUAL = 1e-12
 # Responses compressed at once: a few thousand rows of them fit in the cache.
 CACHED_LANES = 64
 
@@ -253,44 +250,3 @@ def _semidefinite_roots(gram: np.ndarray) -> np.ndarray:
         out[:, j] = column
         rest -= column[:, None] * column[None]
     return out
-
-
-def is_estimable(y: np.ndarray, X: np.ndarray) -> bool:
-    """Whether n rows identify p fixed effects and leave a residual."""
-    n, p = X.shape
-    if n <= p:
-        return False
-    scaled = X / np.maximum(np.abs(X).max(axis=0, initial=0.0), np.finfo(float).tiny)
-    if p and np.linalg.matrix_rank(scaled) < p:
-        return False
-    residual = y - scaled @ np.linalg.lstsq(scaled, y)[0] if p else y
-    return bool(residual @ residual > NO_RESIDUAL**2 * (y @ y))
-
-
-def stack_data_sets(moments: Sequence[GroupMoments | None], n_levels: int, template: Template, p: int) -> LaneData:
-    """One lane per data set, their levels padded to ``n_levels``; a None becomes a lane that fails."""
-    q = sum(block.size for block in template)
-    basis = Basis(np.eye(p + 1), np.zeros(()), np.ones(q))
-    lost = np.full((), np.nan)
-    empty = GroupMoments(
-        np.zeros((q, q, 1)), np.zeros((q, p + 1, 1)), np.eye(p + 1), lost, np.zeros(()), basis, template
-    )
-    sets = [empty if m is None else m for m in moments]
-
-    def stacked(arrays: list[np.ndarray]) -> np.ndarray:
-        return np.stack(arrays, axis=-1)
-
-    def levels(array: np.ndarray) -> np.ndarray:
-        return _pad_first(np.moveaxis(array, -1, 0), n_levels)
-
-    return LaneData(
-        stacked([levels(m.ZtZ) for m in sets]),
-        np.ones((n_levels, 1)),
-        stacked([levels(m.ZtW[:, :p]) for m in sets]),
-        stacked([levels(m.ZtW[:, p]) for m in sets]),
-        stacked([m.WtW for m in sets]),
-        stacked([m.n_rows for m in sets]),
-        stacked([m.log_weights for m in sets]),
-        Basis(*(stacked([getattr(m.basis, name) for m in sets]) for name in ("map", "log_det_x", "z_scale"))),
-        template,
-    )
