@@ -50,7 +50,11 @@ def measure_cold_starts(rounds: int, say: Callable[[str], None]) -> list[dict[st
             for row in rows:
                 if row["skipped"] is None:
                     say(f"cold start, round {number}, {row['program']}")
-                    seconds = _run(row["program"], folder)
+                    try:
+                        seconds = _run(row["program"], folder)
+                    except subprocess.CalledProcessError as error:
+                        row["skipped"] = f"failed: {(error.stderr.strip().splitlines() or ['no message'])[-1][:200]}"
+                        continue
                     row["times"] += [seconds] * (number > 0)
     for row in rows:
         row["median"] = median(row["times"]) if row["times"] else None
@@ -64,5 +68,5 @@ def _run(name: str, folder: str) -> float:
     paths = os.pathsep.join(filter(None, (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH"))))
     environment = os.environ | {"PYTHONPATH": paths}
     begin = time.perf_counter()
-    subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True)
+    subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True, text=True)
     return time.perf_counter() - begin

@@ -48,24 +48,24 @@ def _many(kind: str, n: int, plan: Plan) -> Case:
 def _rows(sizes: tuple[int, ...]) -> list[Case]:
     """Groups of 20 rows, so that both grow."""
     return [
-        Case(partial(problems.slopes, n, n // 20), SWEEP_ENGINES, Plan(1, 7, 20.0), "rows, groups of 20", n)
+        Case(partial(problems.slopes, n, n // 20), SWEEP_ENGINES, Plan(2, 4, 10.0), "rows, groups of 20", n)
         for n in sizes
     ]
 
 
 def _groups(n: int, sizes: tuple[int, ...]) -> list[Case]:
     title = f"groups of {spaced(n)} rows"
-    return [Case(partial(problems.slopes, n, m), SWEEP_ENGINES, Plan(1, 7, 20.0), title, m) for m in sizes]
+    return [Case(partial(problems.slopes, n, m), SWEEP_ENGINES, Plan(2, 4, 10.0), title, m) for m in sizes]
 
 
 def _effects(n: int, sizes: tuple[int, ...]) -> list[Case]:
     title = f"effects per group, {spaced(n)} rows"
-    return [Case(partial(problems.slopes, n, n // 20, q), SWEEP_ENGINES, Plan(1, 5, 20.0), title, q) for q in sizes]
+    return [Case(partial(problems.slopes, n, n // 20, q), SWEEP_ENGINES, Plan(2, 3, 10.0), title, q) for q in sizes]
 
 
 def _second_factor(n: int, m1: int, sizes: tuple[int, ...]) -> list[Case]:
     title = f"levels of the second factor; {spaced(n)} rows, {spaced(m1)} levels of the first"
-    return [Case(partial(problems.crossed, n, m1, m2), SWEEP_ENGINES, Plan(1, 3, 20.0), title, m2) for m2 in sizes]
+    return [Case(partial(problems.crossed, n, m1, m2), SWEEP_ENGINES, Plan(2, 2, 10.0), title, m2) for m2 in sizes]
 
 
 SMALL = Configuration(

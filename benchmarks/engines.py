@@ -82,8 +82,18 @@ def missing(engine: Engine) -> str | None:
     if shutil.which(program) is None:
         return f"no {program}"
     ask = {
-        "r": ["Rscript", "--vanilla", "-e", f"cat(nzchar(system.file(package = '{engine.package}')))"],
-        "julia": ["julia", "--startup-file=no", "-e", f'print(Base.find_package("{engine.package}") !== nothing)'],
+        "r": [
+            "Rscript",
+            "--vanilla",
+            "-e",
+            f"cat(all(nzchar(sapply(c('{engine.package}', 'jsonlite'), function(p) system.file(package = p)))))",
+        ],
+        "julia": [
+            "julia",
+            "--startup-file=no",
+            "-e",
+            f'print(all(p -> Base.find_package(p) !== nothing, ("{engine.package}", "JSON")))',
+        ],
     }
     answer = subprocess.run(ask[engine.language], capture_output=True, text=True).stdout
     return None if answer.strip().lower() == "true" else "not installed"

@@ -4,9 +4,12 @@ The machine's rates are measured in the same run, by a large copy and a large ma
 What a fit needs beside (page faults, Python, scatter by group) is the gap to look into.
 """
 
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,6 +42,15 @@ def machine_rates() -> Rates:
         2 * source.nbytes / best(lambda: np.copyto(target, source)),
         2 * 1_500**3 / best(lambda: square @ square),
     )
+
+
+def rates_of_a_fresh_process() -> Rates:
+    """Of one that has this process's CPUs and numbers of threads from its start."""
+    code = "from benchmarks.floor import machine_rates as m; r = m(); print(r.bytes_per_s, r.flops_per_s)"
+    asked = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1]
+    )
+    return Rates(*map(float, asked.stdout.split()))
 
 
 def floor(problem: Problem, rates: Rates) -> dict[str, float]:

@@ -41,8 +41,8 @@ class Row:
 
     Attributes
     ----------
-    first, times : seconds of each process's first fit (with compilation) and of all later ones; of one response
-        where the problem has many.
+    first, times : seconds of each process's first call (with compilation) and of all later fits, these of one
+        response where the problem has many.
     behind : deviance reached, above the best engine's, by the referee; of each response that was checked.
     void : it is behind by more than ``VOID_ABOVE``, in most of its responses, so that its times mean nothing.
     extra_mb : peak of resident memory above that at the start of the fits, which holds the data.
@@ -74,9 +74,16 @@ class Row:
 
 
 def pin(threads: int) -> None:
-    """This process and its children: that many CPUs, and pools of that many threads."""
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
-    os.environ.update({f"{pool}_NUM_THREADS": str(threads) for pool in POOLS})
+    """This process and its children: that many CPUs, pools of that many threads, JAX on the CPU as it is by default."""
+    if not hasattr(os, "sched_setaffinity"):
+        raise SystemExit("the benchmarks pin processes to CPUs and read /proc: they run on Linux only")
+    cpus = sorted(os.sched_getaffinity(0))
+    if not 1 <= threads <= len(cpus):
+        raise SystemExit(f"--threads {threads}: this process may use 1 to {len(cpus)} CPUs")
+    os.sched_setaffinity(0, cpus[:threads])
+    for name in [name for name in os.environ if name.startswith(("JAX_", "XLA_"))]:
+        del os.environ[name]
+    os.environ.update({f"{pool}_NUM_THREADS": str(threads) for pool in POOLS} | {"JAX_PLATFORMS": "cpu"})
 
 
 def run_worker(engine: Engine, folder: Path, plan: Plan, cache: Path) -> dict[str, Any]:
@@ -95,11 +102,16 @@ def run_worker(engine: Engine, folder: Path, plan: Plan, cache: Path) -> dict[st
     except subprocess.TimeoutExpired:
         return {"failed": f"more than {KILL_AFTER:.0f} s"}
     try:
-        found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    except (IndexError, ValueError):
-        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        return {"failed": lines[-1][:200]}
+        found: dict[str, Any] = dict(json.loads(done.stdout.strip().splitlines()[-1]))
+    except (IndexError, TypeError, ValueError):
+        return {"failed": last_words(done)}
     return found
+
+
+def last_words(done: subprocess.CompletedProcess[str]) -> str:
+    """Why a process failed: R and Julia say so first, Python last."""
+    lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+    return next((line for line in lines if line.startswith(("Error", "ERROR"))), lines[-1])[:200]
 
 
 def measure(
@@ -124,6 +136,11 @@ def measure(
 
 
 def _add(row: Row, found: dict[str, Any], problem: Problem) -> None:
+    if "failed" not in found and not row.deviances:
+        try:
+            row.deviances = _referee(problem, found["relative"])
+        except (TypeError, ValueError) as error:
+            found = {"failed": f"estimates that cannot be read: {error}"}
     if "failed" in found:
         row.skipped = f"failed: {found['failed']}"
         return
@@ -132,8 +149,6 @@ def _add(row: Row, found: dict[str, Any], problem: Problem) -> None:
     row.times += found["times"]
     row.extra_mb = max(row.extra_mb or 0.0, found["peak_mb"] - found["base_mb"])
     row.input_mb, row.versions = arrays(problem).n_bytes / 2**20, found["versions"]
-    if not row.deviances:
-        row.deviances = _referee(problem, found["relative"])
 
 
 def _referee(problem: Problem, relative: list[Any]) -> list[float]:
@@ -147,10 +162,12 @@ def _referee(problem: Problem, relative: list[Any]) -> list[float]:
 
 def _compare(rows: list[Row]) -> None:
     """``behind`` of each row that ran; what is not finite is infinitely behind."""
-    ran = [row for row in rows if row.deviances]
-    if not ran:
-        return
-    count = min(len(row.deviances) for row in ran)
-    best = np.nanmin([row.deviances[:count] for row in ran], axis=0)
+    ran = [row for row in rows if row.deviances and row.skipped is None]
+    best: dict[int, float] = {}
     for row in ran:
-        row.behind = np.nan_to_num(np.asarray(row.deviances[:count]) - best, nan=np.inf).tolist()
+        for number, deviance in enumerate(row.deviances):
+            if deviance == deviance:
+                best[number] = min(best.get(number, deviance), deviance)
+    for row in ran:
+        behind = [deviance - best.get(number, np.inf) for number, deviance in enumerate(row.deviances)]
+        row.behind = np.nan_to_num(behind, nan=np.inf).tolist()

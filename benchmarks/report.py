@@ -12,12 +12,13 @@ REFERENCES = ("lme_jax_formula", "lme_jax_many", "lme_jax_core")
 # Below it the compiler's own memory is most of what is measured.
 LARGE_MB = 100
 LEGEND = """\
-`first`: median over fresh processes of the first fit, compilation included; `warm`: median of the later fits, the
-engines taking turns. `×`: warm time as a multiple of the reference, marked `1`: lme_jax by its formula where the
-others take formulas, in one call where there are many responses (times are then per response). `behind`: the
-deviance at the engine's estimates, evaluated by lme_jax, above the best engine's; more than 1e-4 behind, a time is
-void; of many responses the worst of ten that are checked, and how many are more than 1e-4 behind. `extra MB`: peak
-of resident memory above that with the data loaded; a compiler's own is in it."""
+`first`: median over fresh processes of the first call, compilation included; `warm`: median of the later fits, the
+engines taking turns; marked `*` where the first took so long that it is the only one. `×`: warm time as a multiple of
+the reference, marked `1`: lme_jax by its formula where the others take formulas, in one call where there are many
+responses (`warm` is then per response). `behind`: the deviance at the engine's estimates, evaluated by lme_jax, above
+the best engine's; more than 1e-4 behind, a time is void; of many responses the worst of up to ten that are checked,
+and how many are more than 1e-4 behind. `extra MB`: peak of resident memory above that with the data loaded; a
+compiler's own is in it."""
 
 
 def markdown(run: dict[str, Any]) -> str:
@@ -81,7 +82,7 @@ def _fit_row(problem: dict[str, Any], row: dict[str, Any], unit: dict[str, Any] 
     if row["warm"] is not None and unit is not None:
         ratio = "1" if row is unit else _digits(row["warm"] / unit["warm"])
     first = "" if row["void"] else seconds(_median(row["first"]))
-    warm = "void" if row["void"] else seconds(row["warm"])
+    warm = "void" if row["void"] else seconds(row["warm"]) + "*" * (not row["times"])
     title = problem["title"] if named else ""
     return [title, ENGINES[row["engine"]].label, first, warm, ratio, _behind(row["behind"]), _digits(row["extra_mb"])]
 

@@ -1,7 +1,7 @@
 """Run a set of benchmarks and write what it found: ``python -m benchmarks.run small``.
 
-Writes ``results/<set>.json`` after every problem, and at the end ``<set>.md`` and ``<set>.png`` beside it.
-An interrupted run is reported as far as it came.
+Writes ``results/<set>.json``, ``.md`` and ``.png`` at the end. What an interrupted run, or one of some of the problems
+or engines, has found is in ``<set>.partial.*``; a complete table stays as it is.
 """
 
 import argparse
@@ -18,7 +18,8 @@ from tqdm import tqdm
 
 from . import cold, derivatives, report
 from .config import CONFIGURATIONS, Configuration
-from .floor import Rates, floor, machine_rates
+from .engines import ENGINES
+from .floor import Rates, floor, rates_of_a_fresh_process
 from .measure import measure, pin
 
 RESULTS = Path(__file__).parent / "results"
@@ -29,7 +30,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("set", choices=CONFIGURATIONS, help="which set of problems")
     parser.add_argument("--threads", type=int, default=2, help="CPUs and threads of every engine (2)")
     parser.add_argument("--only", nargs="+", metavar="PROBLEM", help="names or beginnings of names of problems")
-    parser.add_argument("--engines", nargs="+", metavar="ENGINE", help="of the engines a problem lists")
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, metavar="ENGINE", help="of those a problem lists")
     parser.add_argument("--folder", type=Path, default=RESULTS, help="where the results go (benchmarks/results)")
     return parser.parse_args()
 
@@ -37,7 +38,7 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     chosen = arguments()
     pin(chosen.threads)
-    rates = machine_rates()
+    rates = rates_of_a_fresh_process()
     found = {
         "configuration": chosen.set,
         "date": datetime.date.today().isoformat(),
@@ -49,17 +50,23 @@ def main() -> None:
     }
     begin = time.perf_counter()
     chosen.folder.mkdir(parents=True, exist_ok=True)
-    target = chosen.folder / chosen.set
+    partial = chosen.folder / f"{chosen.set}.partial"
+    target = partial if chosen.only or chosen.engines else chosen.folder / chosen.set
     try:
-        _run(CONFIGURATIONS[chosen.set], chosen, rates, found, target)
+        _run(CONFIGURATIONS[chosen.set], chosen, rates, found, partial)
     except KeyboardInterrupt:
         print("interrupted; what is done is reported")
+        target = partial
+    if not found["problems"]:
+        raise SystemExit("no problem was measured: --only takes names, or beginnings of names, of problems")
     found["wall_s"] = time.perf_counter() - begin
     _save(found, target)
-    target.with_suffix(".md").write_text(report.markdown(found))
+    _file(target, "md").write_text(report.markdown(found))
     if any(problem["sweep"] is not None for problem in found["problems"]):
-        report.plot(found, target.with_suffix(".png"))
-    print(target.with_suffix(".md"))
+        report.plot(found, _file(target, "png"))
+    if target != partial:
+        _file(partial, "json").unlink(missing_ok=True)
+    print(_file(target, "md"))
 
 
 def _run(
@@ -77,7 +84,7 @@ def _run(
             entry["wall_s"] = time.perf_counter() - begin
             found["problems"].append(entry | {"floor": floor(problem, rates), "rows": rows})
             _save(found, target)
-        if not chosen.only:
+        if not chosen.only and not chosen.engines:
             found["cold"] = cold.measure_cold_starts(configuration.cold_rounds, cases.set_postfix_str)
             for make in configuration.derivatives:
                 cases.set_postfix_str("derivatives")
@@ -85,13 +92,19 @@ def _run(
 
 
 def _save(found: dict[str, Any], target: Path) -> None:
-    target.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
+    _file(target, "json").write_text(json.dumps(found, indent=1) + "\n")
+
+
+def _file(target: Path, kind: str) -> Path:
+    return target.with_name(f"{target.name}.{kind}")
 
 
 def _commit() -> str:
-    asked = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=Path(__file__).parent
-    )
+    command = ["git", "describe", "--always", "--dirty"]
+    try:
+        asked = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent)
+    except OSError:
+        return "unknown"
     return asked.stdout.strip() or "unknown"
 
 

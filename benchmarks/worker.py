@@ -1,14 +1,16 @@
 """One Python engine on one problem: ``python -m benchmarks.worker folder engine repeats seconds``.
 
-The last line of the output is JSON: seconds of the ``first`` and the later fits (``times``), per response where
-the problem has many; how many ``fits`` those times are of; Ψ/σ² of each term (``relative``), of the first responses
-where there are many; the criterion as the engine reports it; memory at the start of the fits and at its peak;
-versions.
+The last line of the output is JSON: seconds of the ``first`` call and the later fits (``times``), these per response
+where the problem has many; how many ``fits`` those times are of; Ψ/σ² of each term (``relative``), of the first
+responses where there are many; the criterion as the engine reports it; memory at the start of the fits and at its
+peak; versions.
 """
 
+import contextlib
 import importlib
 import importlib.metadata
 import json
+import math
 import platform
 import sys
 import time
@@ -41,10 +43,10 @@ def versions(engine: Adapter) -> dict[str, str]:
     return out | {"BLAS (NumPy)": f"{blas['name']} {blas['version']}"}
 
 
-def repeat(action: Callable[[], Any], repeats: int, seconds: float) -> tuple[list[float], Any]:
+def repeat(action: Callable[[], Any], repeats: int, seconds: float, slow: float = SLOW) -> tuple[list[float], Any]:
     """Times of a first call and of repeats until ``seconds`` have passed; and what the last one returned."""
     times: list[float] = []
-    while not times or (len(times) <= repeats and sum(times[1:]) < seconds and times[0] < SLOW):
+    while not times or (len(times) <= repeats and sum(times[1:]) < seconds and times[0] < slow):
         begin = time.perf_counter()
         result = action()
         times.append(time.perf_counter() - begin)
@@ -59,11 +61,11 @@ def time_fits(engine: Adapter, repeats: int, seconds: float) -> dict[str, Any]:
 
 def time_batches(engine: Any, Y: np.ndarray, repeats: int, seconds: float) -> dict[str, Any]:
     """All the responses in one call."""
-    times, fits = repeat(lambda: engine.fit_all(Y), repeats, seconds)
+    times, fits = repeat(lambda: engine.fit_all(Y), max(repeats, 1), seconds, slow=math.inf)
     checked = range(min(CHECKED, len(Y))) if hasattr(engine, "relative_of") else ()
     relative = [[m.tolist() for m in engine.relative_of(fits, i)] for i in checked]
-    first, *later = (seconds / len(Y) for seconds in times)
-    return {"first": first, "times": later, "fits": len(Y), "relative": relative}
+    first, *later = times
+    return {"first": first, "times": [seconds / len(Y) for seconds in later], "fits": len(Y), "relative": relative}
 
 
 def time_refits(engine: Adapter, Y: np.ndarray, seconds: float) -> dict[str, Any]:
@@ -91,6 +93,8 @@ def time_refits(engine: Adapter, Y: np.ndarray, seconds: float) -> dict[str, Any
 
 def measure(problem: Problem, name: str, repeats: int, seconds: float) -> dict[str, Any]:
     engine = adapter(name, problem)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
     base = memory("VmRSS")
     if problem.responses is None:
         out = time_fits(engine, repeats, seconds)

@@ -84,10 +84,9 @@ def test_a_time_far_from_the_optimum_is_void():
     assert [mostly.void, rarely.void] == [False, True]
 
 
-def test_a_slow_first_fit_is_not_repeated(monkeypatch):
+def test_a_slow_first_fit_is_not_repeated():
     assert len(worker.repeat(lambda: None, 3, 1.0)[0]) == 4
-    monkeypatch.setattr(worker, "SLOW", 0.0)
-    assert len(worker.repeat(lambda: None, 3, 1.0)[0]) == 1
+    assert len(worker.repeat(lambda: None, 3, 1.0, slow=0.0)[0]) == 1
 
 
 def test_an_engine_that_cannot_fit_a_problem_is_skipped_with_the_reason(sleepstudy, monkeypatch):
@@ -118,6 +117,23 @@ def test_rounds_in_processes_of_their_own_become_a_report(tmp_path, sleepstudy):
     text = report.markdown(json.loads(json.dumps(found)))
     assert text.count(sleepstudy.title) == 2
     assert "| statsmodels |" in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("problem", ["sleepstudy", "responses"])
+def test_r_hands_in_the_same_protocol(problem, sleepstudy):
+    reason = engines.missing(engines.ENGINES["lme4"])
+    if reason:
+        pytest.skip(f"lme4: {reason}")
+    if problem == "responses":
+        sleepstudy = replace(sleepstudy, responses=problems.bootstrap(3).responses)
+    (row,) = measure(sleepstudy, ["lme4"], Plan(1, 1, 1.0))
+    assert row.skipped is None
+    if problem == "sleepstudy":
+        assert row.deviances == [pytest.approx(SLEEPSTUDY, abs=1e-6)]
+    else:
+        assert len(row.deviances) == 3
+    assert row.versions["lme4"]
 
 
 def test_a_worker_that_fails_is_skipped_with_its_last_words(sleepstudy):

@@ -15,22 +15,26 @@ from . import covariance, linalg
 from .crossed_data import CrossedData, Layout, NestedData
 from .types import Array
 
-# Relative variances: not at zero, where the deviance is stationary whatever the data; not where it is flat.
+# Variances of an effect's part of y, relative to σ²: not at zero, where the deviance is stationary whatever the
+# data; not where it is flat.
 SMALLEST, LARGEST = 0.01, 1e4
 RIDGE = 1e-6
 
 
 def moment_start(data: CrossedData | NestedData) -> Array:
     """θ (k,) in the user's units from moments, effects uncorrelated; NumPy for NumPy, so that nothing is compiled."""
-    xp = np if isinstance(data.WtW, np.ndarray) else jnp
+    xp = jnp if any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(data)) else np
     squares, traces, rhs = _nested(data, xp) if isinstance(data, NestedData) else _crossed(data, xp)
     rss, n = data.WtW[-1, -1], data.n_rows
     A = xp.concatenate([xp.column_stack([squares, traces]), xp.append(traces, n)[None]])
-    unit = xp.sqrt(xp.maximum(xp.diagonal(A), 1.0))
+    diagonal = xp.diagonal(A)
+    unit = xp.sqrt(xp.where(diagonal > 0, diagonal, 1.0))
     found = _solve(A / xp.outer(unit, unit) + RIDGE * xp.eye(len(unit)), xp.append(rhs, rss) / unit) / unit
     sigma2 = xp.maximum(found[-1], 0.1 * rss / n)
     ratio = found[:-1] / xp.where(sigma2 > 0, sigma2, 1.0)
-    ratio = xp.clip(xp.where(xp.isfinite(ratio), ratio, 1.0), SMALLEST, LARGEST)
+    # Bounds on the share of an average row, so that the unit of the weights does not matter.
+    share = xp.where(traces > 0, traces, n) / n
+    ratio = xp.clip(xp.where(xp.isfinite(ratio), ratio * share, 1.0), SMALLEST, LARGEST) / share
     return covariance.start(data.template, xp.sqrt(ratio) / data.basis.z_scale)
 
 
@@ -64,14 +68,14 @@ def _crossed(data: CrossedData, xp: Any) -> tuple[Array, Array, Array]:
     kind = xp.asarray(np.concatenate([np.tile(_effects(layout, j), layout.levels[j]) for j, _ in layout.dense_slices]))
     on_diagonal = data.pair_row == data.pair_column
     both = kind[data.pair_row] * size + kind[data.pair_column]
-    listed = _sums((1.0 - 0.5 * on_diagonal) * data.base**2, both, size**2).reshape(size, size)
+    listed = _sums(xp, (1.0 - 0.5 * on_diagonal) * data.base**2, both, size**2).reshape(size, size)
     squares = listed + listed.T
-    traces = _sums(on_diagonal * data.base, kind[data.pair_row], size)
-    rhs = _sums(data.Z2W[:, -1] ** 2, kind, size)
+    traces = _sums(xp, on_diagonal * data.base, kind[data.pair_row], size)
+    rhs = _sums(xp, data.Z2W[:, -1] ** 2, kind, size)
     own = np.eye(size)[list(_effects(layout, layout.order[0]))]
     squares = squares + own.T @ (data.count * data.G**2).sum(-1) @ own
     for a, unit in enumerate(own):
-        met = unit[:, None] * _sums(data.entry_value[a] ** 2, kind[data.entry_column], size)
+        met = unit[:, None] * _sums(xp, data.entry_value[a] ** 2, kind[data.entry_column], size)
         squares = squares + met + met.T
         traces = traces + unit * (data.count * data.G[a, a]).sum()
         rhs = rhs + unit * (data.Z1W[a, -1] ** 2).sum()
@@ -83,8 +87,8 @@ def _effects(layout: Layout, j: int) -> range:
     return range(columns.start, columns.stop)
 
 
-def _sums(values: Array, kinds: Array, size: int) -> Array:
+def _sums(xp: Any, values: Array, kinds: Array, size: int) -> Array:
     """Sum of the values of each kind (size,)."""
-    if isinstance(values, np.ndarray):
+    if xp is np:
         return np.bincount(kinds, values, size)
     return jax.ops.segment_sum(values, kinds, size)
