@@ -11,6 +11,7 @@ from statistics import median
 from typing import Any
 
 from .engines import ENGINES, missing
+from .measure import last_words
 
 _FORMULA = "Reaction ~ Days + (Days | Subject)"
 _READ = "import pandas as pd; d = pd.read_csv('sleepstudy.csv')"
@@ -53,7 +54,7 @@ def measure_cold_starts(rounds: int, say: Callable[[str], None]) -> list[dict[st
                     try:
                         seconds = _run(row["program"], folder)
                     except subprocess.CalledProcessError as error:
-                        row["skipped"] = f"failed: {(error.stderr.strip().splitlines() or ['no message'])[-1][:200]}"
+                        row["skipped"] = f"failed: {last_words(error.stderr, error.returncode)}"
                         continue
                     row["times"] += [seconds] * (number > 0)
     for row in rows:

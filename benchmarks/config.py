@@ -73,11 +73,7 @@ SMALL = Configuration(
         Case(problems.sleepstudy, FIT_ENGINES, Plan(2, 20, 1.0)),
         Case(problems.penicillin, FIT_ENGINES, Plan(2, 20, 1.0)),
         Case(partial(problems.insteval, 2), QUICK_ENGINES, Plan(2, 2, 3.0)),
-        Case(
-            partial(problems.slopes, 1_000_000, 50_000),
-            ("lme_jax_core", "lme_jax_fit", "lme_jax_formula", "glmm"),
-            TWICE,
-        ),
+        Case(partial(problems.slopes, 1_000_000, 50_000), ("lme_jax_core", "lme_jax_fit", "lme_jax_formula", "glmm")),
         Case(partial(problems.nested, 200_000, 20_000, 1_000), QUICK_ENGINES, Plan(2, 2, 3.0)),
         _bootstrap(1.0),
         *(_many(kind, 5_000, Plan(2, 2, 1.0)) for kind in MANY_KINDS),

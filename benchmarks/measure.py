@@ -104,13 +104,13 @@ def run_worker(engine: Engine, folder: Path, plan: Plan, cache: Path) -> dict[st
     try:
         found: dict[str, Any] = dict(json.loads(done.stdout.strip().splitlines()[-1]))
     except (IndexError, TypeError, ValueError):
-        return {"failed": last_words(done)}
+        return {"failed": last_words(done.stderr, done.returncode)}
     return found
 
 
-def last_words(done: subprocess.CompletedProcess[str]) -> str:
+def last_words(stderr: str, code: int) -> str:
     """Why a process failed: R and Julia say so first, Python last."""
-    lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+    lines = stderr.strip().splitlines() or [f"exit code {code}"]
     return next((line for line in lines if line.startswith(("Error", "ERROR"))), lines[-1])[:200]
 
 

@@ -38,8 +38,7 @@ adapters <- list(
     fit = function() {
       lmer(as.formula(spec$formula), data, REML = spec$reml, control = lmerControl(calc.derivs = FALSE))
     },
-    relative = function(fit) lapply(blocks(VarCorr(fit)), function(block) block / sigma(fit)^2),
-    deviance = function(fit) if (spec$reml) REMLcrit(fit) else deviance(fit)
+    relative = function(fit) lapply(blocks(VarCorr(fit)), function(block) block / sigma(fit)^2)
   ),
   nlme = list(
     fit = function() {
@@ -48,13 +47,11 @@ adapters <- list(
       names(random) <- rev(vapply(spec$random, function(term) term$factor, ""))
       lme(fixed, data, random, method = if (spec$reml) "REML" else "ML")
     },
-    relative = function(fit) blocks(pdMatrix(fit$modelStruct$reStruct)),
-    deviance = function(fit) -2 * c(logLik(fit))
+    relative = function(fit) blocks(pdMatrix(fit$modelStruct$reStruct))
   ),
   glmmTMB = list(
     fit = function() glmmTMB(as.formula(spec$formula), data, REML = spec$reml),
-    relative = function(fit) lapply(blocks(VarCorr(fit)$cond), function(block) block / sigma(fit)^2),
-    deviance = function(fit) -2 * c(logLik(fit))
+    relative = function(fit) lapply(blocks(VarCorr(fit)$cond), function(block) block / sigma(fit)^2)
   )
 )
 adapter <- adapters[[engine]]
@@ -68,7 +65,7 @@ time_fits <- function() {
     fit <- adapter$fit()
     times <- c(times, now() - begin)
   }
-  list(first = times[1], times = I(times[-1]), relative = rows(adapter$relative(fit)), deviance = adapter$deviance(fit))
+  list(first = times[1], times = I(times[-1]), relative = rows(adapter$relative(fit)))
 }
 
 time_refits <- function() {

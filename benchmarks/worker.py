@@ -2,8 +2,7 @@
 
 The last line of the output is JSON: seconds of the ``first`` call and the later fits (``times``), these per response
 where the problem has many; how many ``fits`` those times are of; Ψ/σ² of each term (``relative``), of the first
-responses where there are many; the criterion as the engine reports it; memory at the start of the fits and at its
-peak; versions.
+responses where there are many; memory at the start of the fits and at its peak; versions.
 """
 
 import contextlib
@@ -56,7 +55,7 @@ def repeat(action: Callable[[], Any], repeats: int, seconds: float, slow: float 
 def time_fits(engine: Adapter, repeats: int, seconds: float) -> dict[str, Any]:
     times, fitted = repeat(engine.fit, repeats, seconds)
     relative = [m.tolist() for m in engine.relative(fitted)]
-    return {"first": times[0], "times": times[1:], "relative": relative, "deviance": engine.deviance(fitted)}
+    return {"first": times[0], "times": times[1:], "relative": relative}
 
 
 def time_batches(engine: Any, Y: np.ndarray, repeats: int, seconds: float) -> dict[str, Any]:

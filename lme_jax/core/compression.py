@@ -143,14 +143,20 @@ def pilot_basis(y: np.ndarray, X: np.ndarray, Z: np.ndarray, template: Template)
 # ---------------------------------------------------------------- moments
 
 
-def _products(Z: Any, W: Any) -> Iterator[Any]:
+def gram(W: np.ndarray) -> np.ndarray:
+    """WWᵀ of few long rows; of an array with itself NumPy makes a rank-k update, which is slow for them."""
+    out = W @ W.copy().T
+    return 0.5 * (out + out.T)
+
+
+def products(Z: Any, W: Any) -> Iterator[Any]:
     """Rows z_a z_b (a ≥ b), then z_a w_c, of Z (q, n) and W (p+1, n)."""
     q, w = len(Z), len(W)
     yield from (Z[a] * Z[b] for a in range(q) for b in range(a + 1))
     yield from (Z[a] * W[c] for a in range(q) for c in range(w))
 
 
-def _unpack_products(sums: Any, q: int, w: int) -> tuple[Any, Any]:
+def unpack_products(sums: Any, q: int, w: int) -> tuple[Any, Any]:
     """(kq + qw, G) sums → ZtZ (q, q, G) and ZtW (q, w, G)."""
     kq = q * (q + 1) // 2
     position = np.zeros((q, q), int)
@@ -192,12 +198,10 @@ def group_moments(
         if weights is not None:
             root = np.sqrt(weights[rows])
             W, Zs = W * root, Zs * root
-        # Of an array with itself NumPy makes a rank-k update, which is slow for few long rows.
-        WtW += W @ W.copy().T
-        add_by_code(sums, codes[rows], _products(Zs, W))
-    ZtZ, ZtW = _unpack_products(sums, q, p + 1)
+        WtW += gram(W)
+        add_by_code(sums, codes[rows], products(Zs, W))
+    ZtZ, ZtW = unpack_products(sums, q, p + 1)
     log_weights = 0.0 if weights is None else np.log(weights).sum()
-    WtW = 0.5 * (WtW + WtW.T)
     return GroupMoments(ZtZ, ZtW, WtW, np.float64(n), np.float64(log_weights), basis, template)
 
 
@@ -438,8 +442,8 @@ def _compress_traced(
     if weights is not None:
         root = jnp.sqrt(weights)[:, None]
         W, Zs, log_weights = W * root, Zs * root, jnp.log(weights).sum()
-    sums = jax.ops.segment_sum(jnp.stack(list(_products(Zs.T, W.T)), axis=1), codes, n_groups)
-    ZtZ, ZtW = _unpack_products(sums.T, Z.shape[1], X.shape[1] + 1)
+    sums = jax.ops.segment_sum(jnp.stack(list(products(Zs.T, W.T)), axis=1), codes, n_groups)
+    ZtZ, ZtW = unpack_products(sums.T, Z.shape[1], X.shape[1] + 1)
     moments = GroupMoments(ZtZ, ZtW, W.T @ W, jnp.asarray(len(y), dtype), log_weights, basis, template)
     count = jnp.ones(n_groups, dtype)
     return GroupData(ZtZ, count, ZtW, moments)

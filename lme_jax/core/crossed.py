@@ -26,7 +26,7 @@ from .optimize import NewtonOptions, NewtonState, initial_state, newton
 from .profiled import AtOptimum, Expansion, profiled_deviance
 from .profiled import derivatives as profiled_derivatives
 from .records import Fit, RandomEffects, assemble
-from .types import Array, float64_on_host, pytree, static
+from .types import Array, float64_on_host, is_host, pytree, static
 
 __all__ = [
     "MEMORY_LIMIT",
@@ -199,12 +199,7 @@ def _deviance(theta: Array, data: CrossedData | NestedData, reml: bool) -> Array
 
 def _on_host(data: CrossedData | NestedData, *others: Any) -> TypeGuard[CrossedData]:
     """Whether the NumPy driver serves: a large dense system, and nothing that JAX must see."""
-    leaves = jax.tree.leaves((data, others))
-    return (
-        isinstance(data, CrossedData)
-        and data.layout.n_dense > HOST_ABOVE
-        and not any(isinstance(leaf, jax.Array) for leaf in leaves)
-    )
+    return isinstance(data, CrossedData) and data.layout.n_dense > HOST_ABOVE and is_host((data, others))
 
 
 def hessian(theta: Any, data: CrossedData | NestedData, *, reml: bool = True) -> Any:

@@ -14,7 +14,7 @@ import numpy as np
 import scipy.sparse
 
 from ..errors import DataError
-from .compression import CHUNK_ROWS, Basis, add_by_code, check_rows, distinct_levels, pilot_basis
+from .compression import CHUNK_ROWS, Basis, add_by_code, check_rows, distinct_levels, gram, pilot_basis
 from .covariance import Template, make_template
 from .types import Array, pytree, static
 
@@ -183,7 +183,7 @@ def compress_crossed(
         W = W * root[:, None]
         Zs = [scipy.sparse.diags(root) @ Z if s else Z * root[:, None] for Z, s in zip(Zs, sparse, strict=True)]
     totals = dict(
-        WtW=_gram(W),
+        WtW=gram(W.T),
         n_rows=np.float64(len(y)),
         log_weights=np.float64(log_weights),
         basis=basis,
@@ -224,12 +224,6 @@ def _basis(y: Any, X: Any, Zs: list[Any], sizes: tuple[int, ...], n_levels: list
         else:
             columns.append(Z)
     return pilot_basis(y, X, np.concatenate(columns, axis=1), template)
-
-
-def _gram(W: np.ndarray) -> np.ndarray:
-    """WᵀW; of an array with itself NumPy makes a rank-k update, which is slow for few long columns."""
-    gram = W.T @ W.copy()
-    return 0.5 * (gram + gram.T)
 
 
 def _scale_columns(Z: Any, scale: np.ndarray) -> Any:

@@ -13,7 +13,7 @@ import numpy as np
 
 from . import covariance, linalg
 from .crossed_data import CrossedData, Layout, NestedData
-from .types import Array
+from .types import Array, is_host
 
 # Variances of an effect's part of y, relative to σ²: not at zero, where the deviance is stationary whatever the
 # data; not where it is flat.
@@ -23,7 +23,7 @@ RIDGE = 1e-6
 
 def moment_start(data: CrossedData | NestedData) -> Array:
     """θ (k,) in the user's units from moments, effects uncorrelated; NumPy for NumPy, so that nothing is compiled."""
-    xp = jnp if any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(data)) else np
+    xp = np if is_host(data) else jnp
     squares, traces, rhs = _nested(data, xp) if isinstance(data, NestedData) else _crossed(data, xp)
     rss, n = data.WtW[-1, -1], data.n_rows
     A = xp.concatenate([xp.column_stack([squares, traces]), xp.append(traces, n)[None]])

@@ -10,7 +10,17 @@ from typing import Any
 import numpy as np
 import scipy.linalg
 
-from .compression import NO_RESIDUAL, Basis, GroupMoments, group_moments, pilot_basis, power_of_two_scale
+from .compression import (
+    NO_RESIDUAL,
+    Basis,
+    GroupMoments,
+    add_by_code,
+    group_moments,
+    pilot_basis,
+    power_of_two_scale,
+    products,
+    unpack_products,
+)
 from .covariance import Template
 from .lanes import LaneData
 
@@ -84,7 +94,9 @@ class DataSets:
             self.template,
         )
         for lane in np.flatnonzero(~plain).tolist():
-            _put(data, lane, self._alone(which[lane]), self._map)
+            moments = self._alone(which[lane])
+            if moments is not None:
+                _put(data, lane, moments, self._map)
         return data
 
     def _condition(self, rows: np.ndarray, sizes: np.ndarray) -> tuple[Basis, np.ndarray, np.ndarray, np.ndarray]:
@@ -121,17 +133,16 @@ class DataSets:
         self, rows: np.ndarray, which: np.ndarray, Z: np.ndarray, W: np.ndarray, n_levels: int
     ) -> tuple[np.ndarray, np.ndarray]:
         """ZᵀZ (n_levels, q, q, lanes) and ZᵀW (n_levels, q, p+1, lanes)."""
-        opens = np.flatnonzero(self._opens_level[rows])
+        opens = self._opens_level[rows]
         counts = self.n_levels[which]
         lane = np.repeat(np.arange(len(which)), counts)
         place = np.arange(len(lane)) - np.repeat(np.cumsum(counts) - counts, counts)
         q, w = len(Z), len(W)
+        sums = np.zeros((q * (q + 1) // 2 + q * w, len(lane)))
+        add_by_code(sums, np.cumsum(opens) - 1, products(Z, W))
+        ZtZ, ZtW = unpack_products(sums, q, w)
         G, C = np.zeros((n_levels, q, q, len(which))), np.zeros((n_levels, q, w, len(which)))
-        for a in range(q):
-            for b in range(a + 1):
-                G[place, a, b, lane] = G[place, b, a, lane] = np.add.reduceat(Z[a] * Z[b], opens)
-            for c in range(w):
-                C[place, a, c, lane] = np.add.reduceat(Z[a] * W[c], opens)
+        G[place, :, :, lane], C[place, :, :, lane] = np.moveaxis(ZtZ, 2, 0), np.moveaxis(ZtW, 2, 0)
         return G, C
 
     def _alone(self, number: int) -> GroupMoments | None:
@@ -169,15 +180,11 @@ def _is_estimable(y: np.ndarray, X: np.ndarray) -> bool:
     return bool(residual @ residual > NO_RESIDUAL**2 * (y @ y))
 
 
-def _put(data: LaneData, lane: int, moments: GroupMoments | None, common: np.ndarray) -> None:
+def _put(data: LaneData, lane: int, moments: GroupMoments, common: np.ndarray) -> None:
     """Overwrite a lane; ``common`` (p, p) leads to the basis of X that the moments were taken in."""
     for array in (data.G, data.CX, data.Cy):
         array[..., lane] = 0.0
     p = len(common)
-    if moments is None:
-        data.WtW[..., lane] = data.basis.map[..., lane] = np.eye(p + 1)
-        data.basis.log_det_x[lane], data.n_rows[lane] = 0.0, np.nan
-        return
     n_levels = moments.ZtZ.shape[-1]
     data.G[:n_levels, ..., lane] = np.moveaxis(moments.ZtZ, -1, 0)
     data.CX[:n_levels, ..., lane] = np.moveaxis(moments.ZtW[:, :p], -1, 0)

@@ -57,7 +57,8 @@ class Status(enum.IntEnum):
         }[self]
 
 
-def _is_host(tree: Any) -> bool:
+def is_host(tree: Any) -> bool:
+    """Whether no array of a pytree is JAX's."""
     return not any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(tree))
 
 
@@ -70,7 +71,7 @@ def float64_on_host(function: Callable[..., T]) -> Callable[..., T]:
 
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> T:
-        if not _is_host((args, kwargs)):
+        if not is_host((args, kwargs)):
             return function(*args, **kwargs)
         with jax.enable_x64(True):
             return jax.tree.map(np.asarray, function(*args, **kwargs))
