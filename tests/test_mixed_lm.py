@@ -228,7 +228,8 @@ class TestFit:
         assert np.linalg.norm(ridge.fe_params) < 0.8 * np.linalg.norm(fitted.fe_params)
         slopes.reml = True
         slope = slopes.score(ridge.params_object, profile_fe=False)
-        np.testing.assert_allclose(slope[:2], 0.0, atol=1e-3)
+        # The penalised criterion is stationary: what is left is where its search stops (1e-7 of some hundreds).
+        np.testing.assert_allclose(slope[:2], 0.0, atol=1e-5)
         barrier = slopes.fit(cov_pen=penalties.PSD(1.0))
         assert np.linalg.det(barrier.cov_re_unscaled) > np.linalg.det(fitted.cov_re_unscaled)
         slopes.fe_pen = slopes.cov_pen = None
@@ -271,7 +272,8 @@ class TestComponentsOfVariance:
         assert plain.bse_fe.iloc[0] == pytest.approx(0.6769, abs=6e-5)
         assert plain.cov_re.iloc[0, 0] == pytest.approx(1.657, abs=5e-4)
         assert plain.scale == pytest.approx(0.678, abs=5e-5)
-        assert plain.llf == pytest.approx(-123.49, abs=0.01)
+        # The polished fit of the same data, pastes_reml of tests/reference.
+        assert plain.llf == pytest.approx(-0.5 * 246.990745853486, abs=5e-7)
 
     def test_dense_matrices(self, rng):
         n = 200
