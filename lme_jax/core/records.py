@@ -1,12 +1,12 @@
 """What a fit leaves behind: arrays in frozen pytrees, whichever engine made them."""
 
-import jax.numpy as jnp
+import numpy as np
 
 from . import covariance
 from .covariance import Template
 from .optimize import NewtonState
 from .profiled import RowTotals, estimates
-from .types import Array, Status, pytree
+from .types import Array, Status, namespace, pytree
 
 SINGULAR_BELOW = 1e-4
 
@@ -63,13 +63,14 @@ def assemble(found: NewtonState, totals: RowTotals, template: Template, reml: bo
 
     Lanes stay on the last axes here.
     """
+    xp = namespace(found.x, found.value)
     scale = covariance.theta_scale(template, totals.basis.z_scale)
     theta = covariance.canonical(found.x, template)
-    sign = jnp.where(theta * found.x < 0, -1.0, 1.0)
+    sign = xp.where(theta * found.x < 0, -1.0, 1.0)
     gls = estimates(found.aux.H, totals, reml)
     singular = covariance.smallest_root(theta, template) < SINGULAR_BELOW
-    status = jnp.where((found.status == Status.CONVERGED) & singular, Status.SINGULAR, found.status)
-    finite = jnp.isfinite(found.value) & jnp.isfinite(gls.sigma) & jnp.isfinite(gls.beta).all(0)
+    status = xp.where((found.status == Status.CONVERGED) & singular, np.int32(Status.SINGULAR), found.status)
+    finite = xp.isfinite(found.value) & xp.isfinite(gls.sigma) & xp.isfinite(gls.beta).all(0)
     user_theta, to_user = theta / scale, sign * scale
     return Fit(
         theta=user_theta,
@@ -83,5 +84,5 @@ def assemble(found: NewtonState, totals: RowTotals, template: Template, reml: bo
         log_scale_slope=found.aux.log_scale_slope * to_user,
         decrease=found.decrease,
         iterations=found.iterations,
-        status=jnp.where(finite, status, Status.NOT_FINITE).astype(jnp.int32),
+        status=xp.where(finite, status, np.int32(Status.NOT_FINITE)),
     )
