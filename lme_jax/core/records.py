@@ -1,5 +1,8 @@
 """What a fit leaves behind: arrays in frozen pytrees, whichever engine made them."""
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 
 from . import covariance
@@ -25,7 +28,8 @@ class Fit:
     gradient, hessian : (k,), (k, k) of the deviance in θ.
     log_scale_slope : (k,) ∂ log σ̂²/∂θ of the profiled σ̂².
     decrease : () ½gᵀH⁻¹g, the scale-free gradient, in deviance units.
-    iterations, status : () int32; see ``Status``.
+    iterations, status : () int32; see ``Status``. optima : () int32, distinct optima that the searches ended in.
+    compiled : () bool, whether a compiled program made it, or NumPy.
     """
 
     theta: Array
@@ -40,6 +44,8 @@ class Fit:
     decrease: Array
     iterations: Array
     status: Array
+    optima: Array
+    compiled: Array
 
 
 @pytree
@@ -58,7 +64,16 @@ class RandomEffects:
     prediction_cov: Array
 
 
-def assemble(found: NewtonState, totals: RowTotals, template: Template, reml: bool) -> Fit:
+def doubtful(template: Template) -> Callable[[NewtonState], Array]:
+    """Whether the end of a search (*lanes) asks for another one: a singular fit, or none."""
+
+    def doubt(end: NewtonState) -> Array:
+        return (end.status != Status.CONVERGED) | (covariance.smallest_root(end.x, template) < SINGULAR_BELOW)
+
+    return doubt
+
+
+def assemble(found: NewtonState, totals: RowTotals, template: Template, reml: bool, optima: Any = 1) -> Fit:
     """The Fit of a finished search over scaled θ: canonical signs, GLS estimates, the user's units.
 
     Lanes stay on the last axes here.
@@ -85,4 +100,6 @@ def assemble(found: NewtonState, totals: RowTotals, template: Template, reml: bo
         decrease=found.decrease,
         iterations=found.iterations,
         status=xp.where(finite, status, np.int32(Status.NOT_FINITE)),
+        optima=optima + xp.zeros_like(found.iterations),
+        compiled=xp.full(xp.shape(found.status), xp is not np),
     )
