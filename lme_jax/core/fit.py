@@ -89,7 +89,7 @@ def search(data: GroupData, x0: Array, tol: Any, max_iter: Any, reml: bool) -> t
 def _searches(data: GroupData) -> int:
     """How many searches a fit earns whatever the first one finds: where there are many levels or traced, one."""
     few = namespace(data.G, data.C) is np and data.count.shape[-1] <= MANY_LEVELS
-    return starts.n_searches(data.G) if few else 1
+    return starts.n_searches(data.template, data.G) if few else 1
 
 
 def fit_at(theta: Any, data: ModelStatistics, *, reml: bool = True) -> Fit:

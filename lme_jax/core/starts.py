@@ -24,7 +24,7 @@ RIDGE = 1e-6
 # A relative standard deviation so large that a level knows its effects as well as it can.
 FAR = 1000.0
 # Searches of a design whose largest level tells this many times more than its median one, and of others.
-IRREGULAR, MANY_SEARCHES, SEARCHES = 20.0, 5, 2
+IRREGULAR, MANY_SEARCHES, SEARCHES = 20.0, 6, 2
 # Roots of the relative covariance, conditioned, that count as zero.
 SINGULAR_BELOW = 1e-4
 # The least part of a variance that the effects before it must leave unexplained.
@@ -121,8 +121,10 @@ def plan(template: Template, searches: int, certain: Array) -> Plan:
     return Plan(again, lambda s: pick(further_starts(template, s.best.x), s.attempt))
 
 
-def n_searches(G: np.ndarray) -> int:
+def n_searches(template: Template, G: np.ndarray) -> int:
     """How many searches a design earns whatever the first one finds, from ZᵀZ (q, q, P) of its levels."""
+    if any(block.structure in ("ar1", "compound_symmetry") and block.size > 1 for block in template):
+        return MANY_SEARCHES
     own = np.diagonal(G).T
     regular = all((g.max(initial=0.0) <= IRREGULAR * np.median(g[g > 0])) for g in own if (g > 0).any())
     return SEARCHES if regular else MANY_SEARCHES
@@ -147,7 +149,7 @@ def has_one_optimum(template: Template, G: Array, levels: int) -> Array:
 def _kinds(template: Template) -> list[tuple[float, float]]:
     """(size, correlation) of the further starts, but for the one that turns the best end."""
     correlated = any(b.size > 1 and b.structure in ("unstructured", "ar1") for b in template)
-    across = [(30.0, -0.95), (30.0, 0.95), (1.0, -0.95), (1.0, 0.95)] if correlated else [(30.0, 0.0)]
+    across = [(1.0, -0.95), (30.0, 0.95), (30.0, -0.95), (1.0, 0.95)] if correlated else [(30.0, 0.0)]
     return [(FAR, 0.0), (0.1, 0.0), *across, (1.0, 0.0)]
 
 
@@ -172,7 +174,7 @@ def _correlated(template: Template, x: Array, size: float, correlation: float) -
             L[0, 0] = size
             theta[:] = L[np.tril_indices(block.size)]
         elif block.structure == "ar1" and block.size > 1:
-            theta[:] = size, correlation / np.sqrt(1.0 - correlation**2)
+            theta[:] = size, np.arcsin(correlation)
         else:
             theta[:] = size
         parts.append(theta)
