@@ -1,6 +1,7 @@
 """``lmer``: the front door for formulas with bars."""
 
 import sys
+from collections import ChainMap
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -114,7 +115,7 @@ def _fit_again(
     return fit_model(ModelData.from_design(design, factor_in_names=True), reml, start, options, again)
 
 
-def callers_names(depth: int) -> dict[str, Any]:
-    """The variables that the person's own line sees: formulas may call their functions."""
+def callers_names(depth: int) -> Mapping[str, Any]:
+    """The variables that the person's own line sees, looked up when a formula names them, never copied."""
     frame = sys._getframe(depth)
-    return {**frame.f_globals, **frame.f_locals}
+    return ChainMap(frame.f_locals, frame.f_globals)

@@ -11,6 +11,7 @@ import scipy.linalg
 import scipy.sparse
 
 from lme_jax.errors import DataError, FormulaError
+from lme_jax.formula.notes import shown
 
 TOLERANCE = 1e-8
 
@@ -35,7 +36,7 @@ def membership_rows(given: Any, name: str, n: int, levels: np.ndarray | None = N
         labels = np.asarray(given.columns, dtype=object)
         unknown = [c for c in labels if c not in set(levels)] if levels is not None else []
         if unknown:
-            raise DataError(f"memberships[{name!r}] has the levels {unknown[:5]}, which the training data did not.")
+            raise DataError(f"memberships[{name!r}] has the levels {shown(unknown)}, which the training data did not.")
         given = given if levels is None else given.reindex(columns=levels, fill_value=0.0)
         labels = labels if levels is None else levels
         given = given.to_numpy(dtype=float)
@@ -102,7 +103,7 @@ def _labelled(given: pd.DataFrame, what: str, levels: np.ndarray) -> tuple[np.nd
         labels = np.array(given.index, dtype=object)
         labels[positions[positions >= 0]] = levels[positions >= 0]
     if (positions < 0).any():
-        raise DataError(f"{what} lacks the levels {list(levels[positions < 0][:5])} that the data have.")
+        raise DataError(f"{what} lacks the levels {shown(levels[positions < 0])} that the data have.")
     return labels, positions
 
 

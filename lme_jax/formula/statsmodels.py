@@ -15,6 +15,7 @@ from formulaic.errors import FactorEvaluationError, FormulaicError
 from formulaic.parser.types import Term
 
 from lme_jax.errors import DataError, FormulaError, UnsupportedError
+from lme_jax.formula.crossing import Crossing, interact, meet_new_rows
 from lme_jax.formula.design import (
     Design,
     MissingRows,
@@ -27,7 +28,7 @@ from lme_jax.formula.design import (
     subset_rows,
 )
 from lme_jax.formula.syntax import Call, Name, Node, parse
-from lme_jax.formula.values import Crossing, Factor, as_frame, column, factorize, interact, meet_new_rows, namespace
+from lme_jax.formula.values import Factor, as_frame, column, factorize, namespace
 
 _GROUP = "Group"
 
