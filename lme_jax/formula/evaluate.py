@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import operator
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from types import FunctionType
 from typing import Any
 
@@ -250,6 +251,8 @@ class Evaluator:
         if function in ELEMENTWISE:
             numbers = _all_aligned([as_number(a, node) for a in args], node)
             return ELEMENTWISE[function](*numbers, **kwargs)
+        if function in ("as.numeric", "as.integer") and isinstance(args[0], Factor) and not args[0].text:
+            args = [self.same_levels(node, args[0])]
         if function in GENERAL:
             return GENERAL[function](*args, **kwargs)
         if function in SUMMARIES:
@@ -309,6 +312,20 @@ class Evaluator:
 
     # --- factors
 
+    def same_levels(self, node: Call, value: Factor) -> Factor:
+        """The factor by the levels it had at the fit, then those that are new: what depends on their order stays."""
+        memory = self.state.setdefault(f"levels of {node.args[0]}", {})
+        first = memory.setdefault("levels", value.levels)
+        if first is value.levels:
+            return value
+        old = set(first.tolist())
+        new = [level for level in value.levels.tolist() if level not in old]
+        known = [*first.tolist(), *new]
+        position = {level: i for i, level in enumerate(known)}
+        codes = np.array([*(position[level] for level in value.levels.tolist()), -1])[value.codes]
+        levels = np.array(known, dtype=first.dtype if not new else object)
+        return replace(value, codes=codes, levels=levels)
+
     def factor_call(self, node: Call, function: str) -> Any:
         kwargs = {k.replace(".", "_"): self.value(v) for k, v in node.kwargs if k not in ("contr", "contrasts")}
         if not node.args:
@@ -319,7 +336,7 @@ class Evaluator:
         if function == "interaction":
             parts = [self.grouping(a) for a in node.args]
             return interaction(parts, str(kwargs.get("sep", ".")), bool(kwargs.get("lex_order", False)))
-        value = self.grouping(node.args[0])
+        value = self.same_levels(node, self.grouping(node.args[0]))
         levels = kwargs.get("levels")
         if levels is None and function in ("factor", "ordered") and len(node.args) > 1:
             levels = self.value(node.args[1])

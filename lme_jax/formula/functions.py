@@ -165,7 +165,7 @@ def _breaks(x: np.ndarray, breaks: Any) -> np.ndarray:
 
 def _interval_labels(edges: np.ndarray, right: bool, closed: bool, digits: int) -> list[str]:
     for d in range(digits, max(12, digits) + 1):
-        texts = [{"inf": "Inf", "-inf": "-Inf"}.get(t, t) for t in (f"{e:.{d}g}" for e in edges)]
+        texts = [{"inf": " Inf", "-inf": "-Inf"}.get(t, t) for t in (f"{e:.{d}g}" for e in edges)]
         if len(set(texts)) == len(texts):
             break
     opening, closing = ("(", "]") if right else ("[", ")")

@@ -115,5 +115,6 @@ def _is_listed(function: ast.expr, allowed: set[str]) -> bool:
     if isinstance(function, ast.Name):
         return function.id in allowed
     if isinstance(function, ast.Attribute) and isinstance(function.value, ast.Name):
-        return _ufunc(function.value.id, [function.attr]) is not None
+        root = function.value.id
+        return (root == "contr" and root in allowed) or _ufunc(root, [function.attr]) is not None
     return False

@@ -12,7 +12,7 @@ _PACKAGE = __name__.split(".")[0]
 
 def warn(message: str, category: type[Warning]) -> None:
     """Warn as if the first line outside this package had done it."""
-    depth, frame = 1, sys._getframe(1)
+    depth, frame = 2, sys._getframe(1)
     while frame.f_back is not None and str(frame.f_globals.get("__name__")).split(".")[0] == _PACKAGE:
         depth, frame = depth + 1, frame.f_back
     warnings.warn(message, category, stacklevel=depth)

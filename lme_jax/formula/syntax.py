@@ -30,7 +30,8 @@ class Number(Node):
     text: str
 
     def __str__(self) -> str:
-        return self.text if self.text.endswith("L") else number_text(self.value)
+        whole = self.text.endswith("L") and self.value.is_integer()
+        return f"{self.value:.0f}" if whole else number_text(self.value)
 
     @property
     def value(self) -> float:

@@ -8,7 +8,7 @@ from functools import lru_cache
 
 from lme_jax.errors import FormulaError
 from lme_jax.formula.expansion import Linear, expand_linear
-from lme_jax.formula.syntax import Binary, Call, Name, Node, Paren, Unary, parse, walk
+from lme_jax.formula.syntax import Binary, Call, Name, Node, Paren, Unary, children, parse, walk
 
 STRUCTURES = ("unstructured", "diagonal", "identity", "compound_symmetry", "ar1")
 _WRAPPERS = {
@@ -20,6 +20,7 @@ _WRAPPERS = {
     "ar1": "ar1",
 }
 _BARS = ("|", "||")
+_CONDITIONS = ("==", "!=", "<", ">", "<=", ">=", "&", "&&", "|", "||", "%in%")
 Signed = tuple[str, Node]
 RawBar = tuple[Node, Node, str]
 
@@ -47,7 +48,20 @@ class MixedFormula:
 
 
 def has_bar(node: Node) -> bool:
-    return any(isinstance(n, Binary) and n.op in _BARS for n in walk(node))
+    """Whether a random-effects term is in a node; a "|" between conditions inside a call is a logical "or"."""
+    waiting = [(node, False)]
+    while waiting:
+        node, inside = waiting.pop()
+        if isinstance(node, Binary) and node.op in _BARS and not (inside and _joins_conditions(node)):
+            return True
+        inside = inside or (isinstance(node, Call) and node.function not in _WRAPPERS)
+        waiting.extend((child, inside) for child in children(node))
+    return False
+
+
+def _joins_conditions(node: Binary) -> bool:
+    sides = [_strip(node.left), _strip(node.right)]
+    return any(isinstance(s, Unary) or (isinstance(s, Binary) and s.op in _CONDITIONS) for s in sides)
 
 
 def parse_mixed(formula: str, columns: Iterable[object]) -> MixedFormula:
