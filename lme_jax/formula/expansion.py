@@ -135,6 +135,10 @@ class _Expansion:
             return self.product(node.inner)
         if isinstance(node, Binary) and node.op == "^":
             return self.power(node)
+        if isinstance(node, Unary) and node.op in "+-":
+            if node.op == "-":
+                raise FormulaError(f"{node} cannot be part of an interaction; for its negative write I({node}).")
+            return self.product(node.operand)
         if isinstance(node, Number):
             raise FormulaError(f"The number {node} cannot be part of an interaction; wrap arithmetic in I(...).")
         if _is_offset(node):
