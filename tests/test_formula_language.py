@@ -162,7 +162,7 @@ def test_dates(data):
     with pytest.raises(DataError, match=message):
         design("when", data)
     for other in (data.when.dt.date, data.when.dt.tz_localize("UTC"), data.when - data.when.min()):
-        with pytest.raises(DataError, match="Write as.numeric"):
+        with pytest.raises(DataError, match="Write as"):
             design("when", data.assign(when=other))
         assert np.ptp(design("as.numeric(when)", data.assign(when=other)).X[:, 1]) == 23
     data["day"] = data.when.dt.floor("6D")
@@ -412,6 +412,6 @@ def test_restricted_formulas_may_use_what_is_listed(data):
 
 
 def test_importing_brings_no_formulaic():
-    code = "import sys, lme_jax.formula; print([m for m in ('formulaic', 'scipy.stats', 'matplotlib') if m in sys.modules])"
+    code = "import sys, lme_jax; print({'formulaic', 'scipy.stats', 'matplotlib'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    assert done.stdout.strip() == "set()"

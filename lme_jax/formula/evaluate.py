@@ -166,7 +166,7 @@ class Evaluator:
         if name in self.frame.columns:
             series = column(self.frame, name)
             found = self._columns[name] = plain_values(series, name, self.rows)
-            if is_time(series):
+            if series.dtype.kind in "mMO" and is_time(series):
                 self._times[name] = str(series.dtype)
             return found
         if name in _CONSTANTS:

@@ -155,9 +155,9 @@ def plain_values(series: pd.Series, name: str, rows: np.ndarray | None = None) -
     """
     dtype = series.dtype
     kind = dtype.kind
-    if isinstance(dtype, np.dtype) and kind in "fiu":
-        return np.asarray(series, dtype=np.float64)
-    if isinstance(dtype, pd.CategoricalDtype | pd.StringDtype):
+    if kind in "fiu" and isinstance(dtype, np.dtype):
+        return series.to_numpy().astype(np.float64, copy=False)
+    if isinstance(dtype, (pd.CategoricalDtype, pd.StringDtype)):
         return factorize(series, name)
     if pd.api.types.is_bool_dtype(dtype):
         return series.to_numpy(dtype=bool) if not series.isna().any() else logical_factor(series)
@@ -174,10 +174,14 @@ def plain_values(series: pd.Series, name: str, rows: np.ndarray | None = None) -
 
 def is_time(series: pd.Series) -> bool:
     """Whether a column holds dates, times or durations."""
-    if series.dtype.kind == "O" and not isinstance(series.dtype, pd.CategoricalDtype):
-        present = series.dropna()
-        return len(present) > 0 and isinstance(present.iloc[0], date)
-    return series.dtype.kind in "mM"
+    kind = series.dtype.kind
+    if kind == "O" and isinstance(series.dtype, np.dtype):
+        for value in series.array:
+            if value is None or value is pd.NA or value is pd.NaT or (isinstance(value, float) and value != value):
+                continue
+            return isinstance(value, date)
+        return False
+    return kind in "mM" and not isinstance(series.dtype, pd.PeriodDtype)
 
 
 def days(series: pd.Series) -> np.ndarray:
@@ -303,7 +307,7 @@ def refuse_numbers_as_text(factor: Factor, name: str, rows: np.ndarray | None) -
 def as_number(value: Any, what: object) -> Any:
     """Numbers for arithmetic; a logical counts as 0 and 1. `what` names the expression in messages."""
     if isinstance(value, np.ndarray):
-        return value if value.dtype == np.float64 else value.astype(np.float64)
+        return value.astype(np.float64, copy=False)
     if isinstance(value, Factor):
         if value.levels.dtype == bool:
             return np.where(value.codes < 0, np.nan, value.codes.astype(np.float64))
