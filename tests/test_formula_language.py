@@ -268,7 +268,8 @@ def test_odd_values_are_named(data):
     mixed[5] = pd.NaT
     with pytest.warns(DroppedRowsWarning, match=r"missing values in x \(1\)"):
         assert design("x", data.assign(x=mixed)).exog_names == ("(Intercept)", "x")
-    # Text that is meant as levels stays a factor.
+    # Text that is meant as levels stays a factor, codes of whole numbers too.
+    assert len(design("t", data.assign(t=(data.index // 2 * 3).astype(str))).exog_names) == 12
     assert len(design("t", data.assign(t=(data.k * 10).astype(str))).exog_names) == 4
 
 
@@ -321,6 +322,78 @@ def test_the_design_does_not_share_the_callers_memory(data):
     weights[:] = 0
     np.testing.assert_array_equal(built.y, before)
     assert (built.weights == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"memberships": "s"}, "`memberships` must map factors, .* got str"),
+        ({"relatedness": "s"}, "`relatedness` must map factors"),
+        ({"structures": "ar1"}, "`structures` must map factors"),
+        ({"structures": {3: "ar1"}}, r"`structures` names \[3\]"),
+        ({"memberships": {"s": np.zeros((24, 3))}}, "holds no weights"),
+        ({"memberships": {"s": [["a"]] * 24}}, "must be an array of numbers"),
+        ({"relatedness": {"s": np.full((4, 4), "k")}}, "must hold numbers"),
+        ({"subset": "x"}, "one True or False per row: 24 rows, got float64"),
+    ],
+)
+def test_arguments_of_the_wrong_kind(data, arguments, message):
+    with pytest.raises((FormulaError, DataError), match=message):
+        design("x", data, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("side", "message"),
+    [
+        ("bs(x, df = 1e9)", "asks for 999999997 knots within 24 values"),
+        ("cut(x, 1e9)", "number of intervals"),
+        ("poly(x, 1e9, raw = TRUE)", "not absurd"),
+        ("I(x + seq(1, 1e9))", "too many"),
+        ("mean()", r"mean\(\) needs a column"),
+        ("I(x:z)", "belongs outside I"),
+        ("I(when > '2020-99')", "Cannot read '2020-99' as a date"),
+    ],
+)
+def test_absurd_calls(data, side, message):
+    with pytest.raises(FormulaError, match=message):
+        design(side, data)
+
+
+def test_dates_are_compared_with_text_and_factors_of_dates_meet_new_ones(data):
+    np.testing.assert_array_equal(design("I(when > '2020-03-05')", data).X[:, 1], data.index > 4)
+    np.testing.assert_array_equal(design("I('2020-03-05' == when)", data).X[:, 1], data.index == 4)
+    data["day"] = data.when.dt.floor("6D")
+    built = design_from_formula("y ~ x + (1 | factor(day))", data)
+    later = data.assign(day=data.day.where(data.index < 20, data.day + pd.Timedelta("99D")))
+    codes = design_new_data(built, later).terms[0][1]
+    np.testing.assert_array_equal(codes, np.where(data.index < 20, built.terms[0].codes, -1))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"re_formula": "~ I(x +* 2)"}, "invalid syntax"),
+        ({"vc_formula": {"a": "0 + C(q)"}}, "no column 'q'"),
+        ({"vc_formula": "0 + C(f)"}, "`vc_formula` must map names"),
+        ({"formula": "y ~ I(3)"}, "Cannot build the formula"),
+    ],
+)
+def test_statsmodels_formulas_that_cannot_be_built(data, arguments, message):
+    with pytest.raises((FormulaError, DataError), match=message):
+        design_from_statsmodels(**{"formula": "y ~ x", "data": data, "groups": "s", **arguments})
+
+
+def test_enums_of_polars_have_no_order(data):
+    class Frame:
+        """What polars' DataFrame and LazyFrame do, as far as we ask."""
+
+        def __init__(self, lazy):
+            setattr(self, "collect" if lazy else "to_pandas", lambda: Frame(False) if lazy else enum)
+
+    Frame.__module__ = "polars.dataframe.frame"
+    enum = data.assign(f=pd.Categorical(data.f, list("cab"), ordered=True))
+    for lazy in (False, True):
+        assert design("f", Frame(lazy)).exog_names == ("(Intercept)", "fa", "fb")
 
 
 # --- formulas from elsewhere -----------------------------------------------------------------------------

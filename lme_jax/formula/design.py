@@ -161,7 +161,9 @@ def subset_rows(frame: pd.DataFrame, subset: Any, restricted: bool = False) -> n
         mask = subset
     mask = np.asarray(pd.array(mask, dtype="boolean").fillna(False)) if _is_mask(mask) else np.asarray(mask)
     if mask.dtype != bool or mask.shape != (len(frame),):
-        raise DataError(f"`subset` must hold one True or False per row: {len(frame)} rows, got shape {mask.shape}.")
+        raise DataError(
+            f"`subset` must hold one True or False per row: {len(frame)} rows, got {mask.dtype} of shape {mask.shape}."
+        )
     return np.flatnonzero(mask)
 
 
@@ -204,7 +206,7 @@ def expressed_numbers(
     value = evaluate(text)
     if isinstance(value, Factor) or value.ndim != 1:
         raise DataError(f"The {what} {text!r} must give one number per row.")
-    return value
+    return np.array(value)
 
 
 @dataclass

@@ -23,6 +23,7 @@ from lme_jax.formula.values import (
     Factor,
     as_number,
     column,
+    days,
     factorize,
     is_time,
     level_labels,
@@ -113,13 +114,15 @@ class Evaluator:
             array = np.full(self.n, array)
         if array.ndim > 2 or array.shape[0] != self.n:
             raise FormulaError(f"{node} gave shape {array.shape}; the data have {self.n} rows.")
-        if array.dtype == bool:
+        if array.dtype == bool and array.ndim == 1:
             return Factor(array.astype(np.int64), np.array([False, True]))
         if array.dtype.kind in "iuf":
             return array.astype(np.float64, copy=False)
         if array.ndim == 1 and array.dtype.kind in "OUT":
             return factorize(array, str(node))
-        raise DataError(f"{node} gave values of type {array.dtype}; expected numbers, text or a Categorical.")
+        raise DataError(
+            f"{node} gave values of type {array.dtype}; expected a column of numbers, text or a Categorical."
+        )
 
     def grouping(self, node: Node) -> Factor:
         """A grouping factor; unlike a variable it keeps the column's own labels (integers stay integers)."""
@@ -213,9 +216,10 @@ class Evaluator:
             return logical(_both(left, right) if node.op[0] == "&" else 1.0 - _both(1.0 - left, 1.0 - right))
         if node.op in _ARITHMETIC:
             return _ARITHMETIC[node.op](left, right)
-        raise FormulaError(f"The operator {node.op!r} cannot be computed in {node}; write {node.left}:{node.right}.")
+        raise FormulaError(f"The operator {node.op!r} cannot be computed in {node}; it belongs outside I() and calls.")
 
     def compare(self, node: Binary, left: Any, right: Any) -> Any:
+        left, right = self.as_time(node.right, left), self.as_time(node.left, right)
         if isinstance(right, Factor) and isinstance(left, str | float | bool):
             return _compare_levels(right, left, _MIRRORED.get(node.op, node.op), node)
         if isinstance(left, Factor) and isinstance(right, str | float | bool):
@@ -225,6 +229,15 @@ class Evaluator:
         left, right = _aligned(as_number(left, node), as_number(right, node), node)
         result = _COMPARISONS[node.op](left, right)
         return logical(np.where(np.isnan(left) | np.isnan(right), np.nan, result))
+
+    def as_time(self, beside: Node, value: Any) -> Any:
+        """A text that is compared with a column of dates, as days."""
+        if not isinstance(value, str) or not isinstance(beside, Name) or beside.name not in self._times:
+            return value
+        try:
+            return float(days(pd.Series([pd.Timestamp(value)]))[0])
+        except ValueError as error:
+            raise FormulaError(f"Cannot read {value!r} as a date, which is compared with {beside}: {error}") from error
 
     # --- calls
 
@@ -265,6 +278,8 @@ class Evaluator:
             kwargs.pop("na_rm", None)
             several = function in ("min", "max", "sum")
             given, rest = (args, []) if several else (args[:1], args[1:])
+            if not given:
+                raise FormulaError(f"{node} needs a column.")
             if function == "length":
                 memory["value"] = float(len(given[0].codes if isinstance(given[0], Factor) else given[0]))
                 return memory["value"]
@@ -318,13 +333,13 @@ class Evaluator:
         first = memory.setdefault("levels", value.levels)
         if first is value.levels:
             return value
-        old = set(first.tolist())
-        new = [level for level in value.levels.tolist() if level not in old]
-        known = [*first.tolist(), *new]
-        position = {level: i for i, level in enumerate(known)}
-        codes = np.array([*(position[level] for level in value.levels.tolist()), -1])[value.codes]
-        levels = np.array(known, dtype=first.dtype if not new else object)
-        return replace(value, codes=codes, levels=levels)
+        at = np.append(pd.Index(first).get_indexer(pd.Index(value.levels)), -1)
+        new = at[:-1] < 0
+        at[:-1][new] = len(first) + np.arange(new.sum())
+        added = value.levels[new]
+        alike = first.dtype.kind == added.dtype.kind
+        levels = np.concatenate([first, added] if alike else [first.astype(object), added.astype(object)])
+        return replace(value, codes=at[value.codes], levels=levels)
 
     def factor_call(self, node: Call, function: str) -> Any:
         kwargs = {k.replace(".", "_"): self.value(v) for k, v in node.kwargs if k not in ("contr", "contrasts")}

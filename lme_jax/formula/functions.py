@@ -13,6 +13,9 @@ from lme_jax.errors import FormulaError
 from lme_jax.formula.crossing import interaction
 from lme_jax.formula.values import Factor, as_number, factorize, level_labels, logical, text_factor
 
+# More breaks or values of a sequence than this are a slip of the pen.
+MAX_VALUES = 100_000
+
 # --- numbers ---------------------------------------------------------------------------------------------
 
 
@@ -151,7 +154,7 @@ def _breaks(x: np.ndarray, breaks: Any) -> np.ndarray:
             raise ValueError("the breaks must be two or more different numbers")
         return edges
     finite, n = x[np.isfinite(x)], int(breaks)
-    if n < 2 or len(finite) == 0:
+    if not 2 <= n <= MAX_VALUES or len(finite) == 0:
         raise ValueError("the number of intervals must be 2 or more, and some values finite")
     lower, upper = float(finite.min()), float(finite.max())
     width = upper - lower
@@ -179,13 +182,13 @@ def _interval_labels(edges: np.ndarray, right: bool, closed: bool, digits: int) 
 
 def sequence(start: Any, end: Any, by: Any = None, length_out: Any = None) -> list[float]:
     """R's ``seq`` and ``from:to``."""
-    if length_out is not None:
-        return np.linspace(start, end, int(length_out)).tolist()
     step = (1.0 if end >= start else -1.0) if by is None else float(by)
-    count = int(np.floor((end - start) / step + 1e-10)) + 1
-    if not 0 < count <= 100_000:
+    count = np.floor((end - start) / step + 1e-10) + 1 if length_out is None else length_out
+    if not 0 < count <= MAX_VALUES:
         raise ValueError("seq() gives no values, or too many")
-    return [float(start + i * step) for i in range(count)]
+    if length_out is not None:
+        return np.linspace(start, end, int(count)).tolist()
+    return [float(start + i * step) for i in range(int(count))]
 
 
 def _reverse(x: Any) -> Any:

@@ -27,7 +27,14 @@ from lme_jax.formula.design import (
 )
 from lme_jax.formula.evaluate import Evaluator
 from lme_jax.formula.expansion import Linear
-from lme_jax.formula.known import check_names, heaviest, membership_rows, relatedness_matrix, semidefinite_root
+from lme_jax.formula.known import (
+    check_mapping,
+    check_names,
+    heaviest,
+    membership_rows,
+    relatedness_matrix,
+    semidefinite_root,
+)
 from lme_jax.formula.matrix import FactorCoding, Piece, Value, factor_codings, model_matrix, recode
 from lme_jax.formula.notes import warn
 from lme_jax.formula.syntax import Node, parse
@@ -300,6 +307,8 @@ class _Known:
 
 
 def _known(bars: Sequence[Bar], memberships: Mapping[str, Any], relatedness: Mapping[str, Any], n: int) -> _Known:
+    check_mapping(memberships, "memberships")
+    check_mapping(relatedness, "relatedness")
     if memberships or relatedness:
         labels = [bar.label for bar in bars]
         check_names(memberships, labels, "memberships")
@@ -357,16 +366,17 @@ def _formula_offset(fixed: Linear, evaluator: Evaluator) -> np.ndarray | None:
         value = evaluator.variable(node)
         if isinstance(value, Factor) or value.ndim != 1:
             raise DataError(f"offset({node}) must be one number per row.")
-        total = _add(total, value)
+        total = value.copy() if total is None else total + value
     return total
 
 
 def _structures(bars: Sequence[Bar], chosen: Mapping[str, str]) -> list[str]:
+    check_mapping(chosen, "structures")
     if not chosen:
         return [bar.structure for bar in bars]
-    squeezed = {key.replace(" ", ""): value for key, value in chosen.items()}
+    squeezed = {str(key).replace(" ", ""): value for key, value in chosen.items()}
     known = {bar.label.replace(" ", "") for bar in bars} | {bar.text.replace(" ", "") for bar in bars}
-    unknown = [key for key in chosen if key.replace(" ", "") not in known]
+    unknown = [key for key in chosen if str(key).replace(" ", "") not in known]
     if unknown:
         raise FormulaError(f"`structures` names {unknown}; the terms are {[bar.text for bar in bars]}.")
     wrong = [value for value in chosen.values() if value not in STRUCTURES]

@@ -119,6 +119,8 @@ def _inner_knots(x: np.ndarray, given: Any, count: int, label: str) -> np.ndarra
         return inner
     if count < 0:
         warn(f"{label}: `df` is too small; the smallest possible is used, as R does.", LmeJaxWarning)
+    if count > len(x):
+        raise ValueError(f"`df` asks for {count} knots within {len(x)} values")
     return np.quantile(x, np.linspace(0, 1, max(count, 0) + 2)[1:-1])
 
 

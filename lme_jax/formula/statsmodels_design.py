@@ -174,7 +174,7 @@ def build(
     lost.check("the weights", weight_values)
     lost.check("the offset", offset_values)
     for name in dict.fromkeys(w for effect in effects for w in effect.within):
-        lost.note(name, frame[name].isna().to_numpy(), "missing")
+        lost.note(name, column(frame, name).isna().to_numpy(), "missing")
     built = _materialize_all(formulas, frame, context, lost)
     keep = lost.settle("drop" if missing == "drop" else "raise")
     if keep is not None:
@@ -250,6 +250,10 @@ def _formula(text: str) -> Any:
         raise FormulaError(f"A formula must be text, not {type(text).__name__}.")
     try:
         return Formula(text, _ordering="none")
+    except RecursionError:
+        raise FormulaError(f"The formula {text[:60]!r}… is nested too deeply.") from None
+    except SyntaxError as error:
+        raise FormulaError(f"Cannot read the formula {text!r}: {error.msg}.") from error
     except FormulaicError as error:
         hint = " For (1 | g) terms use an lme4 formula (`lmer`)." if "|" in text else ""
         raise FormulaError(f"Cannot read the formula {text!r}: {_plain(error)}.{hint}") from error
@@ -284,6 +288,8 @@ def _one_side(text: str, what: str) -> Formula:
 
 
 def _effects(re_formula: str | None, vc_formula: Mapping[str, str] | None, frame: pd.DataFrame) -> list[Effect]:
+    if vc_formula is not None and not isinstance(vc_formula, Mapping):
+        raise FormulaError(f"`vc_formula` must map names to formulas, {{'a': '0 + C(a)'}}; got {vc_formula!r}.")
     effects = []
     if re_formula is not None or vc_formula is None:
         effects.append(Effect(None, _one_side(re_formula or "1", "re_formula")))
@@ -399,7 +405,7 @@ def _model_matrix(formula: Formula, frame: pd.DataFrame, context: Mapping[str, A
         if missing is not None and f"{missing[1]}(" not in str(formula):
             column(frame, missing[1])
         raise FormulaError(f"Cannot evaluate the formula '{formula}': {_plain(error)}.") from error
-    except FormulaicError as error:
+    except (FormulaicError, TypeError, ValueError, KeyError) as error:
         raise FormulaError(f"Cannot build the formula '{formula}': {_plain(error)}.") from error
 
 

@@ -28,8 +28,8 @@ def center(x: np.ndarray, *, memory: dict) -> np.ndarray:
 def poly(x: np.ndarray, degree: Any = 1, raw: Any = False, *, memory: dict) -> np.ndarray:
     """R's ``poly``: orthonormal polynomials by their three-term recurrence, or plain powers if `raw`."""
     degree = int(degree)
-    if degree < 1:
-        raise ValueError("the degree must be at least 1")
+    if not 1 <= degree <= 1000:
+        raise ValueError("the degree must be at least 1, and not absurd")
     if raw:
         return x[:, None] ** np.arange(1, degree + 1)
     if "alpha" not in memory:

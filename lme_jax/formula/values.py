@@ -291,8 +291,10 @@ def refuse_numbers_as_text(factor: Factor, name: str, rows: np.ndarray | None) -
     k = len(factor.levels)
     if not factor.text or k <= 10 or 4 * k <= len(factor.codes):
         return
-    share = np.mean([_is_number(level) for level in factor.levels.tolist()])
-    if share < 0.8:
+    numbers = [level for level in factor.levels.tolist() if _is_number(level)]
+    # Whole numbers may well be codes, as long as most rows share theirs with others.
+    codes = all(level.strip().isdigit() for level in numbers) and 2 * k <= len(factor.codes)
+    if codes or len(numbers) < 0.8 * k:
         return
     odd = odd_value(factor)
     cause = "although its values are numbers"
