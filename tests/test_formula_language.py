@@ -4,6 +4,7 @@ import pickle
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -486,5 +487,17 @@ def test_restricted_formulas_may_use_what_is_listed(data):
 
 def test_importing_brings_no_formulaic():
     code = "import sys, lme_jax; print({'formulaic', 'scipy.stats', 'matplotlib'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def test_formulas_alone_bring_no_jax():
+    """The package's own ``__init__`` aside, nothing that formulas need imports JAX or formulaic."""
+    package = Path(lme.__file__).parent
+    code = (
+        "import sys, types; package = types.ModuleType('lme_jax'); "
+        f"package.__path__ = [{str(package)!r}]; sys.modules['lme_jax'] = package; "
+        "import lme_jax.formula; print({'jax', 'formulaic', 'scipy.stats'} & set(sys.modules))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

@@ -184,33 +184,25 @@ def build(
     y, endog_name = _response(*built[0])
     fixed_matrix, X = built[1]
     X, exog_names, dropped, kept_columns = reduce_rank(X, fixed_matrix.names)
-    terms, crossings = [], []
-    filled = [bool(matrix.names) for matrix, _ in built[2:]]
-    effects = [effect for effect, some in zip(effects, filled, strict=True) if some]
-    matrices = [pair for pair, some in zip(built[2:], filled, strict=True) if some]
-    if not effects:
-        raise FormulaError(f"re_formula={re_formula!r} has no columns, and there is no `vc_formula`.")
     one_group = len(np.unique(group.codes)) == 1
-    for effect, (matrix, Z) in zip(effects, matrices, strict=True):
-        cells = [factorize(frame[name], name) for name in effect.within]
-        # statsmodels' idiom for crossed factors: in one group of all rows, cells are just the factor.
-        crossed, crossing = interact(cells if one_group and cells else [group, *cells])
-        terms.append(effect.term(label, Z, matrix.names, crossed, one_group))
-        crossings.append(crossing)
+    present = [(effect, *pair) for effect, pair in zip(effects, built[2:], strict=True) if pair[0].names]
+    if not present:
+        raise FormulaError(f"re_formula={re_formula!r} has no columns, and there is no `vc_formula`.")
+    terms, crossings = _random_terms(present, group, frame, label, one_group)
     check_design(y, endog_name, weight_values, X, terms)
     state = StatsmodelsState(
         fixed=fixed_matrix,
         keep=kept_columns,
         groups=groups if isinstance(groups, str) else None,
-        effects=tuple((matrix, effect.within) for effect, (matrix, _) in zip(effects, matrices, strict=True)),
-        crossings=tuple(crossings),
+        effects=tuple((matrix, effect.within) for effect, matrix, _ in present),
+        crossings=crossings,
         offset_column=offset if isinstance(offset, str) else None,
         one_group=one_group,
     )
     return Design(
         y=y,
         X=X,
-        terms=tuple(terms),
+        terms=terms,
         weights=weight_values,
         offset=offset_values,
         endog_name=endog_name,
@@ -221,6 +213,23 @@ def build(
         formula=formula,
         state=state,
     )
+
+
+def _random_terms(
+    present: Sequence[tuple[Effect, Matrix, np.ndarray]],
+    group: Factor,
+    frame: pd.DataFrame,
+    label: str,
+    one_group: bool,
+) -> tuple[tuple[RandomTerm, ...], tuple[Crossing, ...]]:
+    terms, crossings = [], []
+    for effect, matrix, Z in present:
+        cells = [factorize(frame[name], name) for name in effect.within]
+        # statsmodels' idiom for crossed factors: in one group of all rows, cells are just the factor.
+        crossed, crossing = interact(cells if one_group and cells else [group, *cells])
+        terms.append(effect.term(label, Z, matrix.names, crossed, one_group))
+        crossings.append(crossing)
+    return tuple(terms), tuple(crossings)
 
 
 def _check_safe(formulas: Sequence[Formula], frame: pd.DataFrame, restricted: bool) -> None:
