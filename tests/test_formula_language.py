@@ -423,6 +423,9 @@ INJECTIONS = [
     "bs(x, df = os.system('touch {path}'))",
     "write(x)",
     "helper._private(x)",
+    "@np.savetxt('{path}', x)",
+    "@pd.io.common.os.system('touch {path}') == 0",
+    "x @ np.savetxt('{path}', x)",
 ]
 
 
@@ -468,6 +471,15 @@ def test_internals_are_closed_to_the_callers_formulas_too(data, code, tmp_path):
         with pytest.raises((FormulaError, DataError)):
             design("x", data, context=context, **{argument: code})
     assert not path.exists()
+
+
+def test_subset_texts_have_no_variables(data):
+    for text in ("@np.savetxt('never', x) == 1", "@pd.io.common.os.getcwd() == 'a'"):
+        with pytest.raises(DataError, match="Cannot evaluate the subset"):
+            design("x", data, subset=text, context=globals())
+    with pytest.raises(DataError, match="one True or False per row: 24 rows, got False"):
+        design("x", data, subset="x.size == 3", context=globals())
+    assert len(design("x", data, subset="f.str.startswith('a') | k == 1", context=globals()).y) == 12
 
 
 def test_update_cannot_reach_internals(data):

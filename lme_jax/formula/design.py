@@ -152,13 +152,16 @@ def subset_rows(frame: pd.DataFrame, subset: Any, restricted: bool = False) -> n
     if subset is None:
         return None
     if isinstance(subset, str):
-        check_python(subset, () if restricted else None, "The subset")
         try:
-            mask: Any = frame.eval(subset)
+            check_python(subset, () if restricted else None, "The text")
+            # Empty scopes: pandas' "@name" would find the names of this module.
+            mask: Any = frame.eval(subset, local_dict={}, global_dict={})
         except Exception as error:
             raise DataError(f"Cannot evaluate the subset {subset!r}: {error}") from error
     else:
         mask = subset
+    if np.ndim(mask) == 0:
+        raise DataError(f"`subset` must hold one True or False per row: {len(frame)} rows, got {mask!r}.")
     mask = np.asarray(pd.array(mask, dtype="boolean").fillna(False)) if _is_mask(mask) else np.asarray(mask)
     if mask.dtype != bool or mask.shape != (len(frame),):
         raise DataError(

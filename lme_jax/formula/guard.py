@@ -88,9 +88,13 @@ def own_function(name: str, context: Mapping[str, Any]) -> Callable[..., Any] | 
 
 def check_python(expression: str, functions: Iterable[str] | None, what: str) -> None:
     """Refuse a Python expression that reaches for internals, or beyond `functions` where these are given."""
+    plain = re.sub(r"`[^`]*`", "_column", expression).strip()
     try:
-        tree = ast.parse(re.sub(r"`[^`]*`", "_column", expression).strip(), mode="eval")
-    except (SyntaxError, ValueError, RecursionError):
+        # pandas' "@name" is a variable: read it as one, and let no restricted expression have any.
+        tree = ast.parse(plain if functions is not None else plain.replace("@", ""), mode="eval")
+    except (SyntaxError, ValueError, RecursionError) as error:
+        if functions is not None or "__" in plain:
+            raise FormulaError(f"{what} {expression!r} cannot be read: {error}.") from error
         return  # whoever evaluates it will say what is wrong with it
     for node in ast.walk(tree):
         if isinstance(node, ast.Name) and node.id.startswith("__"):
