@@ -268,7 +268,7 @@ def search(theta, problem, *, max_evaluations=120, tol=1e-10, radius=1.0):
     lanes = len(theta)
     point = evaluate(theta, problem)
     value, gradient, hessian = (np.array(a) for a in point)
-    radii = np.full(lanes, float(radius))
+    radii = np.full(lanes, radius, float)
     count = np.ones(lanes, int)
     done = ~np.isfinite(value)
     last = np.zeros(lanes, bool)
@@ -350,6 +350,12 @@ def solve(design, *, seed=0, extra=None):
         distinct(minima if len(minima) else found.value[best : best + 1]),
         float(found.curvature[best]),
     )
+
+
+def deviance(theta, problem):
+    """The deviance at lme_jax's θ (k,)."""
+    scaled = templates.from_lme_jax(theta, problem.template) * problem.scale
+    return float(evaluate(scaled[None], problem, order=0)[0])
 
 
 def distinct(values, tolerance=1e-5):
