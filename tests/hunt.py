@@ -7,7 +7,7 @@
 
 A trial is (shape, seed) and can be made again. lme_jax's θ is judged by the oracle's own deviance there: ``missed``
 is more than 1e-6·max(1, |deviance|) above the best known optimum although the status says optimum; ``digits`` means
-that lme_jax's deviance differs by more than that from the oracle's at the same θ; ``better`` that the oracle was beaten.
+that lme_jax's deviance differs by as much from the oracle's at the same θ; ``better`` that the oracle was beaten.
 """
 
 import argparse

@@ -1,5 +1,7 @@
 """Random one-factor designs, nasty on purpose: every one is (shape, seed), so that it can be made again."""
 
+import json
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -7,6 +9,7 @@ import pandas as pd
 
 from .multistart import Design
 
+HARD = Path(__file__).parents[1] / "reference" / "hard"
 BENIGN_WEIGHTS = ("none", "mild")
 
 
@@ -70,12 +73,12 @@ def draw(shape, seed):
 def _random(shape, seed, rng, kind):
     q = kind.q
     t = {
-        "groups": kind.groups or rng.choice(["random", "onebig", "singletons", "balanced"]),
-        "Z": rng.choice(["x", "x", "own", "zeros", "integer", "scaled", "near"] if q > 1 else ["x", "own", "zeros"]),
-        "X": rng.choice(["plain", "plain", "near", "scaled", "group", "z"]),
-        "var": rng.choice(["small", "one", "large", "mixed", "antisingular", "zero"]),
-        "w": rng.choice(["none", "none", "mild", "wide", "extreme"]),
-        "y": rng.choice(["one", "one", "offset4", "offset8", "large", "tiny"]),
+        "groups": kind.groups or _one(rng, ["random", "onebig", "singletons", "balanced"]),
+        "Z": _one(rng, ["x", "x", "own", "zeros", "integer", "scaled", "near"] if q > 1 else ["x", "own", "zeros"]),
+        "X": _one(rng, ["plain", "plain", "near", "scaled", "group", "z"]),
+        "var": _one(rng, ["small", "one", "large", "mixed", "antisingular", "zero"]),
+        "w": _one(rng, ["none", "none", "mild", "wide", "extreme"]),
+        "y": _one(rng, ["one", "one", "offset4", "offset8", "large", "tiny"]),
         "off": bool(rng.random() < 0.2),
         "reml": bool(rng.random() < 0.5),
     }
@@ -93,6 +96,11 @@ def _random(shape, seed, rng, kind):
     offset = 3.0 * rng.normal(size=n) * unit if t["off"] else None
     y = y * unit + shift + (0 if offset is None else offset)
     return Drawn(Design(y, X, Z, codes, w, offset, kind.structure, t["reml"]), shape, seed, t)
+
+
+def _one(rng, options):
+    """One of the options, as Python's own type."""
+    return rng.choice(options).item()
 
 
 def _groups(kind, q, rng):
@@ -172,18 +180,18 @@ def centred(seed, groups=9, times=6, slope=2.0):
 
 
 def _centred(shape, seed, rng):
-    groups, slope = int(rng.choice([9, 30, 100])), float(rng.choice([1, 2, 3, 5]))
+    groups, slope = _one(rng, [9, 30, 100]), _one(rng, [1.0, 2.0, 3.0, 5.0])
     design = centred(seed, groups, 6, slope)
     if rng.random() < 0.5:
         design = design._replace(X=design.Z)
-    structure = str(rng.choice(["diagonal", "diagonal", "identity", "compound_symmetry", "unstructured"]))
+    structure = _one(rng, ["diagonal", "diagonal", "identity", "compound_symmetry", "unstructured"])
     t = {"groups": groups, "Z": "t", "X": "t" * design.X.shape[1], "var": f"slope{slope}", "w": "none", "y": "centred"}
     return Drawn(design._replace(structure=structure), shape, seed, {**t, "off": False, "reml": True})
 
 
 def _curve(shape, seed, rng, kind):
     """Uncentred ages 8, 10, 12, 14, or times 0 … 5, with strong slopes."""
-    m = int(rng.choice([9, 15, 27]))
+    m = _one(rng, [9, 15, 27])
     times = np.array([8.0, 10, 12, 14]) if kind.recipe == "age" else np.arange(6.0)
     g, t = np.repeat(np.arange(m), len(times)), np.tile(times, m)
     sd = 10.0 ** rng.uniform(-1, 1, 2)
@@ -193,11 +201,34 @@ def _curve(shape, seed, rng, kind):
     Z = np.column_stack([np.ones(len(y)), t])
     structure = kind.structure
     if structure == "any":
-        structure = str(rng.choice(["unstructured", "diagonal", "identity", "compound_symmetry", "ar1"]))
+        structure = _one(rng, ["unstructured", "diagonal", "identity", "compound_symmetry", "ar1"])
     X = Z if rng.random() < 0.7 else Z[:, :1]
     reml = bool(rng.random() < 0.5)
     t = {"groups": m, "Z": kind.recipe, "X": "t" * X.shape[1], "var": "growth", "w": "none", "y": "one", "off": False}
     return Drawn(Design(y, X, Z, g, None, None, structure, reml), shape, seed, {**t, "reml": reml})
+
+
+def hard_cases():
+    """The designs of tests/reference/hard by name: formula, REML, best known −2 log L, what others found."""
+    return json.loads((HARD / "cases.json").read_text())
+
+
+def hard_frame(name):
+    """The data of a hard case."""
+    return pd.read_csv(HARD / f"{name}.csv")
+
+
+def hard_design(name):
+    """A hard case as a Design."""
+    data, case = hard_frame(name), hard_cases()[name]
+    centred_times = "||" in case["formula"]
+    if centred_times:
+        Z = np.column_stack([np.ones(len(data)), data["t"]])
+        X = Z if "~ t" in case["formula"] else Z[:, :1]
+    else:
+        X, Z = (data.filter(regex=f"^{letter}").to_numpy() for letter in "xz")
+    structure = "diagonal" if centred_times else "unstructured"
+    return Design(data["y"].to_numpy(), X, Z, data["g"].to_numpy(), data["w"].to_numpy(), None, structure, case["reml"])
 
 
 def frame(design):

@@ -231,7 +231,7 @@ def curvature(E, A, s, T, rss, problem):
 
 
 class Lanes(NamedTuple):
-    """Where every search ended: θ (S, k) scaled, deviance, smallest relative curvature, evaluations, whether it ended."""
+    """Where searches ended: θ (S, k) scaled, deviance, smallest relative curvature, evaluations, whether it ended."""
 
     theta: np.ndarray
     value: np.ndarray
