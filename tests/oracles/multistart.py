@@ -262,7 +262,7 @@ def trust_step(gradient, hessian, radius):
     return (vectors @ step[..., None])[..., 0], promise, decrease, lowest[:, 0] / size[:, 0], flat
 
 
-def search(theta, problem, *, max_evaluations=120, tol=1e-10, radius=1.0):
+def search(theta, problem, *, max_evaluations=120, tol=1e-10, radius=1.0, stepper=trust_step):
     """A Newton trust region from every start (S, k) of the scaled problem."""
     theta = np.array(theta, float)
     lanes = len(theta)
@@ -277,7 +277,7 @@ def search(theta, problem, *, max_evaluations=120, tol=1e-10, radius=1.0):
         on = np.flatnonzero(~done)
         if not len(on):
             break
-        step, promise, decrease, curved[on], saddle = trust_step(gradient[on], hessian[on], radii[on])
+        step, promise, decrease, curved[on], saddle = stepper(gradient[on], hessian[on], radii[on])
         small = (decrease < tol) & ~saddle
         trial = theta[on] + step
         new = evaluate(trial, problem)
