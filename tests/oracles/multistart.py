@@ -299,6 +299,18 @@ def search(theta, problem, *, max_evaluations=120, tol=1e-10, radius=1.0, steppe
     return Lanes(theta, value, curved, count, done)
 
 
+def persevered(found, problem, best=12, max_evaluations=600):
+    """Go on from the lowest ends that ran out of evaluations: long curved valleys, where L turns at a fixed LLᵀ."""
+    unfinished = [i for i in np.argsort(found.value)[:best] if not found.done[i]]
+    if not unfinished:
+        return found
+    more = search(found.theta[unfinished], problem, max_evaluations=max_evaluations)
+    fields = [np.array(a) for a in found]
+    for field, new in zip(fields, more, strict=True):
+        field[unfinished] = new
+    return Lanes(*fields)
+
+
 def starts(problem, rng, draws=300, best=10):
     """The grid of starts, and the best of random ones that are not each other's neighbours."""
     template = problem.template
@@ -339,7 +351,7 @@ def solve(design, *, seed=0, extra=None):
     if extra is not None:
         given = [templates.from_lme_jax(t, problem.template) * problem.scale for t in np.atleast_2d(extra)]
         first = np.vstack([first, given])
-    found = search(first, problem)
+    found = persevered(search(first, problem), problem)
     ok = np.isfinite(found.value)
     best = np.flatnonzero(ok)[np.argmin(found.value[ok])]
     theta = found.theta[best] / problem.scale

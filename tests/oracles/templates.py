@@ -232,7 +232,7 @@ def random_theta(template, rng, low, high):
     return theta
 
 
-def grid_starts(template, low=-2, high=3):
+def grid_starts(template, low=-2, high=5):
     """Starts over scales, single effects, faces without an effect and signs of correlations."""
     q = sum(size for _, size in template)
     starts = [np.zeros(n_theta(template))]
@@ -245,7 +245,7 @@ def grid_starts(template, low=-2, high=3):
                 starts.append(uncorrelated(template, only))
             without[j] = 0.0
             starts.append(uncorrelated(template, 3.0 * without))
-        starts += [correlated(template, sd, r) for sd in (0.3, 10.0) for r in (-0.9, 0.9)]
+        starts += [correlated(template, sd, r) for sd in (1.0, 10.0, 100.0) for r in (-0.99, 0.99)]
         for i, j in combinations(range(q), 2) if q > 2 else ():
             for sign in (-1, 1):
                 Psi = np.eye(q)
