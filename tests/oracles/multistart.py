@@ -266,37 +266,41 @@ def search(theta, problem, *, max_evaluations=120, tol=1e-10, radius=1.0, steppe
     """A Newton trust region from every start (S, k) of the scaled problem."""
     theta = np.array(theta, float)
     lanes = len(theta)
-    point = evaluate(theta, problem)
-    value, gradient, hessian = (np.array(a) for a in point)
-    radii = np.full(lanes, radius, float)
-    count = np.ones(lanes, int)
-    done = ~np.isfinite(value)
-    last = np.zeros(lanes, bool)
-    curved = np.zeros(lanes)
+    value, gradient, hessian = (np.array(a) for a in evaluate(theta, problem))
+    radii, curved = np.full(lanes, radius, float), np.zeros(lanes)
+    count, last, done = np.ones(lanes, int), np.zeros(lanes, bool), ~np.isfinite(value)
     for _ in range(max_evaluations):
         on = np.flatnonzero(~done)
         if not len(on):
             break
         step, promise, decrease, curved[on], saddle = stepper(gradient[on], hessian[on], radii[on])
         small = (decrease < tol) & ~saddle
-        trial = theta[on] + step
-        new = evaluate(trial, problem)
+        new = evaluate(theta[on] + step, problem)
         count[on] += 1
-        noise = 1e-13 * (1 + np.abs(value[on]))
-        actual = value[on] - new.value
-        close = small & (np.abs(actual) < 1e-7 * (1 + np.abs(value[on])))
-        accept = np.isfinite(new.value) & ((actual > -noise) | close)
-        ratio = np.where(accept, (actual + noise) / (np.abs(promise) + noise), 0.0)
-        length = np.linalg.norm(step, axis=1)
-        radii[on] = np.where(ratio < 0.25, 0.25 * length, radii[on])
-        radii[on] = np.where((ratio > 0.75) & (length > 0.9 * radii[on]), 4 * radii[on], radii[on])
+        accept, ratio = gain(value[on], new.value, promise, small)
+        radii[on] = next_radius(radii[on], ratio, np.linalg.norm(step, axis=1))
         moved = on[accept]
-        theta[moved], value[moved] = trial[accept], new.value[accept]
-        gradient[moved], hessian[moved] = new.gradient[accept], new.hessian[accept]
-        tiny = radii[on] < 1e-12 * (1 + np.abs(theta[on]).max(1))
-        done[on] = (small & last[on]) | tiny
+        theta[moved] += step[accept]
+        for kept, found in zip((value, gradient, hessian), new, strict=True):
+            kept[moved] = found[accept]
+        done[on] = (small & last[on]) | (radii[on] < 1e-12 * (1 + np.abs(theta[on]).max(1)))
         last[on] = small
     return Lanes(theta, value, curved, count, done)
+
+
+def gain(old, new, promise, small):
+    """Which steps to take, and what they gained of their promise; near the optimum differences are rounding."""
+    noise = 1e-13 * (1 + np.abs(old))
+    actual = old - new
+    close = small & (np.abs(actual) < 1e-7 * (1 + np.abs(old)))
+    accept = np.isfinite(new) & ((actual > -noise) | close)
+    return accept, np.where(accept, (actual + noise) / (np.abs(promise) + noise), 0.0)
+
+
+def next_radius(radius, ratio, length):
+    """Smaller after a poor step, larger after a good one at the edge."""
+    radius = np.where(ratio < 0.25, 0.25 * length, radius)
+    return np.where((ratio > 0.75) & (length > 0.9 * radius), 4 * radius, radius)
 
 
 def persevered(found, problem, best=12, max_evaluations=600):
