@@ -17,11 +17,11 @@ from .core.records import Fit
 from .core.types import Status
 from .data import ModelData
 from .errors import DataError, UnsupportedError
+from .fitting import read_options, read_reml, read_start, report
 from .formula import Design, RandomTerm, design_from_arrays, design_from_statsmodels
 from .formula.values import as_frame, column, factorize
 from .mixed_lm_results import StatsmodelsFit
 from .model import callers_names
-from .results import report
 from .statsmodels_fit import (
     METHODS,
     ascent_start,
@@ -82,6 +82,10 @@ class MixedLM:
     ) -> None:
         if kwargs:
             raise DataError(f"MixedLM has no argument {', '.join(map(repr, kwargs))}")
+        for name, given in (("endog", endog), ("exog", exog), ("exog_re", exog_re), ("weights", weights)):
+            if np.iscomplexobj(given):
+                raise DataError(f"{name} is complex: give real numbers")
+        endog, exog, exog_re, weights = (_own(a) for a in (endog, exog, exog_re, weights))
         if exog_vc is None:
             design = design_from_arrays(endog, exog, groups, exog_re, weights=weights, missing=missing)
             design = _statsmodels_names(design, exog_re)
@@ -109,7 +113,8 @@ class MixedLM:
         self.use_sqrt, self.reml = use_sqrt, True
         self.fe_pen: Any = None
         self.cov_pen: Any = None
-        self._data = _named(ModelData.from_design(design, factor_in_names=False), self._named_of(design))
+        data = ModelData.from_design(design, factor_in_names=False)
+        self._data = _named(data, self._named_of(data.design))
 
     def _named_of(self, design: Design) -> list[tuple[str | None, RandomTerm]]:
         return list(zip(self._components, design.terms, strict=True))
@@ -458,7 +463,7 @@ class MixedLM:
         **fit_kwargs
             gtol, ftol, xtol, maxiter, maxcor; ``use_t=True`` for t instead of z.
         """
-        settings = _checked_options(fit_kwargs)
+        settings, reml, options = _checked_options(fit_kwargs), read_reml(reml), read_options(options)
         if "maxiter" in settings and options == NewtonOptions():
             options = NewtonOptions(max_iter=max(int(settings["maxiter"]), 1))
         methods = _checked_methods(method)
@@ -482,10 +487,10 @@ class MixedLM:
             if not mask.all():
                 raise UnsupportedError("penalties with held covariance parameters are not supported: drop one")
             found = self._penalised(layout, reml, np.asarray(theta), fe_pen, cov_pen, settings, methods[0])
-            report(found, data, advice=_ADVICE, stacklevel=3)
+            report(found, data, advice=_ADVICE)
         else:
             found = self._search(layout, reml, theta, mask, methods, settings, options, hist)
-            report(found, data, advice=_ADVICE, stacklevel=3)
+            report(found, data, advice=_ADVICE)
         self.reml, self.fe_pen, self.cov_pen = reml, fe_pen, cov_pen
         result = StatsmodelsFit(data, found, reml=reml, options=options)
         result.model, result._from_arrays = self, self._from_arrays  # type: ignore[attr-defined]
@@ -606,7 +611,7 @@ class MixedLM:
     def _start(self, start_params: Any, theta: Any, data: ModelData) -> np.ndarray | None:
         """θ in the order of ``data`` (some terms of which may be diagonal)."""
         if theta is not None:
-            return np.asarray(theta, float)
+            return read_start(theta, data.theta_names)
         if start_params is None:
             return None
         packed = self._unpack(start_params).get_packed(use_sqrt=True)
@@ -729,6 +734,11 @@ class MixedLMDistribution:
 
 
 # ---------------------------------------------------------------- helpers
+
+
+def _own(array: Any) -> Any:
+    """A copy of a plain array: the model keeps its own; ``ModelData`` copies what pandas lends."""
+    return array.copy() if isinstance(array, np.ndarray) else array
 
 
 def _plain(endog: Any, exog: Any) -> bool:

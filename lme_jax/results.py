@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cached_property
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import numpy as np
@@ -13,18 +14,21 @@ import pandas as pd
 
 from .bootstrap import Bootstrap, Kind, bootstrap
 from .core.covariance import smallest_root
-from .core.fit import fit, random_effects
+from .core.fit import random_effects
 from .core.henderson import MixedModelEquations
 from .core.optimize import NewtonOptions
 from .core.records import Fit, RandomEffects
 from .core.types import Status
 from .data import Factor, ModelData
-from .errors import ConvergenceError, ConvergenceWarning, DataError, SingularFitWarning, UnsupportedError
+from .errors import DataError, UnsupportedError
+from .fitting import fit_data, read_only, read_options, read_reml, read_start, settle
 from .inference.prediction import RandomChoice, predict_mean, prediction_rows, prediction_table, related_effects
 from .inference.simulation import response_for, simulate_responses
 from .inference.wald import covariance_standard_errors, wald_table
+from .lazy import handed_out
 from .many_results import ManyFits
 from .responses import MEMORY_LIMIT, BatchOptions, Responses, fit_responses, read_responses
+from .statsmodels_packed import chosen_covariance
 from .statsmodels_results import StatsmodelsResults
 from .summary import Summary
 
@@ -61,10 +65,20 @@ class MixedLMResults(StatsmodelsResults):
         again: Refitter | None = None,
     ) -> None:
         self._data = data
-        self.fit = fit
-        self.reml = reml
+        self._fit = read_only(fit)
+        self._reml = bool(reml)
         self._options = options
         self._again = again
+
+    @property
+    def fit(self) -> Fit:
+        """The arrays of the optimum, read-only."""
+        return self._fit
+
+    @property
+    def reml(self) -> bool:
+        """Whether the criterion is REML."""
+        return self._reml
 
     # ------------------------------------------------------------ criterion
 
@@ -88,8 +102,8 @@ class MixedLMResults(StatsmodelsResults):
 
     @property
     def n_params(self) -> int:
-        """Fixed effects, covariance parameters and σ."""
-        return len(self.fit.beta) + len(self.fit.theta) + 1
+        """Fixed effects, covariance parameters and σ that were estimated; held ones do not count."""
+        return self._n_free + 1
 
     @property
     def aic(self) -> float:
@@ -116,21 +130,57 @@ class MixedLMResults(StatsmodelsResults):
 
     # ------------------------------------------------------------ fixed effects
 
-    @cached_property
+    @handed_out
     def fe_params(self) -> pd.Series:
         """Fixed effects β̂ (p,)."""
         return pd.Series(self.fit.beta, index=self._exog_names, name="fe_params")
 
-    @cached_property
+    @handed_out
     def cov_fe(self) -> pd.DataFrame:
         """Cov β̂ = σ̂²(XᵀV⁻¹X)⁻¹ (p, p): generalised least squares, as lme4, nlme and SAS report it."""
         cov = self.scale * np.asarray(self.fit.unscaled_cov)
         return pd.DataFrame(cov, index=self._exog_names, columns=self._exog_names)
 
-    @cached_property
+    @handed_out
     def bse_fe(self) -> pd.Series:
         """Standard errors of the fixed effects (p,), √diag ``cov_fe``."""
         return pd.Series(np.sqrt(np.diag(self.cov_fe)), index=self._exog_names, name="bse_fe")
+
+    @property
+    def param_names(self) -> list[str]:
+        return list(self._exog_names)
+
+    @property
+    def params(self) -> pd.Series:
+        """The fixed effects, as ``fe_params``.
+
+        ``bse``, ``tvalues``, ``pvalues``, ``cov_params`` and ``conf_int`` are theirs too.
+        """
+        return self.fe_params.rename("params")
+
+    @property
+    def bse(self) -> pd.Series:
+        """Standard errors of the fixed effects by generalised least squares, ``bse_fe``."""
+        return self.bse_fe.rename("bse")
+
+    @property
+    def tvalues(self) -> pd.Series:
+        """Estimate over standard error of the fixed effects."""
+        return (self.fe_params / self.bse_fe).rename("tvalues")
+
+    @property
+    def pvalues(self) -> pd.Series:
+        """Two-sided normal p-values of the fixed effects."""
+        table = wald_table(self.fe_params.to_numpy(), self.bse_fe.to_numpy())
+        return pd.Series(table.p_value, index=self._exog_names, name="pvalues")
+
+    def cov_params(self, r_matrix: Any = None, column: Any = None, scale: Any = None) -> Any:
+        """Covariance of the fixed effects, of some of them (``column``), or of linear combinations R.
+
+        ``scale`` stands in for σ̂².
+        """
+        cov = self.cov_fe if scale is None else self.cov_fe / self.scale * scale
+        return chosen_covariance(cov, r_matrix, column)
 
     # ------------------------------------------------------------ variance components
 
@@ -144,7 +194,7 @@ class MixedLMResults(StatsmodelsResults):
         """Residual standard deviation σ̂."""
         return float(self.fit.sigma)
 
-    @cached_property
+    @handed_out
     def theta(self) -> pd.Series:
         """Relative covariance parameters (k,), dimensionless: the packed factor L per term."""
         return pd.Series(self.fit.theta, index=self._data.theta_names, name="theta")
@@ -156,7 +206,7 @@ class MixedLMResults(StatsmodelsResults):
         Psi = self.scale * (L @ L.T)
         return [Psi[columns, columns] for columns in self._data.term_slices]
 
-    @cached_property
+    @handed_out
     def factor_cov(self) -> Mapping[str, pd.DataFrame]:
         """Ψ of all the effects of each grouping factor, response units²."""
         L = np.asarray(self.fit.relative_factor)
@@ -167,7 +217,7 @@ class MixedLMResults(StatsmodelsResults):
             out[factor.name] = pd.DataFrame(Psi[part, part], index=factor.columns, columns=factor.columns)
         return out
 
-    @cached_property
+    @handed_out
     def cov_re(self) -> pd.DataFrame:
         """Ψ, the covariance of the random effects (block diagonal over the terms), response units²."""
         names = [c for term in self._data.terms for c in term.columns]
@@ -185,7 +235,7 @@ class MixedLMResults(StatsmodelsResults):
         terms = zip(self._data.terms, self._term_covariances, strict=True)
         return np.array([Psi[0, 0] for term, Psi in terms if term.structure == "identity"])
 
-    @cached_property
+    @handed_out
     def varcorr(self) -> pd.DataFrame:
         """lme4's ``as.data.frame(VarCorr(fit))``: columns grp, var1, var2, vcov, sdcor.
 
@@ -206,7 +256,7 @@ class MixedLMResults(StatsmodelsResults):
         rows.append(("Residual", None, None, self.scale, self.sigma))
         return pd.DataFrame(rows, columns=["grp", "var1", "var2", "vcov", "sdcor"])
 
-    @cached_property
+    @handed_out
     def bse_re(self) -> pd.Series:
         """Standard errors of the (co)variances of the random effects (k,), response units².
 
@@ -237,7 +287,7 @@ class MixedLMResults(StatsmodelsResults):
         pairs = zip(self._data.factors, self._random_effects, strict=True)
         return [np.asarray(effects.b)[: len(factor.levels)] for factor, effects in pairs]
 
-    @cached_property
+    @handed_out
     def ranef(self) -> Mapping[str, pd.DataFrame]:
         """BLUPs per grouping factor: a DataFrame (levels × effects)."""
         return {
@@ -249,7 +299,7 @@ class MixedLMResults(StatsmodelsResults):
             for factor, effects in zip(self._data.factors, self._random_effects, strict=True)
         }
 
-    @cached_property
+    @handed_out
     def ranef_cov(self) -> Mapping[str, np.ndarray]:
         """Var(b | y) with β, θ fixed (lme4's condVar) per factor, (levels, q, q) in the order of ``ranef``."""
         return {
@@ -271,7 +321,7 @@ class MixedLMResults(StatsmodelsResults):
         covs = zip(self._factor.levels, self.ranef_cov[self._factor.name], strict=True)
         return {group: pd.DataFrame(cov, index=columns, columns=columns) for group, cov in covs}
 
-    @cached_property
+    @handed_out
     def fittedvalues(self) -> pd.Series:
         """Xβ̂ + Zb̂ + offset, for the rows that were fitted."""
         values = self._data.X @ self.fit.beta + self._data.offset
@@ -280,7 +330,7 @@ class MixedLMResults(StatsmodelsResults):
             values += np.einsum("nq,nq->n", factor.Z, rows)
         return pd.Series(values, index=self._data.index, name="fittedvalues")
 
-    @cached_property
+    @handed_out
     def resid(self) -> pd.Series:
         """y − fittedvalues, response units."""
         return (self._data.y - self.fittedvalues).rename("resid")
@@ -400,11 +450,7 @@ class MixedLMResults(StatsmodelsResults):
         NaN marks a missing value, ``mask`` (n_rows, R) is True where a response was observed; see ``fit_many``.
         Designs with several grouping factors are fitted one response after another.
         """
-        if isinstance(Y, pd.DataFrame) and not Y.index.equals(self._data.index):
-            if not (Y.index.is_unique and self._data.index.isin(Y.index).all()):
-                raise DataError("Y lacks labels of the fitted rows: give one row per fitted row, in order")
-            Y = Y.loc[self._data.index]
-        responses = read_responses(Y, self.nobs, mask)
+        responses = read_responses(Y, self.nobs, mask, self._data.index)
         settings = BatchOptions(progress, memory_limit, self._options)
         return refit_responses(self._data, responses, self.reml, start, settings)
 
@@ -577,6 +623,13 @@ class MixedLMResults(StatsmodelsResults):
     # ------------------------------------------------------------ shorthands
 
     @property
+    def model(self) -> Any:
+        """Names, where other packages look for them (statsmodels' ``summary_col``); there is no model object."""
+        names = list(self._exog_names)
+        data = SimpleNamespace(xnames=names, ynames=self._data.endog_name, param_names=names, frame=None)
+        return SimpleNamespace(endog_names=self._data.endog_name, exog_names=names, data=data)
+
+    @property
     def _exog_names(self) -> tuple[str, ...]:
         return self._data.exog_names
 
@@ -585,74 +638,61 @@ class MixedLMResults(StatsmodelsResults):
         return self._data.factors[0]
 
 
-def refit_responses(data: ModelData, responses: Responses, reml: bool, start: Any, settings: BatchOptions) -> ManyFits:
-    """Fit all the responses and label them; warns once of those that did not reach an optimum."""
-    fit, n_obs = fit_responses(data, responses, reml=reml, start=start, options=settings)
-
-    def view(number: int, lane: Fit) -> MixedLMResults:
-        which = np.array([number])
-        y, seen = responses.columns(which)[:, 0], responses.seen(which)[:, 0]
-        own = data if seen.all() else data.rows(seen)
-        return MixedLMResults(own.with_response(y[seen]), lane, reml=reml, options=settings.newton)
-
-    many = ManyFits(fit, data, responses.names, reml=reml, n_obs=n_obs, view=view)
-    warn_of_failures(many)
-    return many
-
-
-def warn_of_failures(many: ManyFits) -> None:
-    """One warning for all the fits that did not reach an optimum."""
-    failed = ~many.converged & (many.fit.status != Status.INTERRUPTED)
-    if failed.any():
-        counts = many.status[failed].value_counts()
-        which = ", ".join(f"{n} {status}" for status, n in counts.items())
-        first = ", ".join(repr(name) for name in many.names[failed][:5])
-        warnings.warn(
-            f"{int(failed.sum())} of {len(many)} fits did not reach an optimum ({which}; the first are {first}): "
-            "see .status; their numbers are not estimates",
-            ConvergenceWarning,
-            stacklevel=4,
-        )
-
-
 def fit_model(
     data: ModelData, reml: bool, start: Any, options: NewtonOptions, again: Refitter | None = None
 ) -> MixedLMResults:
     """Fit compressed data and tell the person how it ended; ``again`` serves ``update``."""
-    result = fit(data.compressed, reml=reml, start=start, options=options)
-    report(result, data)
-    return MixedLMResults(data, result, reml=reml, options=options, again=again)
+    found = fit_data(data, reml, start, options)
+    return MixedLMResults(data, found, reml=reml, options=options, again=again)
 
 
-def report(
-    result: Fit,
-    data: ModelData,
-    *,
-    advice: str = "Try another start=, or options=NewtonOptions(max_iter=…).",
-    stacklevel: int = 4,
-) -> None:
-    """Turn a status into the warning or the error that a person should see.
+# ---------------------------------------------------------------- many fits
 
-    ``advice`` is what to do about a fit that did not converge; ``stacklevel`` leads to the person's own line.
-    """
-    status = Status(int(result.status))
-    spread = np.std(data.y - data.offset)
-    if status is Status.NOT_FINITE or float(result.sigma) <= 1e-10 * spread:
-        raise ConvergenceError(
-            f"the deviance of {data.endog_name!r} ({data.n_rows} rows, {len(result.beta)} fixed effects) has no "
-            "minimum: the model leaves no residual variation. Check for a fixed effect that copies the response."
-        )
-    if status is Status.SINGULAR:
-        warnings.warn(
-            "the random effects are singular: a variance is zero or a correlation is ±1 (see .varcorr). It is a valid "
-            "optimum; a simpler random part would describe these data as well.",
-            SingularFitWarning,
-            stacklevel=stacklevel,
-        )
-    elif not status.is_optimum:
-        warnings.warn(
-            f"the optimiser {status.text}: {int(result.iterations)} evaluations, ½gᵀH⁻¹g = "
-            f"{float(result.decrease):.1e} deviance units. {advice}",
-            ConvergenceWarning,
-            stacklevel=stacklevel,
-        )
+
+@dataclass(frozen=True)
+class ResponseViews:
+    """Single results of a batch of responses, by number."""
+
+    design: ModelData
+    responses: Responses
+    reml: bool
+    options: NewtonOptions
+
+    def data(self, number: int) -> ModelData:
+        """The rows and the response of one fit."""
+        which = np.array([number])
+        y, seen = self.responses.columns(which)[:, 0], self.responses.seen(which)[:, 0]
+        own = self.design if seen.all() else self.design.rows(seen)
+        return own.with_response(y[seen])
+
+    def result(self, number: int, lane: Fit) -> MixedLMResults:
+        return MixedLMResults(self.data(number), lane, reml=self.reml, options=self.options)
+
+
+@dataclass(frozen=True)
+class SubsetViews:
+    """Single results of a batch of data sets: row i belongs to number ``subset[i]``."""
+
+    whole: ModelData
+    subset: np.ndarray
+    reml: bool
+    options: NewtonOptions
+
+    def data(self, number: int) -> ModelData:
+        """The rows of one fit."""
+        return self.whole.rows(self.subset == number)
+
+    def result(self, number: int, lane: Fit) -> MixedLMResults:
+        return MixedLMResults(self.data(number), lane, reml=self.reml, options=self.options)
+
+
+def refit_responses(data: ModelData, responses: Responses, reml: bool, start: Any, settings: BatchOptions) -> ManyFits:
+    """Fit all the responses and label them; warns once of those that did not reach an optimum."""
+    reml, newton = read_reml(reml), read_options(settings.newton)
+    views = ResponseViews(data, responses, reml, newton)
+    start = read_start(start, data.theta_names)
+    lanes = fit_responses(data, responses, reml=reml, start=start, options=settings)
+    fit = settle(lanes.fit, lanes.identified, lanes.spread, views.data)
+    many = ManyFits(fit, data, responses.names, reml=reml, n_obs=lanes.n_obs, views=views)
+    many.warn_of_failures()
+    return many

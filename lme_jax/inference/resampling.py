@@ -1,33 +1,40 @@
 """Bootstrap and jackknife samples of a fitted model, as lanes of the batch engine or as responses.
 
-Blocks of responses are drawn with seeds of their own, so that the numbers do not depend on how the work is cut.
+Every sample has a generator of its own, so that the numbers do not depend on how the work is cut.
 
 References: Efron & Tibshirani (1993), chs 6, 14; Carpenter, Goldstein & Rasbash (2003), JRSS C 52, 431–443;
 Davison & Hinkley (1997), §3.8.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 import numpy as np
 
 from ..core.batch import Family
-from ..core.compression import Basis, bucket
+from ..core.compression import Basis, bucket, enough_rows
 from ..core.lanes import LaneData
 from ..core.records import Fit
 from ..data import ModelData
 from .simulation import simulate_responses
 
+# Responses drawn at once where nothing else limits them.
 BLOCK = 256
 
 
-def parametric_responses(data: ModelData, fitted: Fit, n: int, seed: int) -> Iterator[np.ndarray]:
-    """Blocks (n_rows, ≤ BLOCK) of responses drawn from the fitted model, n in all."""
-    for block, size in _blocks(n):
-        yield simulate_responses(data, fitted, None, size, np.random.default_rng([seed, block]))
+def sample_rng(seed: int, sample: int) -> np.random.Generator:
+    """The generator of one sample: its numbers do not depend on which others are drawn beside it."""
+    return np.random.default_rng([seed, sample])
+
+
+def parametric_responses(data: ModelData, fitted: Fit, n: int, seed: int, block: int = BLOCK) -> Iterator[np.ndarray]:
+    """Blocks (n_rows, ≤ block) of responses drawn from the fitted model, n in all."""
+    for which in _blocks(n, block):
+        draws = [simulate_responses(data, fitted, None, 1, sample_rng(seed, sample)) for sample in which]
+        yield np.concatenate(draws, axis=1)
 
 
 def residual_responses(
-    data: ModelData, fitted: Fit, b: Collection[np.ndarray], n: int, seed: int
+    data: ModelData, fitted: Fit, b: Collection[np.ndarray], n: int, seed: int, block: int = BLOCK
 ) -> Iterator[np.ndarray]:
     """Blocks of responses from resampled BLUPs and residuals, both inflated to the estimated (co)variances.
 
@@ -44,19 +51,20 @@ def residual_responses(
     weights = data.design.weights
     root = np.ones(data.n_rows) if weights is None else np.sqrt(weights)
     residual = _inflated((residual * root)[:, None], np.array([[sigma]]))[:, 0]
-    for block, size in _blocks(n):
-        rng = np.random.default_rng([seed, block])
-        out = np.repeat(mean[:, None], size, axis=1)
+
+    def draw(rng: np.random.Generator) -> np.ndarray:
+        y = mean.copy()
         for factor, values in zip(data.factors, effects, strict=True):
-            drawn = values[rng.integers(len(values), size=(size, len(values)))]
-            out += factor.effects @ drawn.reshape(size, -1).T
-        drawn = residual[rng.integers(len(residual), size=(data.n_rows, size))]
-        yield out + (drawn if weights is None else drawn / root[:, None])
+            y += factor.effects @ values[rng.integers(len(values), size=len(values))].ravel()
+        return y + residual[rng.integers(len(residual), size=data.n_rows)] / root
+
+    for which in _blocks(n, block):
+        yield np.stack([draw(sample_rng(seed, sample)) for sample in which], axis=1)
 
 
-def _blocks(n: int) -> Iterator[tuple[int, int]]:
-    for block in range(-(-n // BLOCK)):
-        yield block, min(BLOCK, n - block * BLOCK)
+def _blocks(n: int, block: int) -> Iterator[range]:
+    for lo in range(0, n, block):
+        yield range(lo, min(lo + block, n))
 
 
 def _inflated(values: np.ndarray, root: np.ndarray) -> np.ndarray:
@@ -73,8 +81,15 @@ class LevelSamples:
     """Lanes that use each level of the one factor m times (m = 0, 1, 2 …): the cases bootstrap and the jackknife.
 
     A level taken m times adds m·log|M| to log|V| and m·cᵀ(·)c to H, so a sample costs a product with the
-    cross-products of the levels, and no rows. Samples that do not identify the fixed effects fail.
+    cross-products of the levels, and no rows. Samples that do not identify the model fail.
+
+    Attributes
+    ----------
+    n_obs, identified : (R,) of the samples that were compressed: their rows, and whether they identify the model.
     """
+
+    n_obs: np.ndarray
+    identified: np.ndarray
 
     def __init__(self, data: ModelData) -> None:
         self._data = data
@@ -100,26 +115,28 @@ class LevelSamples:
     def n_levels(self) -> int:
         return bucket(self.n_groups)
 
-    def lanes(self, times: np.ndarray) -> LaneData:
-        """The lanes that use the levels ``times`` (n_groups, R)."""
+    def lanes(self, times: np.ndarray) -> tuple[LaneData, np.ndarray, np.ndarray]:
+        """The lanes that use the levels ``times`` (n_groups, R), their rows (R,), and which are identified (R,)."""
         moments, p, width = self._moments, self._data.X.shape[1], self._moments.WtW.shape[0]
         lanes = times.shape[1]
         padded = np.zeros((len(self._Z), lanes))
         padded[: self.n_groups] = times
         WtW = (self._WtW.T @ times).reshape(width, width, lanes)  # noqa: N806
         n_rows = self._n_rows @ times
+        # A level that was drawn twice is two levels.
+        identified = enough_rows(n_rows, times.sum(0), p, self._data.template)
         if p:
             roots = np.linalg.eigvalsh(np.moveaxis(WtW[:p, :p], 2, 0))
-            n_rows = np.where(roots[:, 0] < 1e-12 * roots[:, -1], np.nan, n_rows)
+            identified &= roots[:, 0] >= 1e-12 * roots[:, -1]
         C = self._C[..., None] * np.sqrt(padded)[:, None, None]  # noqa: N806
         basis = moments.basis
-        return LaneData(
+        data = LaneData(
             self._Z[..., None],
             padded,
             np.ascontiguousarray(C[:, :, :p]),
             np.ascontiguousarray(C[:, :, p]),
             WtW,
-            n_rows,
+            np.where(identified, n_rows, np.nan),
             self._log_weights @ times,
             Basis(
                 np.repeat(basis.map[:, :, None], lanes, axis=2),
@@ -128,20 +145,28 @@ class LevelSamples:
             ),
             self._data.template,
         )
+        return data, n_rows, identified
 
     def bootstrap(self, n: int, seed: int, width: int, start: np.ndarray | None) -> Family:
         """n samples of as many levels as there are, with replacement."""
-        drawn = [
-            np.random.default_rng([seed, block]).multinomial(
-                self.n_groups, np.full(self.n_groups, 1.0 / self.n_groups), size
-            )
-            for block, size in _blocks(n)
-        ]
-        return self._family(np.concatenate(drawn).T.astype(float), width, start)
+        return self._family(n, lambda sample: self.times(seed, sample), width, start)
+
+    def times(self, seed: int, sample: int) -> np.ndarray:
+        """(n_groups,) how often a cases sample has each level."""
+        share = np.full(self.n_groups, 1.0 / self.n_groups)
+        return sample_rng(seed, sample).multinomial(self.n_groups, share).astype(float)
 
     def jackknife(self, width: int, start: np.ndarray | None) -> Family:
         """Each level left out once."""
-        return self._family(1.0 - np.eye(self.n_groups), width, start)
+        levels = np.arange(self.n_groups)
+        return self._family(self.n_groups, lambda sample: (levels != sample).astype(float), width, start)
 
-    def _family(self, times: np.ndarray, width: int, start: np.ndarray | None) -> Family:
-        return Family.cut(np.arange(times.shape[1]), width, lambda which: self.lanes(times[:, which]), start)
+    def _family(self, n: int, times: Callable[[int], np.ndarray], width: int, start: np.ndarray | None) -> Family:
+        self.n_obs, self.identified = np.zeros(n), np.ones(n, bool)
+
+        def compress(which: np.ndarray) -> LaneData:
+            drawn = np.stack([times(sample) for sample in which.tolist()], axis=1)
+            data, self.n_obs[which], self.identified[which] = self.lanes(drawn)
+            return data
+
+        return Family.cut(np.arange(n), width, compress, start)

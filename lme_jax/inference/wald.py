@@ -54,7 +54,8 @@ def variance_parameter_covariance(fit: Fit, dof: Any) -> np.ndarray:
     joint = np.empty((*regular.shape, k + 1, k + 1))
     joint[..., :k, :k] = cov
     joint[..., :k, k] = joint[..., k, :k] = cross
-    joint[..., k, k] = 2.0 / np.asarray(dof) + (slope * cross).sum(-1)
+    dof = np.asarray(dof, float)
+    joint[..., k, k] = 2.0 / np.where(dof > 0, dof, np.nan) + (slope * cross).sum(-1)
     return np.where(regular[..., None, None], joint, np.nan)
 
 
