@@ -119,8 +119,8 @@ def bootstrap(
     """Draw and fit n samples; see ``MixedLMResults.bootstrap``."""
     if kind not in get_args(Kind):
         raise DataError(f"kind={kind!r} is unknown; use one of {', '.join(get_args(Kind))}")
-    if n < 1:
-        raise DataError(f"n={n}: draw at least one sample")
+    if not isinstance(n, (int, np.integer)) or n < 1:
+        raise DataError(f"n={n!r}: draw a whole number of samples, 1 or more")
     if kind == "residual" and any(factor.root is not None for factor in data.factors):
         raise UnsupportedError("residuals of related levels cannot be resampled: use kind='parametric'")
     if not data.has_one_factor and kind == "cases":

@@ -467,6 +467,8 @@ class MixedLM:
         if "maxiter" in settings and options == NewtonOptions():
             options = NewtonOptions(max_iter=max(int(settings["maxiter"]), 1))
         methods = _checked_methods(method)
+        if free is not None and not hasattr(free, "get_packed"):
+            raise DataError(f"free={free!r} must be a MixedLMParams of ones and zeros")
         independent = free is not None and self._means_independent(free, start_params)
         data = _diagonal(self._data, self._data.design.terms[0]) if independent else self._data
         mask = np.ones(len(default_start(data)), bool) if free is None or independent else self._mask(free)

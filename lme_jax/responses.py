@@ -39,6 +39,10 @@ class BatchOptions:
     memory_limit: int = MEMORY_LIMIT
     newton: NewtonOptions = NewtonOptions()
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.memory_limit, (int, float, np.number)) or not self.memory_limit > 0:
+            raise DataError(f"memory_limit={self.memory_limit!r} must be a number of bytes > 0")
+
     def width(self, n_levels: int, values_per_level: int, q: int, p: int) -> int:
         """Lanes per call that keep eight copies of a call's data within the limit."""
         room = self.memory_limit // (64 * max(n_levels * values_per_level, 1))

@@ -505,6 +505,8 @@ class MixedLMResults(StatsmodelsResults):
         """
         if self._again is None:
             raise UnsupportedError("update() needs a model that lmer() fitted; call the constructor again instead.")
+        if formula is not None and not isinstance(formula, str):
+            raise DataError(f"update(formula={formula!r}): give text such as '. ~ . + x'")
         given = {"formula": formula, "data": data, "reml": reml}
         caller = sys._getframe(1)
         names = {**caller.f_globals, **caller.f_locals}

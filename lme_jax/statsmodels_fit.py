@@ -6,8 +6,6 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import scipy  # scipy.optimize loads at its first use
 
@@ -38,8 +36,10 @@ def theta_scale(data: ModelData) -> np.ndarray:
     """(k,) factors that make θ dimensionless in conditioned units of Z."""
     compressed = data.compressed
     basis = compressed.moments.basis if isinstance(compressed, GroupData) else compressed.basis
+    import jax
+
     with jax.enable_x64(True):
-        return np.asarray(covariance.theta_scale(data.template, jnp.asarray(basis.z_scale)))
+        return np.asarray(covariance.theta_scale(data.template, jax.numpy.asarray(basis.z_scale)))
 
 
 def default_start(data: ModelData) -> np.ndarray:
@@ -52,17 +52,20 @@ def default_start(data: ModelData) -> np.ndarray:
     return np.concatenate(parts) / theta_scale(data)
 
 
-@functools.partial(jax.jit, static_argnames="reml")
-def _value_and_gradient(theta: Any, data: Any, reml: bool) -> tuple[Any, Any]:
-    return jax.value_and_grad(lambda t: deviance(t, data, reml=reml))(theta)
+@functools.cache
+def _value_and_gradient(reml: bool) -> Callable[[Any, Any], tuple[Any, Any]]:
+    import jax
+
+    return jax.jit(jax.value_and_grad(lambda theta, data: deviance(theta, data, reml=reml)))
 
 
 def objective(data: ModelData, reml: bool) -> Callable[[np.ndarray], tuple[float, np.ndarray]]:
     """Deviance and exact gradient in θ, float64; +∞ where it is not finite."""
+    import jax
 
     def at(theta: np.ndarray) -> tuple[float, np.ndarray]:
         with jax.enable_x64(True):
-            value, slope = _value_and_gradient(np.asarray(theta, float), data.compressed, reml)
+            value, slope = _value_and_gradient(reml)(np.asarray(theta, float), data.compressed)
         if not np.isfinite(value):
             return np.inf, np.zeros(len(theta))
         return float(value), np.asarray(slope)
@@ -123,6 +126,8 @@ def minimize(fun: Any, x0: np.ndarray, method: str, options: Mapping[str, Any]) 
 
 def _lbfgs(fun: Any, x0: np.ndarray, options: Mapping[str, Any]) -> np.ndarray:
     """optax's L-BFGS; the objective runs on the host, so its line search is driven from here."""
+    import jax
+    import jax.numpy as jnp
     import optax  # only this method needs it
 
     gtol, limit = float(options.get("gtol", options.get("pgtol", 1e-5))), int(options.get("maxiter", 500))
@@ -303,8 +308,7 @@ def fit_at(
     if int(found.status) == Status.NOT_FINITE:
         raise ConvergenceError("the deviance is not finite at these parameters: try another start or method")
     remaining = _remaining(np.asarray(found.gradient)[free], np.asarray(found.hessian)[np.ix_(free, free)])
-    with jax.enable_x64(True):
-        smallest = float(covariance.smallest_root(jnp.asarray(found.theta * theta_scale(data)), data.template))
+    smallest = _smallest_root(found.theta * theta_scale(data), data)
     status = Status.CONVERGED if remaining < REMAINING else Status.STALLED
     if status is Status.CONVERGED and smallest < SINGULAR_BELOW:
         status = Status.SINGULAR
@@ -323,6 +327,13 @@ def fit_at(
         status=np.int32(status),
         iterations=np.int32(evaluations),
     )
+
+
+def _smallest_root(theta: np.ndarray, data: ModelData) -> float:
+    import jax
+
+    with jax.enable_x64(True):
+        return float(covariance.smallest_root(jax.numpy.asarray(theta), data.template))
 
 
 def _remaining(gradient: np.ndarray, hessian: np.ndarray) -> float:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from .inference.wald import check_alpha
 from .lazy import handed_out
 from .statsmodels_params import MixedLMParams
 from .statsmodels_results import StatsmodelsResults
@@ -78,7 +79,7 @@ class PackedEstimates(StatsmodelsResults):
 
     def conf_int_params(self, alpha: float = 0.05) -> pd.DataFrame:
         """Wald limits (K, 2) of ``params``."""
-        half = self._reference.ppf(1.0 - alpha / 2.0) * np.asarray(self.bse)
+        half = self._reference.ppf(1.0 - check_alpha(alpha) / 2.0) * np.asarray(self.bse)
         params = np.asarray(self.params)
         return pd.DataFrame({0: params - half, 1: params + half}, index=self.param_names)
 

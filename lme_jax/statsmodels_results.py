@@ -16,6 +16,7 @@ from .data import ModelData
 from .errors import DataError, UnsupportedError
 from .inference.contrasts import TTest, WaldTest, hypotheses, reference_distribution, t_test, wald_test
 from .inference.terms import fixed_terms
+from .inference.wald import check_alpha
 from .statsmodels_layout import Layout
 from .statsmodels_params import MixedLMParams
 
@@ -205,6 +206,8 @@ class StatsmodelsResults:
             reference is then the mixture of χ² of Self & Liang (1987) for uncorrelated boundary parameters
             (½χ²₍df−1₎ + ½χ²₍df₎ for one variance). Without it χ²_df, which is conservative.
         """
+        if not isinstance(restricted, StatsmodelsResults):
+            raise DataError(f"compare_lr_test takes the result of another mixed model, not {type(restricted).__name__}")
         if self.reml != restricted.reml or self.nobs != restricted.nobs:
             raise DataError("compare_lr_test needs two fits of the same rows by the same criterion (ML or REML)")
         if self.reml and tuple(self._data.exog_names) != tuple(restricted._data.exog_names):
@@ -417,7 +420,7 @@ class Prediction:
 
     def conf_int(self, obs: bool = False, alpha: float = 0.05) -> np.ndarray:
         """(n, 2) limits of the mean, or with ``obs`` of a new observation."""
-        half = self.distribution.ppf(1.0 - alpha / 2.0) * (self.se_obs if obs else self.se_mean)
+        half = self.distribution.ppf(1.0 - check_alpha(alpha) / 2.0) * (self.se_obs if obs else self.se_mean)
         return np.column_stack([self.predicted_mean - half, self.predicted_mean + half])
 
     def summary_frame(self, alpha: float = 0.05) -> pd.DataFrame:

@@ -8,6 +8,7 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
 
 import lme_jax as lme
 from lme_jax import datasets
@@ -20,6 +21,7 @@ from lme_jax.errors import (
 )
 
 FORMULA = "Reaction ~ Days + (Days | Subject)"
+NEW = datasets.load("sleepstudy").iloc[:3]
 
 
 @pytest.fixture
@@ -41,10 +43,12 @@ class TestOwnMemory:
     def test_what_is_handed_out_is_a_copy(self, fitted):
         text, limits = str(fitted.summary()), fitted.conf_int()
         for name in ("fe_params", "bse_fe", "cov_fe", "theta", "cov_re", "bse_re", "varcorr", "fittedvalues", "resid"):
-            before = getattr(fitted, name)
-            taken = getattr(fitted, name)
-            taken.iloc[0] = 99.0 if taken.ndim == 1 or name != "varcorr" else None
-            assert getattr(fitted, name).equals(before)
+            before, taken = getattr(fitted, name), getattr(fitted, name)
+            if taken.ndim == 1:
+                taken.iloc[0] = 99.0
+            else:
+                taken.iloc[:, -1] = 99.0
+            assert getattr(fitted, name).equals(before) and not taken.equals(before)
         fitted.ranef["Subject"].iloc[0, 0] = 99.0
         assert fitted.ranef["Subject"].iloc[0, 0] != 99.0
         fitted.ranef_cov["Subject"][:] = 0.0
@@ -194,6 +198,29 @@ class TestArguments:
         with pytest.raises(DataError, match="complex"):
             lme.fit_many(y, X, None, sleepstudy.Subject, offset=np.full(180, 1j))
 
+    @pytest.mark.parametrize(
+        ("call", "says"),
+        [
+            (lambda r: r.conf_int(2), "alpha=2"),
+            (lambda r: r.summary(alpha=0), "alpha=0"),
+            (lambda r: r.simulate(0, seed=1), "n=0"),
+            (lambda r: r.simulate(1.5, seed=1), "n=1.5"),
+            (lambda r: r.bootstrap(1.5, seed=1), "n=1.5"),
+            (lambda r: r.predict(random_effects=3), "random_effects=3"),
+            (lambda r: r.predict(NEW, offset=[1.0, 2.0]), r"offset has shape \(2,\)"),
+            (lambda r: r.prediction(NEW, weights=[1.0, 2.0]), r"weights has shape \(2,\)"),
+            (lambda r: r.prediction(NEW, weights="w"), "'w'"),
+            (lambda r: r.prediction(NEW, weights=-1.0), "> 0"),
+            (lambda r: r.compare_lr_test(3), "int"),
+            (lambda r: r.update(3), "update"),
+            (lambda r: r.refit(["a"] * 180), "numbers"),
+            (lambda r: r.refit_many(np.ones((180, 1)), memory_limit=-1), "memory_limit=-1"),
+        ],
+    )
+    def test_nonsense_is_refused_in_words(self, fitted, call, says):
+        with pytest.raises(DataError, match=says):
+            call(fitted)
+
 
 class TestWarnings:
     def test_they_point_at_the_persons_own_line(self, sleepstudy):
@@ -236,6 +263,13 @@ class TestParameters:
         assert fitted.wald_test(np.eye(2)).df_num == 2
         test = fitted.t_test("Days = 0")
         assert test.pvalue[0] == pytest.approx(fitted.pvalues["Days"])
+
+    def test_likelihood_ratio_of_lmer_fits(self, fitted, sleepstudy):
+        small = lme.lmer("Reaction ~ Days + (1 | Subject)", sleepstudy)
+        statistic, p, df = fitted.compare_lr_test(small)
+        assert (statistic, df) == (pytest.approx(small.deviance - fitted.deviance), 2)
+        # One variance and one covariance more: half of χ²₁, half of χ²₂.
+        assert p == pytest.approx(0.5 * (scipy.stats.chi2.sf(statistic, 1) + scipy.stats.chi2.sf(statistic, 2)))
 
     def test_normalized_covariance_is_that_of_statsmodels(self):
         smf = pytest.importorskip("statsmodels.formula.api")

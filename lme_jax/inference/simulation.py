@@ -21,6 +21,8 @@ def simulate_responses(
     b : per factor (levels, q) the effects to keep; None draws new ones from N(0, Ψ) in every response.
     seed : of NumPy's default generator, or a generator.
     """
+    if not isinstance(n, (int, np.integer)) or n < 1:
+        raise DataError(f"n={n!r}: simulate a whole number of responses, 1 or more")
     rng = np.random.default_rng(seed)
     sigma = float(fitted.sigma)
     mean = data.X @ np.asarray(fitted.beta) + data.offset
