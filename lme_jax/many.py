@@ -23,7 +23,8 @@ from .formula.values import as_frame, column
 from .many_results import ManyFits
 from .model import callers_names
 from .responses import MEMORY_LIMIT, BatchOptions, Responses, read_responses, residual_spread, why_not_one_factor
-from .results import SubsetViews, refit_responses
+from .results import MixedLMResults, refit_responses
+from .views import SubsetViews
 
 RESPONSE = "response"
 # Levels with padding per level without it, from which data sets are compiled by size.
@@ -241,7 +242,7 @@ def _fit_subsets(
     spread = np.full(len(labels), np.nan)
     families = _families(sets, data, settings, start, spread)
     found = fit_lanes(families, reml=reml, options=newton, progress=settings.progress)
-    views = SubsetViews(data, subset, reml, newton)
+    views = SubsetViews(MixedLMResults, reml, newton, data, subset)
     fit = settle(found, sets.identified, spread, views.data)
     many = ManyFits(fit, data, labels, reml=reml, n_obs=sets.n_rows, views=views)
     many.warn_of_failures()

@@ -17,14 +17,14 @@ from .fitting import WITHOUT_ESTIMATES, read_only, reason
 from .inference.wald import covariance_standard_errors, variance_parameter_covariance, wald_table
 
 
-class Views(Protocol):
-    """Single results by number; picklable, so that a batch can be kept and sent."""
+class SingleResults(Protocol):
+    """Single results by number; see ``views``."""
 
     def data(self, number: int) -> ModelData:
         """The rows and the response of one fit."""
 
     def result(self, number: int, lane: Fit) -> Any:
-        """Its ``MixedLMResults``."""
+        """The result of one fit, whose arrays are ``lane``."""
 
 
 class ManyFits:
@@ -50,7 +50,7 @@ class ManyFits:
         *,
         reml: bool,
         n_obs: np.ndarray,
-        views: Views,
+        views: SingleResults,
     ) -> None:
         self.fit = read_only(fit, copy=False)
         self.names = names

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -27,10 +26,12 @@ from .inference.simulation import response_for, simulate_responses
 from .inference.wald import covariance_standard_errors, wald_table
 from .lazy import handed_out
 from .many_results import ManyFits
+from .report import components_table, facts_table
 from .responses import MEMORY_LIMIT, BatchOptions, Responses, fit_responses, read_responses
 from .statsmodels_packed import chosen_covariance
 from .statsmodels_results import StatsmodelsResults
 from .summary import Summary
+from .views import ResponseViews
 
 Refitter = Callable[[Mapping[str, Any], Mapping[str, Any]], "MixedLMResults"]
 
@@ -550,7 +551,7 @@ class MixedLMResults(StatsmodelsResults):
 
     def summary(self, title: str | None = None, alpha: float = 0.05) -> Summary:
         """Criterion, estimates with standard errors, variance components, and how the fit ended."""
-        tables = [self._facts(), self._estimates(alpha), self._components()]
+        tables = [facts_table(self, self._data), self._estimates(alpha), components_table(self.varcorr)]
         notes = [f"The optimiser {self.status.text} after {int(self.fit.iterations)} evaluations;"]
         notes.append(f"½gᵀH⁻¹g = {float(self.fit.decrease):.1e} deviance units remain.")
         if self._data.n_dropped:
@@ -559,28 +560,6 @@ class MixedLMResults(StatsmodelsResults):
             notes.append(f"Dropped because other columns determine them: {', '.join(self._data.dropped_columns)}.")
         captions = ("", "Estimates (z tests; fixed effects by GLS)", "Random effects")
         return Summary(title or "Linear mixed model fit", tables, captions, tuple(notes))
-
-    def _facts(self) -> pd.DataFrame:
-        names = {True: "REML criterion", False: "−2 log L"}
-        left = [
-            ("Dependent variable:", self._data.endog_name),
-            ("Method:", self.method),
-            (f"{names[self.reml]}:", self.deviance),
-            ("Log-likelihood:", self.llf),
-            ("AIC:", self.aic),
-            ("BIC:", self.bic),
-        ]
-        groups = ", ".join(f"{f.name} {len(f.levels)}" for f in self._data.factors)
-        sizes = self._factor.sizes
-        right = [
-            ("Observations:", self.nobs),
-            ("Groups:", groups),
-            (f"Rows per {self._factor.name}:", f"{sizes.min()} to {sizes.max()}, mean {sizes.mean():.1f}"),
-            ("Residual variance:", self.scale),
-            ("Residual SD:", self.sigma),
-            ("Converged:", "yes, singular" if self.singular else "yes" if self.converged else "NO"),
-        ]
-        return pd.DataFrame([a + b for a, b in zip(left, right, strict=True)])
 
     def _estimates(self, alpha: float) -> pd.DataFrame:
         table = wald_table(self.fe_params.to_numpy(), self.bse_fe.to_numpy(), alpha)
@@ -593,28 +572,6 @@ class MixedLMResults(StatsmodelsResults):
             index=self._data.covariance_names,
         )
         return pd.concat([fixed, components]).reindex(columns=columns)
-
-    def _components(self) -> pd.DataFrame:
-        frame = self.varcorr
-        variances = frame[frame.var2.isna()]
-        out = pd.DataFrame(
-            {
-                "Effect": variances.var1.fillna(""),
-                "Variance": variances.vcov,
-                "SD": variances.sdcor,
-            }
-        )
-        out.index = pd.Index(list(variances.grp))
-        correlations = frame[frame.var2.notna()]
-        for var1 in correlations.var1.unique():
-            column = []
-            for grp, effect in zip(variances.grp, variances.var1, strict=True):
-                hit = correlations[
-                    (correlations.grp == grp) & (correlations.var1 == var1) & (correlations.var2 == effect)
-                ]
-                column.append(float(hit.sdcor.iloc[0]) if len(hit) else np.nan)
-            out[f"Corr {var1}"] = column
-        return out
 
     def __repr__(self) -> str:
         return str(self.summary())
@@ -651,47 +608,10 @@ def fit_model(
 # ---------------------------------------------------------------- many fits
 
 
-@dataclass(frozen=True)
-class ResponseViews:
-    """Single results of a batch of responses, by number."""
-
-    design: ModelData
-    responses: Responses
-    reml: bool
-    options: NewtonOptions
-
-    def data(self, number: int) -> ModelData:
-        """The rows and the response of one fit."""
-        which = np.array([number])
-        y, seen = self.responses.columns(which)[:, 0], self.responses.seen(which)[:, 0]
-        own = self.design if seen.all() else self.design.rows(seen)
-        return own.with_response(y[seen])
-
-    def result(self, number: int, lane: Fit) -> MixedLMResults:
-        return MixedLMResults(self.data(number), lane, reml=self.reml, options=self.options)
-
-
-@dataclass(frozen=True)
-class SubsetViews:
-    """Single results of a batch of data sets: row i belongs to number ``subset[i]``."""
-
-    whole: ModelData
-    subset: np.ndarray
-    reml: bool
-    options: NewtonOptions
-
-    def data(self, number: int) -> ModelData:
-        """The rows of one fit."""
-        return self.whole.rows(self.subset == number)
-
-    def result(self, number: int, lane: Fit) -> MixedLMResults:
-        return MixedLMResults(self.data(number), lane, reml=self.reml, options=self.options)
-
-
 def refit_responses(data: ModelData, responses: Responses, reml: bool, start: Any, settings: BatchOptions) -> ManyFits:
     """Fit all the responses and label them; warns once of those that did not reach an optimum."""
     reml, newton = read_reml(reml), read_options(settings.newton)
-    views = ResponseViews(data, responses, reml, newton)
+    views = ResponseViews(MixedLMResults, reml, newton, data, responses)
     start = read_start(start, data.theta_names)
     lanes = fit_responses(data, responses, reml=reml, start=start, options=settings)
     fit = settle(lanes.fit, lanes.identified, lanes.spread, views.data)

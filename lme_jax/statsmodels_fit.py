@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,10 +18,11 @@ from .core.optimize import NewtonOptions
 from .core.records import SINGULAR_BELOW, Fit
 from .core.types import Status
 from .data import ModelData
-from .errors import ConvergenceError
+from .errors import ConvergenceError, DataError, warn_caller
 from .statsmodels_layout import Layout
 
 METHODS = ("newton", "lbfgs", "bfgs", "cg", "nm", "powell")
+FIT_OPTIONS = ("gtol", "maxiter", "eps", "maxcor", "ftol", "xtol", "tol", "disp", "maxls", "m", "pgtol", "use_t")
 _SCIPY = {"bfgs": "BFGS", "cg": "CG", "nm": "Nelder-Mead", "powell": "Powell"}
 # A fit counts as converged when at most this many deviance units remain to be gained, ½gᵀH⁻¹g.
 REMAINING = 1e-5
@@ -71,6 +72,27 @@ def objective(data: ModelData, reml: bool) -> Callable[[np.ndarray], tuple[float
         return float(value), np.asarray(slope)
 
     return at
+
+
+# ---------------------------------------------------------------- arguments
+
+
+def checked_options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Tolerances; a FutureWarning names what is not used, as statsmodels gives."""
+    unknown = sorted(set(given) - set(FIT_OPTIONS))
+    if unknown:
+        plural = "s" if len(unknown) > 1 else ""
+        warn_caller(f"Argument{plural} {', '.join(unknown)} not used by MixedLM.fit.", FutureWarning)
+    return {name: value for name, value in given.items() if name in FIT_OPTIONS and name != "use_t"}
+
+
+def checked_methods(method: str | Sequence[str] | None) -> list[str]:
+    methods = ["newton"] if method is None else [method] if isinstance(method, str) else list(method)
+    methods = [m.lower() for m in methods]
+    unknown = [m for m in methods if m not in METHODS]
+    if unknown or not methods:
+        raise DataError(f"unknown method {unknown}; choose from {METHODS}")
+    return methods
 
 
 # ---------------------------------------------------------------- searches
@@ -295,6 +317,21 @@ def _covariance_penalty(pen: Any, omega: np.ndarray, layout: Layout) -> tuple[fl
         return np.inf, slope
     slope[: block.n_theta] = pen.deriv(relative, inverse)
     return float(pen.func(relative, inverse)), slope
+
+
+def lasso(cov: np.ndarray, beta_hat: np.ndarray, alpha: np.ndarray, start: Any, tol: float, maxit: int) -> np.ndarray:
+    """argmin (β − β̂)ᵀC⁻¹(β − β̂) + Σ α|β| by cyclic coordinate descent; C the GLS covariance of β̂."""
+    precision = np.linalg.inv(cov)
+    beta = beta_hat.copy() if start is None else np.asarray(start, float)[: len(beta_hat)].copy()
+    unit = 1.0 / np.sqrt(np.diag(precision))
+    for _ in range(maxit):
+        before = beta.copy()
+        for j in range(len(beta)):
+            pull = precision[j] @ (beta_hat - beta) + precision[j, j] * beta[j]
+            beta[j] = np.sign(pull) * max(abs(pull) - 0.5 * alpha[j], 0.0) / precision[j, j]
+        if np.max(np.abs(beta - before) / unit) < tol:
+            break
+    return beta
 
 
 # ---------------------------------------------------------------- the record of a point
