@@ -151,6 +151,22 @@ class ModelData:
         own = tuple(terms[id(term)] for term in self.terms)
         return replace(self, design=design, terms=own, factors=cut_factors)
 
+    def columns(self, keep: np.ndarray) -> "ModelData":
+        """The model with some of the fixed effects (positions); the others count as dropped."""
+        old = self.design
+        lost = tuple(name for j, name in enumerate(old.exog_names) if j not in keep)
+        state: Any = old.state
+        if hasattr(state, "keep"):
+            state = replace(state, keep=np.asarray(state.keep)[keep])
+        design = replace(
+            old,
+            X=np.ascontiguousarray(old.X[:, keep]),
+            exog_names=tuple(old.exog_names[j] for j in keep),
+            dropped_columns=(*old.dropped_columns, *lost),
+            state=state,
+        )
+        return replace(self, design=design)
+
     @cached_property
     def compressed(self) -> ModelStatistics:
         """The core's sufficient statistics."""

@@ -19,7 +19,7 @@ from .formula.design import check_design
 
 # A residual standard deviation below this, relative to the response's own, is rounding.
 NO_VARIATION = 1e-10
-# Below these it may be that of a response which the effects determine: where the search ended well, and where not.
+# Below these it may be that of a response which the effects determine; the second for lanes whose search ended badly.
 SUSPECT, SUSPECT_FAILURE = 1e-5, 1e-3
 
 ADVICE = "Try another start=, or options=NewtonOptions(max_iter=…)."
@@ -135,8 +135,8 @@ def spread_of(data: ModelData) -> float:
 def leaves_no_residual(found: Fit, data: ModelData) -> bool:
     """Whether fixed and random effects determine the response, so that the deviance falls without bound."""
     relative = float(found.sigma) / max(spread_of(data), np.finfo(float).tiny)
-    limit = SUSPECT if Status(int(found.status)).is_optimum else SUSPECT_FAILURE
-    return relative <= NO_VARIATION or (relative <= limit and determined(data))
+    suspect = relative <= SUSPECT or not Status(int(found.status)).is_optimum
+    return relative <= NO_VARIATION or (suspect and determined(data))
 
 
 def determined(data: ModelData) -> bool:
@@ -203,20 +203,71 @@ def settle(
     return dataclasses.replace(found, **{**arrays, "status": status.astype(np.int32)})
 
 
+def fit_without_lost_columns(
+    found: Fit,
+    identified: np.ndarray,
+    spread: np.ndarray,
+    data_of: Callable[[int], ModelData],
+    fit_some: Callable[[np.ndarray, np.ndarray], tuple[Fit, np.ndarray, np.ndarray]],
+) -> dict[int, np.ndarray]:
+    """Fit lanes whose rows do not tell all fixed effects apart without those, as ``lmer`` does.
+
+    Parameters
+    ----------
+    found, identified, spread : of all lanes; the lanes' entries are written, NaN for the effects left out.
+    data_of : a lane's data.
+    fit_some : from lanes and the positions of their columns to fit, identified and spread of those lanes.
+
+    Returns
+    -------
+    dict
+        Lane → the positions of its columns.
+    """
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for lane in np.flatnonzero(~identified & (np.asarray(found.status) != Status.INTERRUPTED)).tolist():
+        keep = estimable_columns(data_of(lane))
+        if keep is not None and len(keep) < found.beta.shape[1]:
+            groups.setdefault(tuple(keep.tolist()), []).append(lane)
+    kept: dict[int, np.ndarray] = {}
+    for columns, members in groups.items():
+        keep, lanes = np.array(columns, int), np.array(members)
+        part, identified[lanes], spread[lanes] = fit_some(lanes, keep)
+        for name in vars(found):
+            whole, own = getattr(found, name), getattr(part, name)
+            if name == "beta":
+                whole[lanes] = np.nan
+                whole[lanes[:, None], keep] = own
+            elif name == "unscaled_cov":
+                whole[lanes] = np.nan
+                whole[lanes[:, None, None], keep[:, None], keep] = own
+            else:
+                whole[lanes] = own
+        kept |= {lane: keep for lane in members}
+    return kept
+
+
+def estimable_columns(data: ModelData) -> np.ndarray | None:
+    """Positions of the fixed effects that the rows tell apart; None where ``lmer`` refuses the rows all the same."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RankWarning)
+        keep = drop_dependent_columns(data.X, data.exog_names)
+    return keep if _refusal(data.columns(keep)) is None else None
+
+
+def _refusal(data: ModelData) -> str | None:
+    """What ``lmer`` says of rows that it refuses."""
+    terms = [_occurring(term) for term in data.terms]
+    try:
+        check_design(data.y, data.endog_name, data.design.weights, data.X, terms)
+    except DataError as refusal:
+        return str(refusal)
+    return None
+
+
 def reason(data: ModelData, status: Status) -> str:
-    """Why a lane with these rows has no estimates: what ``lmer`` would say of them."""
+    """Why a lane with these rows has no estimates, in ``lmer``'s words."""
     if status is Status.NOT_IDENTIFIED:
-        terms = [_occurring(term) for term in data.terms]
-        try:
-            check_design(data.y, data.endog_name, data.design.weights, data.X, terms)
-        except DataError as refusal:
-            return str(refusal)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RankWarning)
-            keep = drop_dependent_columns(data.X, data.exog_names)
-        lost = [name for j, name in enumerate(data.exog_names) if j not in keep]
-        which = f"{'column' if len(lost) == 1 else 'columns'} {', '.join(lost)}" if lost else "the fixed effects"
-        return f"{which} not estimable from its {data.n_rows} rows: others determine them there"
+        return _refusal(data) or "the rows do not tell the fixed effects apart"
     if status is Status.NOT_FINITE:
         return no_residual_message(data, data.X.shape[1])
     return status.text

@@ -15,9 +15,10 @@ from .core.covariance import STRUCTURES
 from .core.data_sets import DataSets
 from .core.lanes import LaneData
 from .core.optimize import NewtonOptions
+from .core.records import Fit
 from .data import ModelData
 from .errors import DataError, UnsupportedError
-from .fitting import read_options, read_reml, read_start, settle
+from .fitting import fit_without_lost_columns, read_options, read_reml, read_start, settle
 from .formula import design_from_arrays, design_from_formula
 from .formula.values import as_frame, column
 from .many_results import ManyFits
@@ -126,9 +127,9 @@ def lmer_many(
         ``fit_many``.
     by : column name, or several, optional
         Fit the formula apart in every subset of rows that shares a value of this column (lme4's ``lmList``
-        for whole mixed models). Factors keep the levels they have in the whole data: where a subset lacks one, its
-        fit is ``not_identified``. Transforms that learn from data, such as ``scale`` and ``poly``, learn from all
-        rows.
+        for whole mixed models). Factors keep the levels they have in the whole data; fixed effects that the
+        rows of a subset do not tell apart are left out of its fit, NaN and named in ``dropped_columns``.
+        Transforms that learn from data, such as ``scale`` and ``poly``, learn from all rows.
     mask : (n, R) booleans, optional, with ``responses``.
     **arguments
         What else ``lmer`` takes: weights, offset, contrasts, subset (not with ``by``), structures …
@@ -228,25 +229,42 @@ def _fit_subsets(
         )
     subset, labels = _subsets(frame.iloc[np.asarray(design.index)], keys)
     start = read_start(start, data.theta_names)
-    factor = data.factors[0]
+    views = SubsetViews(make=MixedLMResults, reml=reml, options=newton, whole=data, subset=subset)
+
+    def fit_some(lanes: np.ndarray, keep: np.ndarray) -> tuple[Fit, np.ndarray, np.ndarray]:
+        number = np.full(len(labels), -1)
+        number[lanes] = np.arange(len(lanes))
+        which = np.flatnonzero(number[subset] >= 0)
+        own = data.rows(which).columns(keep)
+        return _fit_sets(own, number[subset[which]], len(lanes), reml, start, replace(settings, progress=False))[:3]
+
+    found, identified, spread, n_obs = _fit_sets(data, subset, len(labels), reml, start, settings)
+    kept = fit_without_lost_columns(found, identified, spread, views.data, fit_some)
+    views = replace(views, kept=kept)
+    fit = settle(found, identified, spread, views.data)
+    many = ManyFits(fit, data, labels, reml=reml, n_obs=n_obs, views=views)
+    many.warn_of_failures()
+    return many
+
+
+def _fit_sets(
+    data: ModelData, subset: np.ndarray, n_sets: int, reml: bool, start: Any, settings: BatchOptions
+) -> tuple[Fit, np.ndarray, np.ndarray, np.ndarray]:
+    """A lane per subset of the rows: fit, identified, spread and rows of each."""
+    factor, spread = data.factors[0], np.full(n_sets, np.nan)
     sets = DataSets(
         data.y - data.offset,
         data.X,
         factor.Z,
         factor.codes,
         subset,
-        len(labels),
+        n_sets,
         template=factor.template,
-        weights=design.weights,
+        weights=data.design.weights,
     )
-    spread = np.full(len(labels), np.nan)
     families = _families(sets, data, settings, start, spread)
-    found = fit_lanes(families, reml=reml, options=newton, progress=settings.progress)
-    views = SubsetViews(MixedLMResults, reml, newton, data, subset)
-    fit = settle(found, sets.identified, spread, views.data)
-    many = ManyFits(fit, data, labels, reml=reml, n_obs=sets.n_rows, views=views)
-    many.warn_of_failures()
-    return many
+    found = fit_lanes(families, reml=reml, options=settings.newton, progress=settings.progress)
+    return found, sets.identified, spread, sets.n_rows
 
 
 def _subsets(frame: pd.DataFrame, keys: list[Any]) -> tuple[np.ndarray, pd.Index]:

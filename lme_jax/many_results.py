@@ -12,7 +12,7 @@ import pandas as pd
 from .core.records import Fit
 from .core.types import Status
 from .data import ModelData
-from .errors import ConvergenceError, ConvergenceWarning, DataError, UnsupportedError, warn_caller
+from .errors import ConvergenceError, ConvergenceWarning, DataError, RankWarning, UnsupportedError, warn_caller
 from .fitting import WITHOUT_ESTIMATES, read_only, reason
 from .inference.wald import covariance_standard_errors, variance_parameter_covariance, wald_table
 
@@ -116,7 +116,14 @@ class ManyFits:
         return pd.Series([self._reason(number) for number in which.tolist()], self.names[which], str, name="reasons")
 
     def warn_of_failures(self) -> None:
-        """One warning for all the fits that did not reach an optimum."""
+        """One warning for all the fits that did not reach an optimum, and one for those that left columns out."""
+        dropped = self.dropped_columns
+        if len(dropped):
+            warn_caller(
+                f"{len(dropped)} of {len(self)} fits leave out fixed effects that their rows do not tell apart (see "
+                f".dropped_columns); the first is {dropped.index[0]!r}, without {', '.join(dropped.iloc[0])}",
+                RankWarning,
+            )
         failed = ~self.converged & (self.fit.status != Status.INTERRUPTED)
         if not failed.any():
             return
@@ -142,9 +149,23 @@ class ManyFits:
         return pd.Series(-0.5 * self.fit.deviance, index=self.names, name="llf")
 
     @property
-    def n_params(self) -> int:
-        """Fixed effects, covariance parameters and σ of each model."""
-        return self.fit.beta.shape[1] + self.fit.theta.shape[1] + 1
+    def _n_fixed(self) -> np.ndarray:
+        """(R,) fixed effects of each fit."""
+        lost = np.isin(self.fit.status, WITHOUT_ESTIMATES)
+        return np.where(lost, self.fit.beta.shape[1], np.isfinite(self.fit.beta).sum(1))
+
+    @property
+    def n_params(self) -> np.ndarray:
+        """(R,) fixed effects, covariance parameters and σ of each fit."""
+        return self._n_fixed + self.fit.theta.shape[1] + 1
+
+    @cached_property
+    def dropped_columns(self) -> pd.Series:
+        """Fixed effects that the rows of a fit do not tell apart and that it leaves out, of the fits that have such."""
+        names = np.array(self._data.exog_names, dtype=object)
+        which = np.flatnonzero(self._n_fixed < len(names))
+        lost = [tuple(names[~np.isfinite(self.fit.beta[number])]) for number in which.tolist()]
+        return pd.Series(lost, self.names[which], object, name="dropped_columns")
 
     @property
     def fits(self) -> pd.DataFrame:
@@ -196,7 +217,7 @@ class ManyFits:
     @property
     def bse_vcov(self) -> pd.DataFrame:
         """Standard errors of ``vcov`` by the delta method; NaN at singular fits."""
-        dof = self.n_obs - (self.fit.beta.shape[1] if self.reml else 0)
+        dof = self.n_obs - (self._n_fixed if self.reml else 0)
         errors = covariance_standard_errors(self.fit, self._data.template, dof)
         rows, columns = self._data.covariance_positions
         out = pd.DataFrame(errors[:, rows, columns], index=self.names, columns=list(self._data.covariance_names))

@@ -1,7 +1,7 @@
 """Many responses of one design: cut into pieces for the batch engine, with or without missing rows."""
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -144,32 +144,48 @@ def fit_responses(
         columns = (responses.columns(np.array([number]))[:, 0] for number in range(len(complete)))
         fit, spread = fit_one_by_one(data, columns, len(complete), reml, start, options)
         return FittedLanes(fit, n_obs, identified, spread)
-    design, spread = data.shared_design, np.full(len(complete), np.nan)
+    spread = np.full(len(complete), np.nan)
+    design, sized = data.shared_design, _Sized(data.shared_design, options.memory_limit)
     q, p = len(data.factors[0].columns), data.X.shape[1]
-    whole, partial = np.flatnonzero(complete), np.flatnonzero(~complete)
+    partial = np.flatnonzero(~complete)
 
-    def family(which: np.ndarray, levels: int, values: int, compress: Callable[[np.ndarray], Any]) -> Family:
-        return Family.cut(which, options.width(levels, values, q, p), compress, start)
-
-    def compress_whole(which: np.ndarray) -> Any:
+    def compress_whole(which: np.ndarray) -> LaneData:
         lanes = sized.compress(responses.columns(which))
         spread[which] = residual_spread(lanes)
         return lanes
 
-    def compress_partial(which: np.ndarray) -> Any:
+    def compress_partial(which: np.ndarray) -> LaneData:
         seen = responses.seen(which)
         n_obs[which] = seen.sum(0)
         lanes, identified[which] = design.compress_observed(responses.columns(which), seen)
         spread[which] = residual_spread(lanes)
         return lanes
 
-    sized = _Sized(design, options.memory_limit)
+    widths = options.width(design.n_levels, q, q, p), options.width(design.n_groups, q * (q + p + 1), q, p)
     families = [
-        family(whole, design.n_levels, q, compress_whole),
-        family(partial, design.n_groups, q * (q + p + 1), compress_partial),
+        Family.cut(np.flatnonzero(complete), widths[0], compress_whole, start),
+        Family.cut(partial, widths[1], compress_partial, start),
     ]
     found = fit_lanes(families, reml=reml, options=options.newton, progress=options.progress)
     return FittedLanes(found, n_obs, identified, spread)
+
+
+def fit_observed(
+    data: ModelData, responses: Responses, lanes: np.ndarray, *, reml: bool, start: Any, options: BatchOptions
+) -> tuple[Fit, np.ndarray, np.ndarray]:
+    """Some incomplete responses of a one-factor design: fit, identified and spread in the order of ``lanes``."""
+    design, q, p = data.shared_design, len(data.factors[0].columns), data.X.shape[1]
+    identified, spread = np.ones(len(lanes), bool), np.full(len(lanes), np.nan)
+
+    def compress(which: np.ndarray) -> LaneData:
+        own = lanes[which]
+        compressed, identified[which] = design.compress_observed(responses.columns(own), responses.seen(own))
+        spread[which] = residual_spread(compressed)
+        return compressed
+
+    width = options.width(design.n_groups, q * (q + p + 1), q, p)
+    family = Family.cut(np.arange(len(lanes)), width, compress, start)
+    return fit_lanes([family], reml=reml, options=options.newton), identified, spread
 
 
 def residual_spread(lanes: LaneData) -> np.ndarray:

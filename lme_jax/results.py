@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Callable, Mapping
 from functools import cached_property
@@ -20,14 +21,14 @@ from .core.records import Fit, RandomEffects
 from .core.types import Status
 from .data import Factor, ModelData
 from .errors import DataError, UnsupportedError
-from .fitting import fit_data, read_only, read_options, read_reml, read_start, settle
+from .fitting import fit_data, fit_without_lost_columns, read_only, read_options, read_reml, read_start, settle
 from .inference.prediction import RandomChoice, predict_mean, prediction_rows, prediction_table, related_effects
 from .inference.simulation import response_for, simulate_responses
 from .inference.wald import covariance_standard_errors, wald_table
 from .lazy import handed_out
 from .many_results import ManyFits
 from .report import components_table, facts_table
-from .responses import MEMORY_LIMIT, BatchOptions, Responses, fit_responses, read_responses
+from .responses import MEMORY_LIMIT, BatchOptions, Responses, fit_observed, fit_responses, read_responses
 from .statsmodels_packed import chosen_covariance
 from .statsmodels_results import StatsmodelsResults
 from .summary import Summary
@@ -611,9 +612,17 @@ def fit_model(
 def refit_responses(data: ModelData, responses: Responses, reml: bool, start: Any, settings: BatchOptions) -> ManyFits:
     """Fit all the responses and label them; warns once of those that did not reach an optimum."""
     reml, newton = read_reml(reml), read_options(settings.newton)
-    views = ResponseViews(MixedLMResults, reml, newton, data, responses)
-    start = read_start(start, data.theta_names)
-    lanes = fit_responses(data, responses, reml=reml, start=start, options=settings)
+    views = ResponseViews(make=MixedLMResults, reml=reml, options=newton, design=data, responses=responses)
+    how: dict[str, Any] = dict(reml=reml, start=read_start(start, data.theta_names), options=settings)
+    lanes = fit_responses(data, responses, **how)
+    kept = fit_without_lost_columns(
+        lanes.fit,
+        lanes.identified,
+        lanes.spread,
+        views.data,
+        lambda some, keep: fit_observed(data.columns(keep), responses, some, **how),
+    )
+    views = dataclasses.replace(views, kept=kept)
     fit = settle(lanes.fit, lanes.identified, lanes.spread, views.data)
     many = ManyFits(fit, data, responses.names, reml=reml, n_obs=lanes.n_obs, views=views)
     many.warn_of_failures()

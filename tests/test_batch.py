@@ -13,7 +13,7 @@ from lme_jax.core.compression import compress
 from lme_jax.core.data_sets import DataSets
 from lme_jax.core.fit import fit
 from lme_jax.core.lane_data import SharedDesign
-from lme_jax.errors import ConvergenceWarning, DataError, UnsupportedError
+from lme_jax.errors import ConvergenceWarning, DataError, RankWarning, UnsupportedError
 
 # Both engines run the same Newton search on the same deviance, so what they reach differs by rounding only.
 TIGHT = 1e-8
@@ -136,15 +136,20 @@ def test_failing_and_singular_lanes_leave_the_others_alone():
     assert not np.isfinite(many.fit.deviance[[1, 2, 4]]).any()
 
 
-def test_rank_lost_by_missing_rows_is_a_failed_lane():
+def test_columns_lost_by_missing_rows_are_left_out():
     Y, X, Z, groups = problem(R=3, p=3)
     X[:, 2] = 0.0
     X[:4, 2] = 1.0
     Y[:4, 1] = np.nan
-    with pytest.warns(ConvergenceWarning, match="1 of 3 fits"):
+    with pytest.warns(RankWarning, match="1 of 3 fits leave out .* is 1, without x2"):
         many = fit_many(Y, X, Z, groups)
-    assert many.fit.status[1] == Status.NOT_IDENTIFIED
-    assert "column x2 not estimable" in many.reasons[1]
+    seen = np.isfinite(Y[:, 1])
+    single = fit(compress(Y[seen, 1], X[seen, :2], Z[seen], groups[seen]))
+    np.testing.assert_allclose(many.fit.beta[1], [*single.beta, np.nan], rtol=1e-8)
+    np.testing.assert_allclose(many.fit.unscaled_cov[1, :2, :2], single.unscaled_cov, rtol=1e-8)
+    assert many.fit.deviance[1] == pytest.approx(float(single.deviance), abs=1e-8)
+    assert many.n_params.tolist() == [7, 6, 7]
+    assert list(many.one(1).fe_params.index) == ["const", "x1"]
     assert_same(many.fit, 0, fit(compress(Y[:, 0], X, Z, groups)))
 
 
@@ -257,10 +262,19 @@ def test_subsets_that_are_awkward_alone():
     ]
     df = pd.concat(frames).sample(frac=1.0, random_state=1)
     formula = "y ~ x + (1 | g)"
-    with pytest.warns(ConvergenceWarning, match="3 of 6 fits"):
+    with (
+        pytest.warns(ConvergenceWarning, match="2 of 6 fits"),
+        pytest.warns(RankWarning, match="'constant x', without x"),
+    ):
         many = lmer_many(formula, df, by="name", weights="w", offset="o")
     for r, name in enumerate(many.names):
-        if name in ("constant x", "few", "exact"):
+        if name == "constant x":
+            with pytest.warns(RankWarning):
+                single = lmer(formula, df[df.name == name], weights="w", offset="o")
+            assert many.llf[name] == pytest.approx(single.llf, abs=1e-8)
+            assert many.fits.aic[name] == pytest.approx(single.aic, abs=1e-8)
+            np.testing.assert_allclose(many.fe_params.loc[name], [single.fe_params.iloc[0], np.nan], rtol=1e-8)
+        elif name in ("few", "exact"):
             assert many.status[name] == ("not_finite" if name == "exact" else "not_identified")
             assert not np.isfinite(many.llf[name])
         else:
@@ -332,16 +346,14 @@ def test_an_interrupt_keeps_what_is_done():
         yield batch.Lanes(np.arange(8), design.compress(Y[:, :8]))
         raise KeyboardInterrupt
 
-    with pytest.warns(RuntimeWarning, match="of 10 fits are done"):
-        found = batch.fit_lanes([batch.Family(work(), 10, 8)])
     whole = batch.fit_lanes([batch.Family(iter([batch.Lanes(np.arange(8), design.compress(Y[:, :8]))]), 8, 8)])
-    # The call that was under way ran its evaluations to the end; what it finished is kept, with its numbers.
-    done = whole.iterations <= batch.CHEAP_ROUNDS
-    assert done.sum() >= 7
-    np.testing.assert_array_equal(
-        found.status, [*np.where(done, whole.status, Status.INTERRUPTED), *[Status.INTERRUPTED] * 2]
-    )
+    # The call that was under way goes on to its end: what it finishes in its evaluations is kept, with its numbers.
+    done = np.append(whole.iterations <= batch.CHEAP_ROUNDS, [False, False])
+    assert 6 <= done.sum() <= 7
+    with pytest.warns(RuntimeWarning, match=f"{done.sum()} of 10 fits are done"):
+        found = batch.fit_lanes([batch.Family(work(), 10, 8)])
+    np.testing.assert_array_equal(found.status[done], whole.status[done[:8]])
+    assert set(found.status[~done]) == {Status.INTERRUPTED}
     for name in COMPARED:
-        np.testing.assert_array_equal(getattr(found, name)[:8][done], getattr(whole, name)[done])
-        assert np.isnan(getattr(found, name)[8:]).all()
-        assert np.isnan(getattr(found, name)[:8][~done]).all()
+        np.testing.assert_array_equal(getattr(found, name)[done], getattr(whole, name)[done[:8]])
+        assert np.isnan(getattr(found, name)[~done]).all()
