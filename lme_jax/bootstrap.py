@@ -131,11 +131,10 @@ def bootstrap(
     if kind == "cases":
         fits = _fit_samples(data, fit, reml, settings, lambda samples, w, start: samples.bootstrap(n, seed, w, start))
     else:
-        block = _block_size(data, settings)
         source = (
-            parametric_responses(data, fit, n, seed, block)
+            parametric_responses(data, fit, n, seed)
             if kind == "parametric"
-            else residual_responses(data, fit, b, n, seed, block)
+            else residual_responses(data, fit, b, n, seed)
         )
         found = _fit_drawn(data, fit, source, n, reml, settings)
         fits = _labelled(data, found, np.full(n, data.n_rows), np.ones(n, bool), reml)
@@ -193,11 +192,6 @@ def _warn(fits: ManyFits) -> None:
 def _start(fit: Fit) -> np.ndarray | None:
     """θ̂, from which the samples' optima are near; not a singular one, where every deviance is stationary."""
     return np.asarray(fit.theta) if int(fit.status) == Status.CONVERGED else None
-
-
-def _block_size(data: ModelData, settings: BatchOptions) -> int:
-    """Responses drawn at once: a few copies of them are half of the memory limit."""
-    return int(max(1, min(BLOCK, settings.memory_limit // (64 * data.n_rows))))
 
 
 def _fit_drawn(

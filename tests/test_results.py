@@ -574,30 +574,38 @@ class TestBootstrap:
         assert len(set(boot.fits.n_obs.tolist())) > 1
         from lme_jax.inference.resampling import LevelSamples
 
-        times = LevelSamples(model._data).times(3, 7)
+        times = LevelSamples(model._data).times(3, np.array([7]))[:, 0]
         assert boot.fits.n_obs[7] == times @ sizes
         bic = boot.fits.fits.bic[7]
         assert bic == pytest.approx(boot.fits.fits.deviance[7] + 4 * np.log(times @ sizes))
 
     @pytest.mark.parametrize("kind", ["parametric", "residual"])
     def test_several_factors_are_drawn_in_bounded_memory(self, monkeypatch, kind):
-        model = lme.lmer("diameter ~ 1 + (1 | plate) + (1 | sample)", datasets.load("penicillin"))
-        whole = model.bootstrap(6, seed=1, kind=kind, progress=False)
+        """Two samples at a time, each fitted before the next are drawn."""
         import lme_jax.bootstrap as module
+        from lme_jax import responses
+        from lme_jax.inference import resampling
 
-        held = []
-        name = f"{kind}_responses"
-        real = getattr(module, name)
+        model = lme.lmer("diameter ~ 1 + (1 | plate) + (1 | sample)", datasets.load("penicillin"))
+        monkeypatch.setattr(resampling, "BLOCK_NUMBERS", 2 * model.nobs)
+        seen, real_fit, real_draw = [], responses.fit, getattr(module, f"{kind}_responses")
 
         def watched(*arguments):
-            for block in real(*arguments):
-                held.append(block.shape[1])
+            for block in real_draw(*arguments):
+                seen.extend(block.T.copy())
                 yield block
 
-        monkeypatch.setattr(module, name, watched)
-        pieces = model.bootstrap(6, seed=1, kind=kind, memory_limit=2 * 64 * model.nobs, progress=False)
-        assert held == [2, 2, 2]
-        np.testing.assert_allclose(pieces.fits.fit.deviance, whole.fits.fit.deviance, rtol=1e-12)
+        def fit(*arguments, **named):
+            fitted.append(len(seen))
+            return real_fit(*arguments, **named)
+
+        fitted = []
+        monkeypatch.setattr(module, f"{kind}_responses", watched)
+        monkeypatch.setattr(responses, "fit", fit)
+        boot = model.bootstrap(6, seed=1, kind=kind, progress=False)
+        assert fitted == [2, 2, 4, 4, 6, 6]
+        for number in (0, 5):
+            assert boot.fits.fit.deviance[number] == pytest.approx(model.refit(seen[number]).deviance, abs=1e-7)
 
     def test_related_levels_are_not_called_several_factors(self):
         rng = np.random.default_rng(0)

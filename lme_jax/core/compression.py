@@ -323,7 +323,8 @@ def rows_with_residual(n_rows: Any, WtW: np.ndarray, basis: Basis) -> np.float64
     scaled = WtW / np.outer(last, last)
     explained = scaled[p, :p] @ np.linalg.lstsq(scaled[:p, :p], scaled[:p, p], rcond=1e-12)[0] if p else 0.0
     residual = last[p] ** 2 * (1.0 - explained) / np.asarray(basis.map)[p, p] ** 2
-    total = (_triangle(WtW, basis)[:, p] ** 2).sum()
+    y = np.linalg.solve(np.asarray(basis.map), np.eye(p + 1)[p])  # y = W @ this
+    total = y @ WtW @ y
     return np.float64(n_rows if residual > NO_RESIDUAL**2 * total else np.nan)
 
 

@@ -1,6 +1,6 @@
 """Bootstrap and jackknife samples of a fitted model, as lanes of the batch engine or as responses.
 
-Every sample has a generator of its own, so that the numbers do not depend on how the work is cut.
+Blocks of samples are drawn with seeds of their own, so that the numbers do not depend on how the work is cut.
 
 References: Efron & Tibshirani (1993), chs 6, 14; Carpenter, Goldstein & Rasbash (2003), JRSS C 52, 431–443;
 Davison & Hinkley (1997), §3.8.
@@ -17,24 +17,24 @@ from ..core.records import Fit
 from ..data import ModelData
 from .simulation import simulate_responses
 
-# Responses drawn at once where nothing else limits them.
+# Samples that share a generator, and the most numbers that are drawn at once.
 BLOCK = 256
+BLOCK_NUMBERS = 1 << 20
 
 
-def sample_rng(seed: int, sample: int) -> np.random.Generator:
-    """The generator of one sample: its numbers do not depend on which others are drawn beside it."""
-    return np.random.default_rng([seed, sample])
+def block_size(n_rows: int) -> int:
+    """Samples of ``n_rows`` numbers drawn at once: by the data alone, so that a seed gives the same ones everywhere."""
+    return max(1, min(BLOCK, BLOCK_NUMBERS // max(n_rows, 1)))
 
 
-def parametric_responses(data: ModelData, fitted: Fit, n: int, seed: int, block: int = BLOCK) -> Iterator[np.ndarray]:
-    """Blocks (n_rows, ≤ block) of responses drawn from the fitted model, n in all."""
-    for which in _blocks(n, block):
-        draws = [simulate_responses(data, fitted, None, 1, sample_rng(seed, sample)) for sample in which]
-        yield np.concatenate(draws, axis=1)
+def parametric_responses(data: ModelData, fitted: Fit, n: int, seed: int) -> Iterator[np.ndarray]:
+    """Blocks (n_rows, ≤ BLOCK) of responses drawn from the fitted model, n in all."""
+    for block, size in _blocks(n, block_size(data.n_rows)):
+        yield simulate_responses(data, fitted, None, size, np.random.default_rng([seed, block]))
 
 
 def residual_responses(
-    data: ModelData, fitted: Fit, b: Collection[np.ndarray], n: int, seed: int, block: int = BLOCK
+    data: ModelData, fitted: Fit, b: Collection[np.ndarray], n: int, seed: int
 ) -> Iterator[np.ndarray]:
     """Blocks of responses from resampled BLUPs and residuals, both inflated to the estimated (co)variances.
 
@@ -51,20 +51,19 @@ def residual_responses(
     weights = data.design.weights
     root = np.ones(data.n_rows) if weights is None else np.sqrt(weights)
     residual = _inflated((residual * root)[:, None], np.array([[sigma]]))[:, 0]
-
-    def draw(rng: np.random.Generator) -> np.ndarray:
-        y = mean.copy()
+    for block, size in _blocks(n, block_size(data.n_rows)):
+        rng = np.random.default_rng([seed, block])
+        out = np.repeat(mean[:, None], size, axis=1)
         for factor, values in zip(data.factors, effects, strict=True):
-            y += factor.effects @ values[rng.integers(len(values), size=len(values))].ravel()
-        return y + residual[rng.integers(len(residual), size=data.n_rows)] / root
+            drawn = values[rng.integers(len(values), size=(size, len(values)))]
+            out += factor.effects @ drawn.reshape(size, -1).T
+        drawn = residual[rng.integers(len(residual), size=(data.n_rows, size))]
+        yield out + (drawn if weights is None else drawn / root[:, None])
 
-    for which in _blocks(n, block):
-        yield np.stack([draw(sample_rng(seed, sample)) for sample in which], axis=1)
 
-
-def _blocks(n: int, block: int) -> Iterator[range]:
-    for lo in range(0, n, block):
-        yield range(lo, min(lo + block, n))
+def _blocks(n: int, size: int) -> Iterator[tuple[int, int]]:
+    for block in range(-(-n // size)):
+        yield block, min(size, n - block * size)
 
 
 def _inflated(values: np.ndarray, root: np.ndarray) -> np.ndarray:
@@ -149,24 +148,29 @@ class LevelSamples:
 
     def bootstrap(self, n: int, seed: int, width: int, start: np.ndarray | None) -> Family:
         """n samples of as many levels as there are, with replacement."""
-        return self._family(n, lambda sample: self.times(seed, sample), width, start)
+        return self._family(n, lambda which: self.times(seed, which), width, start)
 
-    def times(self, seed: int, sample: int) -> np.ndarray:
-        """(n_groups,) how often a cases sample has each level."""
-        share = np.full(self.n_groups, 1.0 / self.n_groups)
-        return sample_rng(seed, sample).multinomial(self.n_groups, share).astype(float)
+    def times(self, seed: int, which: np.ndarray) -> np.ndarray:
+        """(n_groups, len(which)) how often cases samples have each level."""
+        size, share = block_size(self.n_groups), np.full(self.n_groups, 1.0 / self.n_groups)
+        parts = []
+        for block in np.unique(which // size).tolist():
+            drawn = np.random.default_rng([seed, block]).multinomial(self.n_groups, share, size)
+            parts.append(drawn[which[which // size == block] - block * size])
+        return np.concatenate(parts).T.astype(float)
 
     def jackknife(self, width: int, start: np.ndarray | None) -> Family:
         """Each level left out once."""
-        levels = np.arange(self.n_groups)
-        return self._family(self.n_groups, lambda sample: (levels != sample).astype(float), width, start)
+        levels = np.arange(self.n_groups)[:, None]
+        return self._family(self.n_groups, lambda which: (levels != which).astype(float), width, start)
 
-    def _family(self, n: int, times: Callable[[int], np.ndarray], width: int, start: np.ndarray | None) -> Family:
+    def _family(
+        self, n: int, times: Callable[[np.ndarray], np.ndarray], width: int, start: np.ndarray | None
+    ) -> Family:
         self.n_obs, self.identified = np.zeros(n), np.ones(n, bool)
 
         def compress(which: np.ndarray) -> LaneData:
-            drawn = np.stack([times(sample) for sample in which.tolist()], axis=1)
-            data, self.n_obs[which], self.identified[which] = self.lanes(drawn)
+            data, self.n_obs[which], self.identified[which] = self.lanes(times(which))
             return data
 
         return Family.cut(np.arange(n), width, compress, start)
