@@ -112,22 +112,22 @@ def _dependent(R: np.ndarray) -> np.ndarray:
     return np.abs(np.diag(R)) <= DEPENDENT * size
 
 
-def _full_rank(R: np.ndarray) -> np.ndarray:
-    """R (p, p) with a pivot of the column's own size wherever a column depends on the earlier ones.
-
-    What is left of such a column after projection is rounding, and stays that small beside the others.
-    """
+def _full_rank(R: np.ndarray, dependent: np.ndarray) -> np.ndarray:
+    """R (p, p) with a pivot of the column's own size wherever a column is ``dependent`` (p,) on the earlier ones."""
     size = np.sqrt((R**2).sum(axis=0))
-    pivot = np.where(_dependent(R), np.where(size > 0, size, 1.0), np.diag(R))
+    pivot = np.where(dependent, np.where(size > 0, size, 1.0), np.diag(R))
     return np.triu(R, 1) + np.diag(pivot)
 
 
 def _pilot_map(scale: np.ndarray, Q: np.ndarray, R: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Upper-triangular (p+1, p+1) map that makes the pilot rows' X orthonormal and y a residual."""
     p, n = R.shape[1], max(len(y), 1)
-    # Rows may be fewer than columns, and columns dependent: the map exists all the same.
-    Q, R = np.pad(Q, [(0, 0), (0, p - Q.shape[1])]), np.pad(R, [(0, p - len(R)), (0, 0)])
-    Q, R = np.where(_dependent(R), 0.0, Q), _full_rank(R)
+    if len(R) < p:
+        Q, R = np.pad(Q, [(0, 0), (0, p - Q.shape[1])]), np.pad(R, [(0, p - len(R)), (0, 0)])
+    dependent = _dependent(R)
+    if dependent.any():
+        # The map exists all the same; what such a column leaves is rounding, and stays that small.
+        Q, R = np.where(dependent, 0.0, Q), _full_rank(R, dependent)
     inverse = scipy.linalg.solve_triangular(R, np.eye(p)) * np.sqrt(n) if p else R
     coefficients = Q.T @ y
     residual = y - Q @ coefficients
