@@ -52,13 +52,22 @@ class ManyFits:
         n_obs: np.ndarray,
         views: SingleResults,
     ) -> None:
-        self.fit = read_only(fit, copy=False)
+        self._fit = read_only(fit, copy=False)
         self.names = names
         self.reml = reml
         self.n_obs = n_obs
         self.n_obs.setflags(write=False)
         self._data = data
         self._views = views
+
+    @property
+    def fit(self) -> Fit:
+        """The arrays, read-only."""
+        return self._fit
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._fit = read_only(self._fit, copy=False)
 
     def __len__(self) -> int:
         return len(self.names)

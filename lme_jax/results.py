@@ -82,6 +82,10 @@ class MixedLMResults(StatsmodelsResults):
         """Whether the criterion is REML."""
         return self._reml
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._fit = read_only(self._fit, copy=False)
+
     # ------------------------------------------------------------ criterion
 
     @property

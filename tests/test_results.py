@@ -62,10 +62,17 @@ class TestOwnMemory:
         with pytest.raises(AttributeError):
             fitted.fit = None
         with pytest.raises(AttributeError):
+            many.fit = None
+        with pytest.raises(AttributeError):
             fitted.reml = False
         with pytest.raises(AttributeError, match="immutable"):
             fitted.fe_params = None
-        for array in (fitted.fit.theta, fitted.fit.beta, many.fit.deviance, many.one(1).fit.theta):
+        copies = pickle.loads(pickle.dumps((fitted, many)))
+        for array in (
+            *(result.fit.theta for result in (fitted, many, many.one(1), *copies)),
+            fitted.fit.beta,
+            many.fit.deviance,
+        ):
             with pytest.raises(ValueError, match="read-only"):
                 array[...] = 0.0
 
