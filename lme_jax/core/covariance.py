@@ -6,15 +6,15 @@ deviance is even in each column of L, so θ is searched without bounds. Arrays o
 lanes (many models at once) on their last axes.
 """
 
+import functools
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
 
 from ..errors import UnsupportedError
-from .types import Array
+from . import linalg
+from .types import Array, namespace
 
 STRUCTURES = ("unstructured", "diagonal", "identity", "compound_symmetry", "ar1")
 
@@ -61,6 +61,7 @@ def split(theta: Array, template: Template) -> list[Array]:
     return [theta[end - block.n_theta : end] for end, block in zip(ends, template, strict=True)]
 
 
+@functools.lru_cache(maxsize=256)
 def factor_basis(block: Block) -> np.ndarray:
     """(n_theta, q, q) matrices B_a with L = Σ θ_a B_a, for every structure but AR(1)."""
     q = block.size
@@ -87,9 +88,10 @@ def factor(theta: Array, template: Template) -> Array:
     if len(blocks) == 1:
         return blocks[0]
     q = sum(block.size for block in template)
-    L, at = jnp.zeros((q, q, *theta.shape[1:]), theta.dtype), 0
+    L, at = namespace(theta).zeros((q, q, *theta.shape[1:]), theta.dtype), 0
     for part in blocks:
-        L = L.at[at : at + len(part), at : at + len(part)].set(part)
+        here = slice(at, at + len(part))
+        L = linalg.put(L, (here, here), part)
         at += len(part)
     return L
 
@@ -97,23 +99,27 @@ def factor(theta: Array, template: Template) -> Array:
 def _block_factor(theta: Array, block: Block) -> Array:
     if block.structure == "ar1" and block.size > 1:
         return theta[0] * _ar1_root(theta[1], block.size)
-    return jnp.einsum("a...,aij->ij...", theta, jnp.asarray(factor_basis(block), theta.dtype))
+    xp, basis = namespace(theta), factor_basis(block)
+    if xp is np:
+        return np.tensordot(basis, theta, (0, 0)) if theta.ndim > 1 else np.dot(theta, basis.reshape(len(basis), -1)).reshape(basis.shape[1:])
+    return xp.einsum("a...,aij->ij...", theta, xp.asarray(basis, theta.dtype))
 
 
 def _ar1_root(r: Array, q: int) -> Array:
-    norm = jnp.sqrt(1.0 + r * r)
+    xp = namespace(r)
+    norm = xp.sqrt(1.0 + r * r)
     rho, innovation = r / norm, 1.0 / norm
     lag = np.maximum(np.subtract.outer(np.arange(q), np.arange(q)), 0)
-    ones = jnp.ones((1, *r.shape), r.dtype)
-    steps = jnp.concatenate([ones, jnp.broadcast_to(rho, (q - 1, *r.shape))])
-    first = jnp.concatenate([ones, jnp.broadcast_to(innovation, (q - 1, *r.shape))])
+    ones = xp.ones((1, *r.shape), r.dtype)
+    steps = xp.concatenate([ones, xp.broadcast_to(rho, (q - 1, *r.shape))])
+    first = xp.concatenate([ones, xp.broadcast_to(innovation, (q - 1, *r.shape))])
     lower = np.tri(q, dtype=bool).reshape(q, q, *[1] * r.ndim)
-    return jnp.where(lower, jnp.cumprod(steps, axis=0)[lag] * first[None], 0.0)
+    return xp.where(lower, xp.cumprod(steps, axis=0)[lag] * first[None], 0.0)
 
 
 def start(template: Template, spread: Array) -> Array:
     """θ (k, *lanes) of uncorrelated effects with relative standard deviations ``spread`` (q, *lanes)."""
-    xp = np if isinstance(spread, np.ndarray) else jnp
+    xp = namespace(spread)
     parts, at = [], 0
     for block in template:
         sd = spread[at : at + block.size]
@@ -131,20 +137,29 @@ def start(template: Template, spread: Array) -> Array:
     return xp.concatenate(parts)
 
 
+def other_starts(template: Template, x0: Array) -> Array:
+    """(s, k, *lanes) scaled θ to search from where the search from ``x0`` (k, *lanes) ended in doubt."""
+    q, xp = sum(block.size for block in template), namespace(x0)
+    ones = xp.ones((q, *x0.shape[1:]), x0.dtype)
+    return xp.stack([start(template, ones), start(template, 10.0 * ones), start(template, 0.1 * ones)])
+
+
 def moment_start(template: Template, R: Array, A: Array, B: Array, rss: Array, n_rows: Array) -> Array:
     """Scaled θ (k, *lanes) from moments of residuals r, taking the effects for uncorrelated.
 
     With R_a = Σ (zₐᵀr)², A_a = Σ (zₐᵀzₐ)², B_a = Σ zₐᵀzₐ over the levels (q, *lanes):
     E R_a = σ²(τ_a²A_a + B_a) and E rᵀr = σ²(n + Σ τ_a²B_a), which give σ² and then each τ_a in closed form.
     """
-    A = jnp.where(A > 0, A, 1.0)
-    sigma2 = (rss - (R * B / A).sum(0)) / jnp.maximum(n_rows - (B**2 / A).sum(0), 1.0)
-    usable = (sigma2 > 0) & jnp.isfinite(sigma2)
-    tau2 = jnp.where(usable, (R / jnp.where(usable, sigma2, 1.0) - B) / A, 1.0)
+    xp = namespace(R, A, rss)
+    A = xp.where(A > 0, A, 1.0)
+    sigma2 = (rss - (R * B / A).sum(0)) / xp.maximum(n_rows - (B**2 / A).sum(0), 1.0)
+    usable = (sigma2 > 0) & xp.isfinite(sigma2)
+    tau2 = xp.where(usable, (R / xp.where(usable, sigma2, 1.0) - B) / A, 1.0)
     # Not at zero, where the deviance is stationary whatever the data; not so far out that it is flat.
-    return start(template, jnp.sqrt(jnp.clip(tau2, 0.04, 1e4)))
+    return start(template, xp.sqrt(xp.clip(tau2, 0.04, 1e4)))
 
 
+@functools.lru_cache(maxsize=256)
 def filled(template: Template) -> tuple[tuple[bool, ...], ...]:
     """(q, q): whether some θ makes the entry of L nonzero."""
     parts = [np.tri(b.size, dtype=bool) if b.structure == "ar1" else factor_basis(b).any(axis=0) for b in template]
@@ -162,7 +177,7 @@ def column_groups(template: Template) -> np.ndarray:
 
 def theta_scale(template: Template, z_scale: Array) -> Array:
     """(k, *lanes) factors t such that L(t∘θ) belongs to Z / z_scale when L(θ) belongs to Z."""
-    parts, at = [], 0
+    parts, at, xp = [], 0, namespace(z_scale)
     for block in template:
         s = z_scale[at : at + block.size]
         at += block.size
@@ -171,25 +186,25 @@ def theta_scale(template: Template, z_scale: Array) -> Array:
         elif block.structure == "diagonal":
             parts.append(s)
         elif block.structure == "ar1" and block.size > 1:
-            parts.append(jnp.stack([s[0], jnp.ones_like(s[0])]))
+            parts.append(xp.stack([s[0], xp.ones_like(s[0])]))
         else:
-            parts.append(jnp.repeat(s[:1], block.n_theta, axis=0))
-    return jnp.concatenate(parts)
+            parts.append(xp.repeat(s[:1], block.n_theta, axis=0))
+    return xp.concatenate(parts)
 
 
 def canonical(theta: Array, template: Template) -> Array:
     """The θ with the same LLᵀ whose L has a non-negative diagonal (roots of eigenvalues ≥ 0)."""
-    parts = []
+    parts, xp = [], namespace(theta)
     for part, block in zip(split(theta, template), template, strict=True):
         if block.structure == "unstructured":
             rows, columns = np.tril_indices(block.size)
             diagonal = part[np.flatnonzero(rows == columns)]
-            parts.append(part * jnp.where(diagonal < 0, -1.0, 1.0)[columns])
+            parts.append(part * xp.where(diagonal < 0, -1.0, 1.0)[columns])
         elif block.structure == "ar1" and block.size > 1:
-            parts.append(part.at[0].set(jnp.abs(part[0])))
+            parts.append(xp.concatenate([xp.abs(part[:1]), part[1:]]))
         else:
-            parts.append(jnp.abs(part))
-    return jnp.concatenate(parts)
+            parts.append(xp.abs(part))
+    return xp.concatenate(parts)
 
 
 def smallest_root(theta: Array, template: Template) -> Array:
@@ -198,18 +213,19 @@ def smallest_root(theta: Array, template: Template) -> Array:
     For a triangular L this is min diag L, for the other structures the smallest root eigenvalue;
     for AR(1) the innovation standard deviation.
     """
-    values = []
+    values, xp = [], namespace(theta)
     for part, block in zip(split(theta, template), template, strict=True):
         if block.structure == "unstructured":
             rows, columns = np.tril_indices(block.size)
-            values.append(jnp.abs(part[np.flatnonzero(rows == columns)]))
+            values.append(xp.abs(part[np.flatnonzero(rows == columns)]))
         elif block.structure == "ar1" and block.size > 1:
-            values.append(jnp.abs(part[:1]) / jnp.sqrt(1.0 + part[1:] ** 2))
+            values.append(xp.abs(part[:1]) / xp.sqrt(1.0 + part[1:] ** 2))
         else:
-            values.append(jnp.abs(part))
-    return jnp.concatenate(values).min(0)
+            values.append(xp.abs(part))
+    return xp.concatenate(values).min(0)
 
 
+@functools.lru_cache(maxsize=256)
 def squared_basis(template: Template) -> np.ndarray | None:
     """(kq, k, k) constants N with packed Ψ = LLᵀ equal to ½ θᵀN_xθ; None where L is not linear in θ (AR(1))."""
     if any(block.structure == "ar1" and block.size > 1 for block in template):
@@ -229,22 +245,48 @@ def squared_basis(template: Template) -> np.ndarray | None:
 
 def squared_derivatives(theta: Array, template: Template) -> tuple[Array, Array]:
     """Of packed Ψ = L(θ)L(θ)ᵀ: ∂Ψ/∂θ (kq, k, *lanes) and ∂²Ψ/∂θ² (kq, k, k, *lanes or 1s)."""
-    basis = squared_basis(template)
-    lanes = theta.shape[1:]
+    basis, xp = squared_basis(template), namespace(theta)
     if basis is not None:
-        curvature = jnp.asarray(basis, theta.dtype)
-        return jnp.tensordot(curvature, theta, 1), curvature.reshape(*basis.shape, *[1] * len(lanes))
+        lanes = [1] * (theta.ndim - 1)
+        if theta.ndim == 1 and xp is np:
+            return basis @ theta, basis
+        curvature = xp.asarray(basis, theta.dtype)
+        return xp.tensordot(curvature, theta, 1), curvature.reshape(*basis.shape, *lanes)
+    q, k, lanes = sum(block.size for block in template), n_theta(template), theta.shape[1:]
+    first, second = xp.zeros((q, q, k, *lanes), theta.dtype), xp.zeros((q, q, k, k, *lanes), theta.dtype)
+    row = column = 0
+    for part, block in zip(split(theta, template), template, strict=True):
+        here, mine = slice(column, column + block.size), slice(row, row + block.n_theta)
+        slope, bend = _block_derivatives(part, block)
+        first = linalg.put(first, (here, here, mine), slope)
+        second = linalg.put(second, (here, here, mine, mine), bend)
+        row, column = row + block.n_theta, column + block.size
+    lower = np.tril_indices(q)
+    return first[lower], second[lower]
 
-    def packed(step: Array) -> Array:
-        L = factor(theta + step.reshape(-1, *[1] * len(lanes)), template)
-        return jnp.einsum("ij...,kj...->ik...", L, L)[np.tril_indices(L.shape[0])]
 
-    def slope(step: Array) -> tuple[Array, Array]:
-        first = jnp.moveaxis(jax.jacfwd(packed)(step), -1, 1)
-        return first, first
-
-    second, first = jax.jacfwd(slope, has_aux=True)(jnp.zeros(len(theta), theta.dtype))
-    return first, jnp.moveaxis(second, -1, 1)
+def _block_derivatives(theta: Array, block: Block) -> tuple[Array, Array]:
+    """∂Ψ/∂θ (q, q, k, *lanes) and ∂²Ψ/∂θ² (q, q, k, k, *lanes) of one block."""
+    xp, q = namespace(theta), block.size
+    if block.structure != "ar1" or q == 1:
+        rows, columns = np.tril_indices(q)
+        position = np.zeros((q, q), int)
+        position[rows, columns] = position[columns, rows] = np.arange(len(rows))
+        slope, bend = squared_derivatives(theta, (block,))
+        return slope[position], xp.broadcast_to(bend[position], (q, q, *bend.shape[1:3], *theta.shape[1:]))
+    # Ψ = s²ρ^lag with ρ = r/√(1 + r²).
+    s, r = theta
+    lag = np.abs(np.subtract.outer(np.arange(q), np.arange(q))).reshape(q, q, *[1] * s.ndim)
+    norm = 1.0 + r * r
+    rho, d_rho, dd_rho = r / xp.sqrt(norm), norm**-1.5, -3.0 * r * norm**-2.5
+    power = rho**lag
+    d_power = xp.where(lag > 0, lag * rho ** np.maximum(lag - 1, 0), 0.0)
+    dd_power = xp.where(lag > 1, lag * (lag - 1) * rho ** np.maximum(lag - 2, 0), 0.0)
+    in_r, in_rr = d_power * d_rho, dd_power * d_rho**2 + d_power * dd_rho
+    slope = xp.stack([2.0 * s * power, s**2 * in_r], axis=2)
+    across = 2.0 * s * in_r
+    bend = xp.stack([xp.stack([2.0 * power, across], axis=2), xp.stack([across, s**2 * in_rr], axis=2)], axis=2)
+    return slope, bend
 
 
 def linear_basis(template: Template) -> np.ndarray:
@@ -277,15 +319,15 @@ def linear_basis(template: Template) -> np.ndarray:
 
 def semidefinite_root(M: Array) -> Array:
     """Lower L with LLᵀ = M (q, q) positive semidefinite; zero columns where a pivot vanishes."""
-    q = M.shape[0]
-    floor = 16 * q * jnp.finfo(M.dtype).eps * jnp.diagonal(M)
-    L = jnp.zeros_like(M)
+    q, xp = M.shape[0], namespace(M)
+    floor = 16 * q * np.finfo(M.dtype).eps * xp.diagonal(M)
+    L = xp.zeros_like(M)
     for j in range(q):
         pivot = M[j, j]
-        root = jnp.sqrt(jnp.where(pivot > floor[j], pivot, 1.0))
-        column = jnp.where((jnp.arange(q) >= j) & (pivot > floor[j]), M[:, j] / root, 0.0)
-        M = M - jnp.outer(column, column)
-        L = L.at[:, j].set(column)
+        root = xp.sqrt(xp.where(pivot > floor[j], pivot, 1.0))
+        column = xp.where((np.arange(q) >= j) & (pivot > floor[j]), M[:, j] / root, 0.0)
+        M = M - xp.outer(column, column)
+        L = linalg.put(L, (slice(None), j), column)
     return L
 
 

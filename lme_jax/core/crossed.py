@@ -231,6 +231,7 @@ def fit_crossed(
     reml: bool = True,
     start: Any = None,
     options: NewtonOptions = NewtonOptions(),
+    backend: Any = None,
 ) -> Fit:
     """Maximum-likelihood or REML fit of a model with several grouping factors.
 
@@ -273,7 +274,10 @@ def _fit(data: CrossedData | NestedData, start: Array, reml: bool, options: Newt
     def objective(x: Array) -> tuple[Array, Array, Array, AtOptimum]:
         return derivatives(x, data, reml)
 
-    return assemble(newton(objective, initial_state(x0, objective), options), data, data.template, reml)
+    from .profiled import nothing_kept
+
+    state = initial_state(x0, nothing_kept(data.n_fixed, x0))
+    return assemble(newton(objective, state, *options.limits(x0.dtype)), data, data.template, reml)
 
 
 @pytree

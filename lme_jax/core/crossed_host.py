@@ -495,7 +495,7 @@ def minimise(engine: Engine, x0: np.ndarray, options: NewtonOptions) -> NewtonSt
     k, w = len(x0), len(engine.data.WtW)
     nowhere = AtOptimum(np.full((w, w), np.nan), np.full(k, np.nan))
     failed: tuple[Any, ...] = (np.float64(np.nan), np.full(k, np.nan), np.full((k, k), np.nan), nowhere)
-    state = optimize.initial_state(jnp.asarray(x0, jnp.float64), lambda x: jax.tree.map(jnp.asarray, failed))
+    state = optimize.initial_state(np.asarray(x0, float), nowhere)
     while int(state.status) < 0 and int(state.iterations) < options.max_iter:
         trial = np.asarray(state.x) + np.asarray(state.step)
         point = engine.evaluate(trial)

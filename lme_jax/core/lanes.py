@@ -6,19 +6,17 @@ matrices matches. The first collects log|V|, H = WᵀV⁻¹W and what depends on
 the sums of the whitened residual that ``assembly`` makes the derivatives of.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from . import assembly, covariance, levels
+from . import assembly, covariance, levels, linalg
 from .assembly import LevelSums
 from .compression import Basis
 from .covariance import Template
 from .profiled import AtOptimum
-from .types import Array, pytree, static
+from .types import Array, namespace, pytree, static
 
 
 @pytree
@@ -66,8 +64,9 @@ def objective(theta: Array, data: LaneData, reml: bool) -> tuple[Array, Array, A
     O(P·(q³ + kq·p·(p + kq))) per lane, P levels or merged levels; nothing of size P × R is formed.
     """
     log_det, H, U, UU = _covariance_sums(theta, data)
-    residual = _residual_sums(theta, data, assembly.whitening(H), reml)
-    return assembly.assemble_derivatives(theta, data.template, log_det, H, LevelSums(U, UU, *residual), data, reml)
+    R = linalg.cholesky(H)
+    sums = LevelSums(U, UU, *_residual_sums(theta, data, assembly.whitening(R), reml))
+    return assembly.assemble_derivatives(theta, data.template, log_det, H, R, sums, data, reml)
 
 
 # Sums are carried as lists of arrays (…, R): stacked ones would be computed entry by entry.
@@ -78,13 +77,17 @@ def _levels(data: LaneData) -> tuple[Array, Array, Array, Array]:
     return data.G, data.count, data.CX, data.Cy
 
 
-def _first_level(data: LaneData) -> Any:
-    return jax.tree.map(lambda a: a[0], _levels(data))
+def _one_by_one(data: LaneData) -> Iterator[Any]:
+    """What ``_levels`` has of each level."""
+    return zip(*_levels(data), strict=True)
 
 
 def _zeros(f: Callable[[Any], Arrays], argument: Any, data: LaneData) -> Arrays:
+    """Zeros shaped as f(argument), with all lanes; JAX only."""
+    import jax
+
     shapes = jax.eval_shape(f, argument)
-    return [jnp.zeros((*a.shape[:-1], data.n_lanes), data.Cy.dtype) for a in shapes]
+    return [jax.numpy.zeros((*a.shape[:-1], data.n_lanes), data.Cy.dtype) for a in shapes]
 
 
 def _add(sums: Arrays, terms: Arrays) -> Arrays:
@@ -93,8 +96,9 @@ def _add(sums: Arrays, terms: Arrays) -> Arrays:
 
 def _bordered(XX: Array, Xy: Array, yy: Array) -> Array:
     """The symmetric (p+1, p+1, R) of its blocks."""
-    above = jnp.concatenate([XX, Xy[:, None]], axis=1)
-    return jnp.concatenate([above, jnp.concatenate([Xy, yy[None]])[None]])
+    xp = namespace(XX, Xy, yy)
+    above = xp.concatenate([XX, Xy[:, None]], axis=1)
+    return xp.concatenate([above, xp.concatenate([Xy, yy[None]])[None]])
 
 
 def _covariance_sums(theta: Array, data: LaneData) -> tuple[Array, Array, Array, Array]:
@@ -116,12 +120,24 @@ def _covariance_sums(theta: Array, data: LaneData) -> tuple[Array, Array, Array,
         UU = [counted[x] * U[y] for x, y in levels.pairs(kq)]
         return [XX, yX, levels.dot(Wy, Cy), count * log_det, *counted, *UU]
 
+    XX, yX, yy, log_det, *U = _sum_over_levels(terms, data)
+    stacked = namespace(*U).stack(U[:kq])
+    return log_det, data.WtW - _bordered(XX, yX, yy), stacked, levels.stacked(U[kq:])
+
+
+def _sum_over_levels(terms: Callable[[Any], Arrays], data: LaneData) -> Arrays:
+    if namespace(data.Cy) is np:
+        total, *rest = (terms(level) for level in _one_by_one(data))
+        for more in rest:
+            total = _add(total, more)
+        return total
+    import jax
+
     def step(sums: Arrays, level: Any) -> tuple[Arrays, None]:
         return _add(sums, terms(level)), None
 
-    start = _zeros(terms, _first_level(data), data)
-    XX, yX, yy, log_det, *U = jax.lax.scan(step, start, _levels(data))[0]
-    return log_det, data.WtW - _bordered(XX, yX, yy), jnp.stack(U[:kq]), levels.stacked(U[kq:])
+    start = _zeros(terms, tuple(a[0] for a in _levels(data)), data)
+    return jax.lax.scan(step, start, _levels(data))[0]
 
 
 def _residual_sums(theta: Array, data: LaneData, A: Array, reml: bool) -> tuple[Array, Array, Array | None]:
@@ -137,7 +153,7 @@ def _residual_sums(theta: Array, data: LaneData, A: Array, reml: bool) -> tuple[
     def whitened(level: Any) -> Arrays:
         G, _, CX, Cy = level
         F = levels.complement(levels.weigh(L, G, filled)[1], G)
-        CT = [sum((A[m, :p] * cx[m][None] for m in range(p)), jnp.zeros_like(A[:p, p])) for cx in CX]
+        CT = [sum((A[m, :p] * cx[m][None] for m in range(p)), 0.0 * A[:p, p]) for cx in CX]
         Ce = [sum((A[m, p] * cx[m] for m in range(p)), cy) for cx, cy in zip(CX, Cy, strict=True)]
         T = [levels.dot([entry[None] for entry in column], CT) for column in levels.columns(F)]
         return [*T, *(levels.dot(column, Ce) for column in levels.columns(F)), *levels.precision(G, F)]
@@ -153,25 +169,34 @@ def _residual_sums(theta: Array, data: LaneData, A: Array, reml: bool) -> tuple[
                 out += [u * own for u in U]
         return out
 
+    return _residual_blocks(_sum_by_pipeline(whitened, products, data), kq, reml)
+
+
+def _sum_by_pipeline(first: Callable[[Any], Arrays], second: Callable[[Arrays], Arrays], data: LaneData) -> Arrays:
+    """Σ second(first(level)), the stages one level apart where XLA would fuse them."""
+    if namespace(data.Cy) is np:
+        return _sum_over_levels(lambda level: second(first(level)), data)
+    import jax
+
     def step(carry: tuple[Arrays, Arrays], level: Any) -> tuple[tuple[Arrays, Arrays], None]:
         sums, ready = carry
-        return (_add(sums, products(ready)), whitened(level)), None
+        return (_add(sums, second(ready)), first(level)), None
 
-    empty = _zeros(whitened, _first_level(data), data)
-    sums, last = jax.lax.scan(step, (_zeros(products, empty, data), empty), _levels(data))[0]
-    return _residual_blocks(_add(sums, products(last)), kq, reml)
+    empty = _zeros(first, tuple(a[0] for a in _levels(data)), data)
+    sums, last = jax.lax.scan(step, (_zeros(second, empty, data), empty), _levels(data))[0]
+    return _add(sums, second(last))
 
 
 def _residual_blocks(sums: Arrays, kq: int, reml: bool) -> tuple[Array, Array, Array | None]:
     """The sums of ``_residual_sums``, put together."""
-    size = len(sums) // kq
+    size, xp = len(sums) // kq, namespace(*sums)
     TT: Arrays = []
     U_ee: Arrays = []
     U_TT: Arrays = []
     for x in range(kq):
         TX, Te, ee, *by_U = sums[x * size : (x + 1) * size]
-        TT.append(_bordered(0.5 * (TX + jnp.swapaxes(TX, 0, 1)), Te, ee))
-        U_ee.append(jnp.stack(by_U[:kq]))
+        TT.append(_bordered(0.5 * (TX + xp.swapaxes(TX, 0, 1)), Te, ee))
+        U_ee.append(xp.stack(by_U[:kq]))
         if reml:
-            U_TT.append(jnp.stack(by_U[kq:]))
-    return jnp.stack(TT), jnp.stack(U_ee, axis=1), jnp.stack(U_TT, axis=1) if reml else None
+            U_TT.append(xp.stack(by_U[kq:]))
+    return xp.stack(TT), xp.stack(U_ee, axis=1), xp.stack(U_TT, axis=1) if reml else None

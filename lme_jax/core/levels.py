@@ -7,17 +7,13 @@ a CPU fuses such entries into vector loops; the same arithmetic on a stacked (q,
 times as much, because every entry of the stack recomputes what leads to it.
 """
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.custom_derivatives import SymbolicZero
 
 from . import linalg
-from .types import Array
+from .types import Array, namespace
 
 Rows = list[list[Any]]
 Packed = tuple[Array, ...]
@@ -56,8 +52,9 @@ def dot(us: Sequence[Any], vs: Sequence[Any]) -> Any:
 
 
 def _stack(matrix: Rows) -> Array:
-    shape = np.broadcast_shapes(*(jnp.shape(entry) for row in matrix for entry in row))
-    return jnp.stack([jnp.stack([jnp.broadcast_to(entry, shape) for entry in row]) for row in matrix])
+    xp = namespace(*(entry for row in matrix for entry in row))
+    shape = np.broadcast_shapes(*(np.shape(entry) for row in matrix for entry in row))
+    return xp.stack([xp.stack([xp.broadcast_to(entry, shape) for entry in row]) for row in matrix])
 
 
 def product(A: Rows, B: Rows) -> Rows:
@@ -71,13 +68,22 @@ def product(A: Rows, B: Rows) -> Rows:
     return [[dot(row, column) for column in by_column] for row in A]
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
 def weigh(L: Array, G: Array, filled: Filled) -> tuple[Array, Packed]:
     """log|M| and packed W for L (q, q) or (q, q, R) and G (q, q, P), whose last axes broadcast.
 
-    W is formed as a square of K⁻¹Lᵀ: as FΨ it would lose the digits that Ψ is larger than G⁻¹.
+    W is formed as a square of K⁻¹Lᵀ: as FΨ it would lose the digits that Ψ is larger than G⁻¹. JAX differentiates
+    it by a rule of its own.
     """
-    q = len(filled)
+    if namespace(L, G) is np:
+        return weigh_entries(L, G, filled)
+    from . import rules
+
+    return rules.weigh(L, G, filled)
+
+
+def weigh_entries(L: Array, G: Array, filled: Filled) -> tuple[Array, Packed]:
+    """``weigh`` in plain operations."""
+    q, xp = len(filled), namespace(L, G)
     if q > linalg.UNROLL_UP_TO:
         return _weigh_by_columns(L, G)
     Lt = columns(rows(L, filled))
@@ -86,7 +92,7 @@ def weigh(L: Array, G: Array, filled: Filled) -> tuple[Array, Packed]:
     K: dict[tuple[int, int], Array] = {}
     inverse: list[Array] = []
     for j in range(q):
-        K[j, j] = jnp.sqrt(1.0 + M[j, j] - sum(K[j, m] ** 2 for m in range(j)))
+        K[j, j] = xp.sqrt(1.0 + M[j, j] - sum(K[j, m] ** 2 for m in range(j)))
         inverse.append(1.0 / K[j, j])
         for i in range(j + 1, q):
             K[i, j] = (M[i, j] - sum(K[i, m] * K[j, m] for m in range(j))) * inverse[j]
@@ -102,41 +108,17 @@ def weigh(L: Array, G: Array, filled: Filled) -> tuple[Array, Packed]:
     for j in range(1, q):
         determinant = determinant * K[j, j]
     by_column = columns(left)
-    return 2.0 * jnp.log(determinant), tuple(dot(by_column[i], by_column[j]) for i, j in pairs(q))
+    return 2.0 * xp.log(determinant), tuple(dot(by_column[i], by_column[j]) for i, j in pairs(q))
 
 
 def _weigh_by_columns(L: Array, G: Array) -> tuple[Array, Packed]:
-    q = len(L)
+    q, xp = len(L), namespace(L, G)
     L = L.reshape(*L.shape[:2], *[1] * (G.ndim - L.ndim), *L.shape[2:])
-    eye = jnp.eye(q, dtype=G.dtype).reshape(q, q, *[1] * (G.ndim - 2))
     Lt = linalg.transpose(L)
-    K = linalg.cholesky(linalg.matmul(Lt, linalg.matmul(G, L)) + eye)
-    left = linalg.solve_lower(K, jnp.broadcast_to(Lt, K.shape))
+    K = linalg.cholesky(linalg.matmul(Lt, linalg.matmul(G, L)) + linalg.identity(q, G))
+    left = linalg.solve_lower(K, xp.broadcast_to(Lt, K.shape))
     W = linalg.matmul(linalg.transpose(left), left)
-    return 2.0 * sum(jnp.log(K[j, j]) for j in range(q)), tuple(W[i, j] for i, j in pairs(q))
-
-
-@functools.partial(weigh.defjvp, symbolic_zeros=True)
-def _weigh_jvp(filled: Filled, primals: tuple[Array, Array], tangents: tuple[Any, Any]) -> Any:
-    """d log|M| = tr(U dΨ) + tr(W dG),  dW = F dΨ Fᵀ − W dG W: as cheap as the values, in reverse too."""
-    (L, G), (dL, dG) = primals, tangents
-    log_det, W = weigh(L, G, filled)
-    q = len(filled)
-    log_det_dot, W_dot = jnp.zeros_like(log_det), [jnp.zeros_like(w) for w in W]
-    if not isinstance(dL, SymbolicZero):
-        half = jnp.einsum("ik...,jk...->ij...", dL, L)
-        step = rows(half + jnp.swapaxes(half, 0, 1))
-        F = complement(W, G)
-        U = unpack(precision(G, F))
-        log_det_dot += sum(dot(u, d) for u, d in zip(U, step, strict=True))
-        moved = product(product(F, step), columns(F))
-        W_dot = [w + moved[i][j] for w, (i, j) in zip(W_dot, pairs(q), strict=True)]
-    if not isinstance(dG, SymbolicZero):
-        full, step = unpack(W), rows(dG)
-        log_det_dot += sum(dot(w, d) for w, d in zip(full, step, strict=True))
-        moved = product(product(full, step), full)
-        W_dot = [w - moved[i][j] for w, (i, j) in zip(W_dot, pairs(q), strict=True)]
-    return (log_det, W), (log_det_dot, tuple(W_dot))
+    return 2.0 * sum(xp.log(K[j, j]) for j in range(q)), tuple(W[i, j] for i, j in pairs(q))
 
 
 def stacked(packed: Sequence[Array]) -> Array:

@@ -5,17 +5,17 @@ singular covariance too. On the profile and square-root scales σ² may be left 
 profiled, σ̂² = (y − Xβ)ᵀV⁻¹(y − Xβ)/N with N = n (ML) or n − p (REML), as statsmodels does.
 """
 
-import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from . import covariance, grouped, linalg
+from . import covariance, grouped, levels, linalg, programs
 from .compression import GroupData
 from .parameterizations import Scale, covariance_of, sqrt_from_profile
-from .types import Array, float64_on_host
+from .profiled import Expansion
+from .types import Array, at_least_float
 
 
 class Likelihood(NamedTuple):
@@ -24,6 +24,35 @@ class Likelihood(NamedTuple):
     value: Array
     score: Array
     hessian: Array
+
+
+def covariance_expansion(L: Array, data: GroupData) -> Expansion:
+    """log|V| and H around Ψ = LLᵀ as functions of a symmetric step Δ (q, q), exact to second order.
+
+    Smooth at a singular Ψ too, where no square root of Ψ + Δ is.
+
+    Notes
+    -----
+    log|V| += tr(Δ ΣU) − ½ Σ tr(ΔUΔU) and H −= Σ Dᵀ(Δ − ΔUΔ)D.
+    """
+    q, width = len(L), data.n_fixed + 1
+    log_det, W = levels.weigh(L, data.G, levels.dense(q))
+    F = levels.complement(W, data.G)
+    U = levels.precision(data.G, F)
+    D = jnp.concatenate(levels.spread(F, data.C))
+    value, explained = (data.count * log_det).sum(), grouped.quadratic(W, data.C)
+    counted = jnp.stack(U) * data.count
+    U_sum = levels.stacked(counted.sum(-1))
+    UU = levels.stacked([levels.stacked(row) for row in counted @ jnp.stack(U).T])
+    DD = (D @ D.T).reshape(q, width, q, width)
+    DUD = levels.stacked([((u * D) @ D.T).reshape(q, width, q, width) for u in U])
+
+    def at(step: Array) -> tuple[Array, Array]:
+        log_v = value + (step * U_sum).sum() - 0.5 * jnp.einsum("ij,kl,jkli->", step, step, UU)
+        shift = jnp.einsum("ij,iwjv->wv", step, DD) - jnp.einsum("ij,kl,jkiwlv->wv", step, step, DUD)
+        return log_v, data.moments.WtW - explained - 0.5 * (shift + shift.T)
+
+    return Expansion(at)
 
 
 def _split(params: Array, data: GroupData) -> tuple[Array, Array, Array | None]:
@@ -72,7 +101,7 @@ def _local(params: Array, data: GroupData, scale: Scale, reml: bool) -> Callable
     """ℓ as a function of the packed parameters, exact to second order at ``params``."""
     _, omega, sigma2 = _split(params, data)
     root = _start_root(omega, sigma2, scale, data)
-    around = grouped.covariance_expansion(root, data)
+    around = covariance_expansion(root, data)
 
     def at(moved: Array) -> Array:
         beta, omega, sigma2 = _split(moved, data)
@@ -82,7 +111,6 @@ def _local(params: Array, data: GroupData, scale: Scale, reml: bool) -> Callable
     return at
 
 
-@float64_on_host
 def loglike(params: Array, data: GroupData, *, scale: Scale = "natural", reml: bool = True) -> Array:
     """Log-likelihood (ML) or restricted log-likelihood at packed (β, ω[, σ²]) on the named scale.
 
@@ -95,22 +123,19 @@ def loglike(params: Array, data: GroupData, *, scale: Scale = "natural", reml: b
     ----------
     Lindstrom & Bates (1988), eqs 2.3 and 2.4.
     """
-    return _loglike(jnp.asarray(params), data, scale, reml)
+    return programs.run(_loglike, at_least_float(params), data, scale=scale, reml=reml, backend="jax")
 
 
-@functools.partial(jax.jit, static_argnames=("scale", "reml"))
-def _loglike(params: Array, data: GroupData, scale: Scale, reml: bool) -> Array:
+def _loglike(params: Array, data: GroupData, *, scale: Scale, reml: bool) -> Array:
     return _local(params, data, scale, reml)(params)
 
 
-@float64_on_host
 def derivatives(params: Array, data: GroupData, *, scale: Scale = "natural", reml: bool = True) -> Likelihood:
     """Log-likelihood with exact score and Hessian, by autodiff; arguments as ``loglike``."""
-    return _derivatives(jnp.asarray(params), data, scale, reml)
+    return programs.run(_derivatives, at_least_float(params), data, scale=scale, reml=reml, backend="jax")
 
 
-@functools.partial(jax.jit, static_argnames=("scale", "reml"))
-def _derivatives(params: Array, data: GroupData, scale: Scale, reml: bool) -> Likelihood:
+def _derivatives(params: Array, data: GroupData, *, scale: Scale, reml: bool) -> Likelihood:
     at = _local(params, data, scale, reml)
 
     def score(moved: Array) -> tuple[Array, tuple[Array, Array]]:

@@ -7,16 +7,15 @@ Every vector is (β, ω, σ²): β the p fixed effects, ω the k covariance para
 in row-major lower-triangle order per block. Keeping σ² makes each map a bijection.
 """
 
-import functools
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from . import covariance
+from . import covariance, programs
 from .covariance import Template
-from .types import Array, float64_on_host
+from .types import Array, at_least_float
 
 Scale = Literal["natural", "profile", "sqrt"]
 
@@ -51,14 +50,13 @@ def sqrt_from_profile(omega: Array, template: Template) -> Array:
     return jnp.concatenate(parts)
 
 
-@float64_on_host
 def convert(params: Array, source: Scale, target: Scale, *, n_fixed: int, template: Template) -> Array:
     """(β, ω, σ²) on the ``source`` scale → the same model on the ``target`` scale, (p + k + 1,)."""
-    return _convert(jnp.asarray(params), source, target, n_fixed, template)
+    how = dict(source=source, target=target, n_fixed=n_fixed, template=template)
+    return programs.run(_convert, at_least_float(params), **how, backend="jax")  # type: ignore[arg-type]
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2, 3, 4))
-def _convert(params: Array, source: Scale, target: Scale, n_fixed: int, template: Template) -> Array:
+def _convert(params: Array, *, source: Scale, target: Scale, n_fixed: int, template: Template) -> Array:
     beta, omega, sigma2 = params[:n_fixed], params[n_fixed:-1], params[-1]
     if source == target:
         return params
@@ -75,7 +73,11 @@ def _convert(params: Array, source: Scale, target: Scale, n_fixed: int, template
     return jnp.concatenate([beta, out, sigma2[None]])
 
 
-@float64_on_host
 def jacobian(params: Array, source: Scale, target: Scale, *, n_fixed: int, template: Template) -> Array:
     """∂ target / ∂ source of ``convert`` at ``params``, (p + k + 1, p + k + 1)."""
-    return jax.jacfwd(lambda x: _convert(x, source, target, n_fixed, template))(jnp.asarray(params))
+    how = dict(source=source, target=target, n_fixed=n_fixed, template=template)
+    return programs.run(_jacobian, at_least_float(params), **how, backend="jax")  # type: ignore[arg-type]
+
+
+def _jacobian(params: Array, **how: Any) -> Array:
+    return jax.jacfwd(lambda x: _convert(x, **how))(params)

@@ -6,12 +6,11 @@ Arrays may carry lanes (many models at once) on their last axes.
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
-import jax
-import jax.numpy as jnp
+import numpy as np
 
 from . import linalg
 from .compression import Basis
-from .types import Array
+from .types import Array, namespace
 
 
 class RowTotals(Protocol):
@@ -32,11 +31,11 @@ class Expansion(NamedTuple):
 
 
 def _deviance_and_log_rss(log_det: Array, F: Array, totals: RowTotals, reml: bool) -> tuple[Array, Array]:
-    p = F.shape[0] - 1
+    p, xp = F.shape[0] - 1, namespace(F, totals.n_rows)
     basis = totals.basis
-    log_rss = 2.0 * jnp.log(F[p, p] / basis.map[p, p])
+    log_rss = 2.0 * xp.log(F[p, p] / basis.map[p, p])
     dof = totals.n_rows - (p if reml else 0)
-    value = log_det - totals.log_weights + dof * (1.0 + jnp.log(2.0 * jnp.pi / dof) + log_rss)
+    value = log_det - totals.log_weights + dof * (1.0 + xp.log(2.0 * np.pi / dof) + log_rss)
     if reml:
         value = value + linalg.log_det(F[:p, :p]) - 2.0 * basis.log_det_x
     return value, log_rss
@@ -59,19 +58,26 @@ class AtOptimum(NamedTuple):
     log_scale_slope: Array
 
 
+def nothing_kept(p: int, x: Array) -> AtOptimum:
+    """A record shaped as that of p fixed effects at ``x`` (k, *lanes)."""
+    xp, lanes = namespace(x), x.shape[1:]
+    return AtOptimum(xp.zeros((p + 1, p + 1, *lanes), x.dtype), xp.zeros_like(x))
+
+
 def derivatives(expansion: Expansion, k: int, totals: RowTotals, reml: bool) -> tuple[Array, Array, Array, AtOptimum]:
-    """Deviance (), gradient (k,) and Hessian (k, k) in scaled θ, from one expansion."""
+    """Deviance (), gradient (k,) and Hessian (k, k) in scaled θ, from one expansion; JAX only."""
+    import jax
 
     def criteria(delta: Array) -> tuple[Array, tuple[Array, Array]]:
         log_det, H = expansion.at(delta)
-        values = jnp.stack(_deviance_and_log_rss(log_det, linalg.cholesky(H), totals, reml))
+        values = jax.numpy.stack(_deviance_and_log_rss(log_det, linalg.cholesky(H), totals, reml))
         return values, (values[0], H)
 
     def gradient(delta: Array) -> tuple[Array, tuple[Array, Array, AtOptimum]]:
         slopes, (value, H) = jax.jacfwd(criteria, has_aux=True)(delta)
         return slopes[0], (value, slopes[0], AtOptimum(H, slopes[1]))
 
-    zero = jnp.zeros(k, totals.basis.map.dtype)
+    zero = jax.numpy.zeros(k, totals.basis.map.dtype)
     hessian, (value, slope, at_optimum) = jax.jacfwd(gradient, has_aux=True)(zero)
     return value, slope, hessian, at_optimum
 
@@ -86,14 +92,13 @@ class Estimates(NamedTuple):
 
 def estimates(H: Array, totals: RowTotals, reml: bool) -> Estimates:
     """Generalised least squares from H in the conditioned basis, mapped back exactly."""
-    p, lanes = H.shape[0] - 1, H.shape[2:]
+    p, xp = H.shape[0] - 1, namespace(H, totals.n_rows)
     basis = totals.basis
     F = linalg.cholesky(H)
-    eye = jnp.eye(p, dtype=H.dtype).reshape(p, p, *[1] * len(lanes))
-    inverse = linalg.solve_lower(F[:p, :p], jnp.broadcast_to(eye, (p, p, *lanes)))
-    beta = jnp.einsum("ij...,i...->j...", inverse, F[p, :p])
+    inverse = linalg.inverse_lower(F[:p, :p])
+    beta = (inverse * F[p, :p][:, None]).sum(0)
     A, c, d = basis.map[:p, :p], basis.map[:p, p], basis.map[p, p]
     dof = totals.n_rows - (p if reml else 0)
-    root = jnp.einsum("ij...,kj...->ik...", inverse, A)
-    unscaled = jnp.einsum("ij...,ik...->jk...", root, root)
-    return Estimates((jnp.einsum("ij...,j...->i...", A, beta) - c) / d, F[p, p] / (d * jnp.sqrt(dof)), unscaled)
+    root = xp.einsum("ij...,kj...->ik...", inverse, A)
+    unscaled = xp.einsum("ij...,ik...->jk...", root, root)
+    return Estimates((xp.einsum("ij...,j...->i...", A, beta) - c) / d, F[p, p] / (d * xp.sqrt(dof)), unscaled)

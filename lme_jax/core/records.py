@@ -1,12 +1,15 @@
 """What a fit leaves behind: arrays in frozen pytrees, whichever engine made them."""
 
-import jax.numpy as jnp
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
 
 from . import covariance
 from .covariance import Template
 from .optimize import NewtonState
 from .profiled import RowTotals, estimates
-from .types import Array, Status, pytree
+from .types import Array, Status, namespace, pytree
 
 SINGULAR_BELOW = 1e-4
 
@@ -25,7 +28,8 @@ class Fit:
     gradient, hessian : (k,), (k, k) of the deviance in θ.
     log_scale_slope : (k,) ∂ log σ̂²/∂θ of the profiled σ̂².
     decrease : () ½gᵀH⁻¹g, the scale-free gradient, in deviance units.
-    iterations, status : () int32; see ``Status``.
+    iterations, status : () int32; see ``Status``. optima : () int32, distinct optima that the searches ended in.
+    compiled : () bool, whether a compiled program made it, or NumPy.
     """
 
     theta: Array
@@ -40,6 +44,8 @@ class Fit:
     decrease: Array
     iterations: Array
     status: Array
+    optima: Array
+    compiled: Array
 
 
 @pytree
@@ -58,18 +64,28 @@ class RandomEffects:
     prediction_cov: Array
 
 
-def assemble(found: NewtonState, totals: RowTotals, template: Template, reml: bool) -> Fit:
+def doubtful(template: Template) -> Callable[[NewtonState], Array]:
+    """Whether the end of a search (*lanes) asks for another one: a singular fit, or none."""
+
+    def doubt(end: NewtonState) -> Array:
+        return (end.status != Status.CONVERGED) | (covariance.smallest_root(end.x, template) < SINGULAR_BELOW)
+
+    return doubt
+
+
+def assemble(found: NewtonState, totals: RowTotals, template: Template, reml: bool, optima: Any = 1) -> Fit:
     """The Fit of a finished search over scaled θ: canonical signs, GLS estimates, the user's units.
 
     Lanes stay on the last axes here.
     """
+    xp = namespace(found.x, found.value)
     scale = covariance.theta_scale(template, totals.basis.z_scale)
     theta = covariance.canonical(found.x, template)
-    sign = jnp.where(theta * found.x < 0, -1.0, 1.0)
+    sign = xp.where(theta * found.x < 0, -1.0, 1.0)
     gls = estimates(found.aux.H, totals, reml)
     singular = covariance.smallest_root(theta, template) < SINGULAR_BELOW
-    status = jnp.where((found.status == Status.CONVERGED) & singular, Status.SINGULAR, found.status)
-    finite = jnp.isfinite(found.value) & jnp.isfinite(gls.sigma) & jnp.isfinite(gls.beta).all(0)
+    status = xp.where((found.status == Status.CONVERGED) & singular, np.int32(Status.SINGULAR), found.status)
+    finite = xp.isfinite(found.value) & xp.isfinite(gls.sigma) & xp.isfinite(gls.beta).all(0)
     user_theta, to_user = theta / scale, sign * scale
     return Fit(
         theta=user_theta,
@@ -83,5 +99,7 @@ def assemble(found: NewtonState, totals: RowTotals, template: Template, reml: bo
         log_scale_slope=found.aux.log_scale_slope * to_user,
         decrease=found.decrease,
         iterations=found.iterations,
-        status=jnp.where(finite, status, Status.NOT_FINITE).astype(jnp.int32),
+        status=xp.where(finite, status, np.int32(Status.NOT_FINITE)),
+        optima=optima + xp.zeros_like(found.iterations),
+        compiled=xp.full(xp.shape(found.status), xp is not np),
     )

@@ -1,33 +1,53 @@
-"""The pytree decorator, the status codes and the host/JAX boundary shared by the core."""
+"""Array types, which library computes on them, and the status codes shared by the core.
 
-import dataclasses
+The core's algebra is written once against the arrays it is given. On NumPy arrays it runs at once, in NumPy
+and LAPACK; on JAX arrays and tracers the same text goes through jit, vmap and grad. ``namespace`` tells which;
+``programs`` decides when something is compiled. Nothing here or above imports JAX before a JAX array comes.
+"""
+
 import enum
-import functools
-from collections.abc import Callable
-from typing import Any, TypeAlias, TypeVar, dataclass_transform
+import sys
+from types import ModuleType
+from typing import Any, TypeAlias
 
-import jax
 import numpy as np
 
-T = TypeVar("T")
+from .pytrees import leaves, pytree, static
+
+__all__ = ["Array", "Status", "at_least_float", "is_host", "namespace", "pytree", "select", "static"]
 
 # A JAX array in traced code, a NumPy one on the host: no static type has the methods of both.
 Array: TypeAlias = Any
 
-
-@dataclass_transform(frozen_default=True)
-def pytree(cls: type[T]) -> type[T]:
-    """Register a class as a frozen dataclass pytree; fields marked ``static()`` are metadata."""
-    frozen = dataclasses.dataclass(frozen=True)(cls)
-    fields = dataclasses.fields(frozen)  # type: ignore[arg-type]
-    static_names = [f.name for f in fields if f.metadata.get("static")]
-    data_names = [f.name for f in fields if not f.metadata.get("static")]
-    return jax.tree_util.register_dataclass(frozen, data_fields=data_names, meta_fields=static_names)
+_HOST_TYPES = (np.ndarray, np.float64, float, int, np.bool_, bool)
 
 
-def static() -> Any:
-    """A field that is part of the pytree's structure: hashable, and compared when tracing."""
-    return dataclasses.field(metadata={"static": True})
+def namespace(*arrays: Any) -> ModuleType:
+    """``jax.numpy`` where any of the arrays is JAX's, else ``numpy``."""
+    jax = sys.modules.get("jax")
+    if jax is None:
+        return np
+    for array in arrays:
+        if type(array) not in _HOST_TYPES and isinstance(array, jax.Array):
+            return jax.numpy
+    return np
+
+
+def is_host(tree: Any) -> bool:
+    """Whether no array of a pytree is JAX's."""
+    return "jax" not in sys.modules or namespace(*leaves(tree)) is np
+
+
+def select(condition: Any, a: Any, b: Any) -> Any:
+    """``where``; of one condition on the host only a choice, which costs nothing."""
+    if type(condition) in (np.bool_, bool):
+        return a if condition else b
+    return namespace(condition, a, b).where(condition, a, b)
+
+
+def at_least_float(array: Any) -> Any:
+    """A JAX array as it is, anything else as float64."""
+    return array if namespace(array) is not np else np.asarray(array, float)
 
 
 class Status(enum.IntEnum):
@@ -59,22 +79,14 @@ class Status(enum.IntEnum):
         }[self]
 
 
-def is_host(tree: Any) -> bool:
-    """Whether no array of a pytree is JAX's."""
-    return not any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(tree))
-
-
-def float64_on_host(function: Callable[..., T]) -> Callable[..., T]:
-    """NumPy in, float64 NumPy out; JAX arrays in, JAX arrays of their own dtype out.
-
-    A float64 array that leaves an x64 scope as a JAX array is cut to float32 by later arithmetic,
-    so host callers get NumPy back. Nothing global is switched.
-    """
+def float64_on_host(function):
+    import functools
 
     @functools.wraps(function)
-    def wrapper(*args: Any, **kwargs: Any) -> T:
+    def wrapper(*args, **kwargs):
         if not is_host((args, kwargs)):
             return function(*args, **kwargs)
+        import jax
         with jax.enable_x64(True):
             return jax.tree.map(np.asarray, function(*args, **kwargs))
 
