@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
 
 from .core.batch import Family, chunk_lanes, fit_lanes
 from .core.fit import fit
@@ -242,6 +241,8 @@ def fit_one_by_one(
         And the spread of each response, in the units of σ. An interrupt keeps what is done; the others are NaN and
         ``INTERRUPTED``.
     """
+    from tqdm.auto import tqdm
+
     fits: list[Fit] = []
     spread = np.full(n, np.nan)
     try:

@@ -111,9 +111,8 @@ def test_dependent_columns_are_named(rows):
         lme.compress(y, np.column_stack([X, X[:, 0] - 3 * X[:, 1]]), X[:, :1], codes)
 
 
-@pytest.mark.xfail(reason="core/fit.py clamps the code: the last level's effects are returned", strict=True)
 def test_predict_refuses_codes_it_has_no_effects_for(rows):
-    """To do in core/fit.py (predict): a code ≥ the number of levels must be refused, or give NaN when traced."""
+    """JAX would clamp the code and return the last level's effects."""
     y, X, codes = rows
     data = lme.compress(y, X, X[:, :1], codes)
     with pytest.raises(DataError, match=f"{3 * G}"):

@@ -14,7 +14,6 @@ import numpy as np
 import scipy.linalg
 
 from ..errors import DataError
-from . import linalg
 from .checks import check_codes, check_rows, group_codes, real_array
 from .covariance import Template, column_groups, make_template
 from .types import Array, is_host, pytree, static
@@ -503,3 +502,9 @@ def compress(
 
 def _prior(weights: Any, offset: Any) -> tuple[tuple[str, Any], ...]:
     return ("weights", weights), ("offset", offset)
+
+
+def _n_columns(name: str, values: Any) -> int:
+    if np.ndim(values) != 2:
+        raise DataError(f"{name} has shape {np.shape(values)}; give (n, columns), one row per observation")
+    return int(np.shape(values)[1])
