@@ -1,6 +1,5 @@
 """What a fit leaves behind: arrays in frozen pytrees, whichever engine made them."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -62,15 +61,6 @@ class RandomEffects:
     b: Array
     conditional_cov: Array
     prediction_cov: Array
-
-
-def doubtful(template: Template) -> Callable[[NewtonState], Array]:
-    """Whether the end of a search (*lanes) asks for another one: a singular fit, or none."""
-
-    def doubt(end: NewtonState) -> Array:
-        return (end.status != Status.CONVERGED) | (covariance.smallest_root(end.x, template) < SINGULAR_BELOW)
-
-    return doubt
 
 
 def assemble(found: NewtonState, totals: RowTotals, template: Template, reml: bool, optima: Any = 1) -> Fit:
