@@ -8,7 +8,7 @@ import pytest
 
 import lme_jax
 from lme_jax import Status, fit_many, lmer, lmer_many
-from lme_jax.core import batch, grouped, lanes
+from lme_jax.core import batch, grouped, lanes, programs
 from lme_jax.core.compression import compress
 from lme_jax.core.data_sets import DataSets
 from lme_jax.core.fit import fit
@@ -112,10 +112,10 @@ def test_any_chunking_gives_the_same_numbers(monkeypatch):
     Y, X, Z, groups = problem(R=70, n_groups=12)
     whole = fit_many(Y, X, Z, groups).fit
     monkeypatch.setattr(batch, "CHEAP_ROUNDS", 3)
-    batch._search.clear_cache()
+    programs.clear()
     monkeypatch.setattr(batch, "NARROW", 4)
     pieces = fit_many(Y, X, Z, groups, memory_limit=1).fit
-    batch._search.clear_cache()
+    programs.clear()
     for name in (*COMPARED, "status", "iterations"):
         np.testing.assert_allclose(getattr(pieces, name), getattr(whole, name), rtol=1e-10, atol=1e-10)
 
