@@ -144,7 +144,7 @@ class TestStatus:
 
     def test_iteration_limit_warns(self, sleepstudy):
         with pytest.warns(ConvergenceWarning, match="iteration limit"):
-            result = lme.lmer(FORMULA, sleepstudy, options=lme.NewtonOptions(max_iter=2))
+            result = lme.lmer(FORMULA, sleepstudy, start=[9.0, 0.0, 9.0], options=lme.NewtonOptions(max_iter=2))
         assert not result.converged
 
     def test_perfect_fit_does_not_pass_for_a_fit(self, sleepstudy):

@@ -171,7 +171,7 @@ def compress_crossed(
         _check_factor(j, len(y), Z, code, n_levels[j])
     codes = [None if s else check_codes(c, m) for c, m, s in zip(codes, n_levels, sparse, strict=True)]
     y = y if offset is None else y - np.asarray(offset, float)
-    basis = _basis(y, X, Zs, sizes, n_levels, template)
+    basis = _basis(y, X, Zs, sizes, n_levels, template, weights)
     # Columns are used one at a time: each is contiguous.
     W = (basis.map[:-1].T @ X.T + basis.map[-1][:, None] * y).T
     layout = Layout(sizes, tuple(int(m) for m in n_levels), ())
@@ -217,7 +217,15 @@ def _check_factor(j: int, n: int, Z: Any, codes: Any, n_levels: int) -> None:
     check_codes(codes, n_levels, f"codes of factor {j}")
 
 
-def _basis(y: Any, X: Any, Zs: list[Any], sizes: tuple[int, ...], n_levels: list[int], template: Template) -> Basis:
+def _basis(
+    y: Any,
+    X: Any,
+    Zs: list[Any],
+    sizes: tuple[int, ...],
+    n_levels: list[int],
+    template: Template,
+    weights: Any,
+) -> Basis:
     """The conditioned basis; columns of a sparse factor are scaled by their root mean square per level."""
     columns = []
     for Z, q, m in zip(Zs, sizes, n_levels, strict=True):
@@ -226,7 +234,8 @@ def _basis(y: Any, X: Any, Zs: list[Any], sizes: tuple[int, ...], n_levels: list
             columns.append(np.broadcast_to(np.sqrt(squares / len(y)), (len(y), q)))
         else:
             columns.append(Z)
-    return pilot_basis(y, X, np.concatenate(columns, axis=1), template)
+    log_weights = 0.0 if weights is None else float(np.log(np.asarray(weights, float)).sum())
+    return pilot_basis(y, X, np.concatenate(columns, axis=1), template, log_weights)
 
 
 def _scale_columns(Z: Any, scale: np.ndarray) -> Any:
