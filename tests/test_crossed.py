@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 import scipy.sparse
 
-from lme_jax.core import covariance, crossed, crossed_host, crossed_start
+from lme_jax.core import covariance, criterion, crossed, crossed_start, programs
+from lme_jax.core.dense import Dense
+from lme_jax.core.nested import Nested
+from lme_jax.core.small import Small
 from lme_jax.core.types import Status
 from lme_jax.errors import DataError
 

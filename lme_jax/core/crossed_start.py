@@ -7,13 +7,11 @@ variances of all the effects taken for uncorrelated (Henderson 1953, method 1, b
 
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from . import covariance, linalg
 from .crossed_data import CrossedData, Layout, NestedData
-from .types import Array, is_host
+from .types import Array, namespace
 
 # Variances of an effect's part of y, relative to σ²: not at zero, where the deviance is stationary whatever the
 # data; not where it is flat.
@@ -23,7 +21,7 @@ RIDGE = 1e-6
 
 def moment_start(data: CrossedData | NestedData) -> Array:
     """θ (k,) in the user's units from moments, effects uncorrelated; NumPy for NumPy, so that nothing is compiled."""
-    xp = np if is_host(data) else jnp
+    xp = namespace(data.WtW, data.C[0] if isinstance(data, NestedData) else data.base)
     squares, traces, rhs = _nested(data, xp) if isinstance(data, NestedData) else _crossed(data, xp)
     rss, n = data.WtW[-1, -1], data.n_rows
     A = xp.concatenate([xp.column_stack([squares, traces]), xp.append(traces, n)[None]])
@@ -91,4 +89,4 @@ def _sums(xp: Any, values: Array, kinds: Array, size: int) -> Array:
     """Sum of the values of each kind (size,)."""
     if xp is np:
         return np.bincount(kinds, values, size)
-    return jax.ops.segment_sum(values, kinds, size)
+    return xp.zeros(size, values.dtype).at[kinds].add(values)
