@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from scipy.linalg import lapack
+from scipy.linalg import blas, lapack
 
 from .types import Array, namespace, select
 
@@ -122,8 +122,8 @@ def solve_upper(K: Array, B: Array) -> Array:
 
 
 def _triangular(K: np.ndarray, B: np.ndarray, trans: int) -> np.ndarray:
-    X, info = lapack.dtrtrs(K, B, lower=1, trans=trans)
-    return X if info == 0 else np.full(B.shape, np.nan)
+    # Not LAPACK's dtrtrs: OpenBLAS wakes its threads for it, at any size.
+    return blas.dtrsm(1.0, K, B, lower=1, trans_a=trans)
 
 
 def inverse_lower(K: Array) -> Array:

@@ -14,16 +14,16 @@ from scipy.linalg import lapack
 from .crossed_data import CrossedData, NestedData
 
 # Effects of all factors up to which this engine is the quickest.
-SMALL = 96
+SMALL = 64
 
 
 class Solved(NamedTuple):
-    """log|V|, H (p+1, p+1), and ZᵀV⁻¹[Z W] (K, K + p + 1); with what gives Var(b | y)."""
+    """log|V|, H (p+1, p+1), ZᵀV⁻¹[Z W] (K, K + p + 1), and K⁻¹ with the L's, which give Var(b | y)."""
 
     log_det: Any
     H: np.ndarray
     reached: np.ndarray
-    root: np.ndarray
+    inverse: np.ndarray
     Ls: list[np.ndarray]
 
 
@@ -62,13 +62,15 @@ class Small:
             S = self._times_root(Ls, right[:, :K].T)
         S.reshape(-1)[:: K + 1] += 1.0
         # The transpose of a C array is what Fortran takes without a copy.
-        root, info = lapack.dpotrf(S.T, lower=1, overwrite_a=1, clean=0)
+        root, info = lapack.dpotrf(S.T, lower=1, overwrite_a=1)
         if info != 0:
             return None
-        P = lapack.dtrtrs(root, right, lower=1)[0]
-        left = self.moments - P.T @ P
         log_det = 2.0 * np.log(root.diagonal()).sum()
-        return Solved(log_det, left[K:, K:], left[:K], root, Ls)
+        # Not a triangular solve: OpenBLAS wakes its threads for it, which takes longer than all the rest.
+        inverse = lapack.dtrtri(root, lower=1, overwrite_c=1)[0]
+        P = inverse @ right
+        left = self.moments - P.T @ P
+        return Solved(log_det, left[K:, K:], left[:K], inverse, Ls)
 
     def _times_root(self, Ls: list[np.ndarray], X: np.ndarray) -> np.ndarray:
         """ΛᵀX."""
@@ -105,7 +107,7 @@ class Small:
         for L, span, (q, m) in zip(solved.Ls, self.spans, self.shapes, strict=True):
             unit = np.zeros((self.K, q * m))
             unit[span] = np.kron(L.T, np.eye(m))
-            half = lapack.dtrtrs(solved.root, unit, lower=1)[0].reshape(-1, q, m)
+            half = (solved.inverse @ unit).reshape(-1, q, m)
             out.append(np.einsum("kim,kjm->ijm", half, half))
         return out
 
