@@ -1,18 +1,28 @@
-"""Linear mixed-effects models in JAX: as easy as lme4 and statsmodels, batched and differentiable."""
+"""Linear mixed-effects models: as easy as lme4 and statsmodels, batched and differentiable.
 
-from . import datasets, errors
-from .cache import enable_compilation_cache
-from .core.compression import compress, merge
-from .core.fit import deviance, fit, fit_at, predict, random_effects
-from .core.optimize import NewtonOptions
-from .core.records import Fit
-from .core.types import Status
-from .many import fit_many, lmer_many
-from .many_results import ManyFits, compare
-from .mixed_lm import MixedLM, mixedlm
+What a formula and a data frame need is imported here; everything else, JAX first of all, when its name is used
+for the first time (PEP 562).
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from . import errors
 from .model import lmer
-from .results import MixedLMResults
-from .statsmodels_params import MixedLMParams, VCSpec
+
+if TYPE_CHECKING:
+    from . import datasets
+    from .cache import enable_compilation_cache
+    from .core.compression import compress, merge
+    from .core.fit import deviance, fit, fit_at, predict, random_effects
+    from .core.optimize import NewtonOptions
+    from .core.records import Fit
+    from .core.types import Status
+    from .many import fit_many, lmer_many
+    from .many_results import ManyFits, compare
+    from .mixed_lm import MixedLM, mixedlm
+    from .results import MixedLMResults
+    from .statsmodels_params import MixedLMParams, VCSpec
 
 __version__ = "0.1.0"
 
@@ -41,3 +51,40 @@ __all__ = [
     "predict",
     "random_effects",
 ]
+
+_HOMES = {
+    "Fit": "core.records",
+    "ManyFits": "many_results",
+    "MixedLM": "mixed_lm",
+    "MixedLMParams": "statsmodels_params",
+    "MixedLMResults": "results",
+    "NewtonOptions": "core.optimize",
+    "Status": "core.types",
+    "VCSpec": "statsmodels_params",
+    "compare": "many_results",
+    "compress": "core.compression",
+    "deviance": "core.fit",
+    "enable_compilation_cache": "cache",
+    "fit": "core.fit",
+    "fit_at": "core.fit",
+    "fit_many": "many",
+    "lmer_many": "many",
+    "merge": "core.compression",
+    "mixedlm": "mixed_lm",
+    "predict": "core.fit",
+    "random_effects": "core.fit",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "datasets":
+        return importlib.import_module(f"{__name__}.datasets")
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

@@ -38,13 +38,8 @@ class LevelSums(NamedTuple):
     U_TT: Array | None
 
 
-def whitening(H: Array) -> Array:
-    """A (p+1, p+1, *lanes) with [X y]·A = [X R⁻ᵀ, y − Xβ̂], where RRᵀ = XᵀV⁻¹X is the leading block of H."""
-    return whitening_of_root(linalg.cholesky(H))
-
-
-def whitening_of_root(R: Array) -> Array:
-    """``whitening`` from the Cholesky factor of H."""
+def whitening(R: Array) -> Array:
+    """A (p+1, p+1, *lanes) with [X y]·A = [X R₁⁻ᵀ, y − Xβ̂], R the Cholesky factor of H and R₁R₁ᵀ = XᵀV⁻¹X."""
     p, lanes, xp = R.shape[0] - 1, R.shape[2:], namespace(R)
     inverse = linalg.inverse_lower(R[:p, :p])
     beta = (inverse * R[p, :p][:, None]).sum(0)
@@ -104,16 +99,6 @@ def step_products(S: Array) -> Array:
 
 
 def assemble_derivatives(
-    theta: Array, template: Template, log_det: Array, H: Array, sums: LevelSums, totals: RowTotals, reml: bool
-) -> tuple[Array, Array, Array, AtOptimum]:
-    """Deviance (*lanes), gradient (k, *lanes), Hessian (k, k, *lanes) in scaled θ, and what the fit keeps.
-
-    H = [X y]ᵀV⁻¹[X y], and ``sums`` were whitened by it.
-    """
-    return assemble_from_root(theta, template, log_det, H, linalg.cholesky(H), sums, totals, reml)
-
-
-def assemble_from_root(
     theta: Array,
     template: Template,
     log_det: Array,
@@ -123,29 +108,38 @@ def assemble_from_root(
     totals: RowTotals,
     reml: bool,
 ) -> tuple[Array, Array, Array, AtOptimum]:
-    """``assemble_derivatives`` where the Cholesky factor R of H is at hand."""
+    """Deviance (*lanes), gradient (k, *lanes), Hessian (k, k, *lanes) in scaled θ, and what the fit keeps.
+
+    H = [X y]ᵀV⁻¹[X y] with Cholesky factor R, and ``sums`` were whitened by it.
+    """
     p, kq = R.shape[0] - 1, len(sums.U)
     weight = _twice_off_diagonal(kq, sums.U.ndim).astype(sums.U.dtype)
     moved = _twice_off_diagonal(kq, sums.TT.ndim).astype(sums.U.dtype) * sums.TT
     rss, rss_slope = R[p, p] ** 2, -weight * sums.TT[:, p, p]
-    dof = totals.n_rows - (p if reml else 0)
-    slope = weight * sums.U + dof / rss * rss_slope
-    across = moved[:, p, :p]
-    if across.ndim == 2:
-        across_squared = across @ across.T
-    else:
-        across_squared = (across[:, None] * across[None]).sum(2)
-    rss_curvature = 2.0 * (step_products(sums.U_ee) - across_squared)
-    curvature = dof / rss * (rss_curvature - rss_slope[:, None] * rss_slope[None] / rss) - step_products(sums.UU)
-    if sums.U_TT is not None and p:
-        fixed = moved[:, :p, :p]
-        slope = slope - sum(fixed[:, c, c] for c in range(p))
-        flat = fixed.reshape(kq, p * p, *fixed.shape[3:])
-        squared = flat @ flat.T if flat.ndim == 2 else (flat[:, None] * flat[None]).sum(2)
-        curvature = curvature + 2.0 * step_products(sums.U_TT) - squared
+    per_rss = (totals.n_rows - (p if reml else 0)) / rss
+    slope = weight * sums.U + per_rss * rss_slope
+    by_U = 2.0 * per_rss * sums.U_ee - sums.UU
+    if sums.U_TT is not None:
+        slope = slope - sum(moved[:, c, c] for c in range(p))
+        by_U = by_U + 2.0 * sums.U_TT
+    squares = moved.reshape(kq, (p + 1) ** 2, *moved.shape[3:]) * _square_weights(per_rss, rss, p, reml)
+    outer = squares @ squares.T if squares.ndim == 2 else (squares[:, None] * squares[None]).sum(2)
+    curvature = step_products(by_U) - outer
     J, J2 = covariance.squared_derivatives(theta, template)
     gradient = (J * slope[:, None]).sum(0)
     hessian = linalg.matmul(linalg.transpose(J), linalg.matmul(curvature, J)) + (J2 * slope[:, None, None]).sum(0)
     log_scale_slope = (J * rss_slope[:, None]).sum(0) / rss
     value = deviance_of_root(log_det, R, totals, reml)
     return value, gradient, hessian, AtOptimum(H, log_scale_slope)
+
+
+def _square_weights(per_rss: Array, rss: Array, p: int, reml: bool) -> Array:
+    """((p+1)², *lanes) roots of what the squares of Σ T̃ᵀΔT̃ weigh in the curvature.
+
+    (2/rss)·|Σ TᵀΔe|² and (Σ eᵀΔe)²/rss² times the degrees of freedom, and ‖Σ TᵀΔT‖² under REML.
+    """
+    xp = namespace(per_rss, rss)
+    one = per_rss * 0.0 + 1.0
+    rows = [[one * float(reml)] * p + [one * 0.0]] * p
+    rows.append([xp.sqrt(2.0 * per_rss)] * p + [xp.sqrt(per_rss / rss)])
+    return linalg.stack_rows(rows).reshape((p + 1) ** 2, *np.shape(one))

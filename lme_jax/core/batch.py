@@ -5,22 +5,24 @@ until they fill a chunk of their own. So no lane waits for the slowest, one prog
 the memory in use is that of a few chunks however many lanes there are.
 """
 
-import functools
+import itertools
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
-from tqdm.auto import tqdm
 
-from . import covariance, lanes
+from . import covariance, lanes, multistart, programs
 from .compression import bucket
 from .lanes import LaneData
-from .optimize import NewtonOptions, NewtonState, initial_state, newton
-from .records import Fit, assemble
+from .multistart import Multistart
+from .optimize import NewtonOptions
+from .profiled import nothing_kept
+from .programs import Backend
+from .pytrees import leaves, tree_map
+from .records import Fit, assemble, doubtful
 from .types import Status
 
 # Sums over the levels, of all lanes of a call: half a megabyte.
@@ -30,6 +32,8 @@ ROUNDS, CHEAP_ROUNDS = 6, 8
 FEW_LEVELS = 16
 # Lanes per call for those that need more rounds than most.
 NARROW = 128
+# What a search costs in NumPy, to weigh against compiling: measured on sleepstudy and on irregular slopes.
+SECONDS_PER_OPERATION, EVALUATIONS = 8e-9, 12
 
 
 class Lanes(NamedTuple):
@@ -73,7 +77,7 @@ def chunk_lanes(n_levels: int, q: int, p: int) -> int:
 
     On a CPU the sums over the levels should stay in the cache where they dominate; a GPU wants width.
     """
-    if jax.default_backend() != "cpu":
+    if programs.accelerated():
         return 16_384
     if n_levels <= FEW_LEVELS:
         return 2_048
@@ -88,6 +92,7 @@ def fit_lanes(
     reml: bool = True,
     options: NewtonOptions = NewtonOptions(),
     progress: bool = False,
+    backend: Backend | None = None,
 ) -> Fit:
     """Fit all the lanes of some families, which number them from 0 together.
 
@@ -95,6 +100,8 @@ def fit_lanes(
     ----------
     families : compiled apart.
     progress : whether to show a bar.
+    backend : {"numpy", "jax"}, optional
+        NumPy or a compiled program; by default what is sooner ready, compiling included.
 
     Returns
     -------
@@ -106,7 +113,7 @@ def fit_lanes(
     with _Collector(n_lanes, progress) as collector:
         try:
             for pieces, n, width in families:
-                _Driver(collector, min(width, bucket(max(n, 1))), reml, options).run(iter(pieces))
+                _Driver(collector, n, min(width, bucket(max(n, 1))), reml, options, backend).run(iter(pieces))
         except KeyboardInterrupt:
             warnings.warn(
                 f"interrupted: {collector.n_done} of {n_lanes} fits are done and kept, the others are NaN",
@@ -119,13 +126,28 @@ def fit_lanes(
 class _Driver:
     """Keeps every worker busy with a fresh piece, or with a narrow chunk of lanes that have more to do."""
 
-    def __init__(self, collector: "_Collector", width: int, reml: bool, options: NewtonOptions) -> None:
-        self._collector, self._width, self._narrow = collector, width, min(width, NARROW)
-        self._how = (reml, options)
+    def __init__(
+        self,
+        collector: "_Collector",
+        n_lanes: int,
+        width: int,
+        reml: bool,
+        options: NewtonOptions,
+        backend: Backend | None,
+    ) -> None:
+        self._collector, self._n_lanes = collector, n_lanes
+        self._width, self._narrow = width, min(width, NARROW)
+        self._reml, self._options, self._backend = reml, options, backend
         self._pending: set[Future[_Running]] = set()
         self._unfinished: list[_Running] = []
 
     def run(self, work: Iterator[Lanes]) -> None:
+        first = next(work, None)
+        if first is None:
+            return
+        work = itertools.chain([first], work)
+        executor = _executor(first.data, self._n_lanes, self._backend)
+        self._how = (self._reml, self._options, executor)
         with ThreadPoolExecutor(_workers()) as pool:
             try:
                 self._loop(work, pool)
@@ -162,7 +184,7 @@ class _Driver:
 
 def _workers() -> int:
     """Calls to run side by side: a CPU call of this size keeps one core busy, an accelerator is fed by one."""
-    if jax.default_backend() != "cpu":
+    if programs.accelerated():
         return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(8, cores))
@@ -173,7 +195,7 @@ class _Running(NamedTuple):
 
     number: np.ndarray
     data: LaneData
-    state: NewtonState
+    state: Multistart
     fit: Fit
     shared: tuple[bool, ...]
 
@@ -184,9 +206,10 @@ class _Running(NamedTuple):
 
 def _take(tree: Any, which: np.ndarray, shared: tuple[bool, ...] | None = None) -> Any:
     """Some lanes of NumPy arrays; leaves that all lanes share stay."""
-    leaves, kind = jax.tree.flatten(tree)
-    flags = (False,) * len(leaves) if shared is None else shared
-    return jax.tree.unflatten(kind, [a if f else a[..., which] for a, f in zip(leaves, flags, strict=True)])
+    if shared is None:
+        return tree_map(lambda a: a[..., which], tree)
+    flags = iter(shared)
+    return tree_map(lambda a: a if next(flags) else a[..., which], tree)
 
 
 def _concatenate(parts: list[_Running]) -> _Running:
@@ -199,11 +222,10 @@ def _concatenate(parts: list[_Running]) -> _Running:
         own = [np.broadcast_to(a, (*a.shape[:-1], n)) for a, n in zip(arrays, sizes, strict=True)]
         return np.concatenate(own, axis=-1)
 
-    leaves = zip(*[jax.tree.leaves(part.data) for part in parts], strict=True)
-    data = [arrays[0] if all_lanes else join(*arrays) for all_lanes, arrays in zip(shared, leaves, strict=True)]
-    state, fit = jax.tree.map(join, *[(part.state, part.fit) for part in parts])
-    number = np.concatenate([part.number for part in parts])
-    return _Running(number, jax.tree.unflatten(jax.tree.structure(parts[0].data), data), state, fit, shared)
+    flags = iter(shared)
+    data = tree_map(lambda *arrays: arrays[0] if next(flags) else join(*arrays), *[part.data for part in parts])
+    state, fit = tree_map(join, *[(part.state, part.fit) for part in parts])
+    return _Running(np.concatenate([part.number for part in parts]), data, state, fit, shared)
 
 
 def _padding(n: int, width: int) -> np.ndarray:
@@ -211,39 +233,60 @@ def _padding(n: int, width: int) -> np.ndarray:
     return np.minimum(np.arange(width), n - 1)
 
 
-def _begin(piece: Lanes, width: int, reml: bool, options: NewtonOptions) -> _Running:
+def _executor(data: LaneData, n_lanes: int, backend: Backend | None) -> Backend:
+    """Where a family runs: compiled where that is sooner ready than NumPy."""
+    if backend is not None:
+        return backend
+    P, q, p = data.CX.shape[:3]
+    kq = q * (q + 1) // 2
+    operations = 8 * q**3 + kq * ((p + 1) ** 2 + 3 * kq)
+    seconds = SECONDS_PER_OPERATION * EVALUATIONS * P * operations * n_lanes
+    return programs.sooner((P, q, p, data.template), seconds)
+
+
+def _begin(piece: Lanes, width: int, reml: bool, options: NewtonOptions, executor: Backend) -> _Running:
     n = len(piece.number)
-    data = jax.tree.map(np.asarray, piece.data)
-    shared = tuple(a.shape[-1] == 1 < n for a in jax.tree.leaves(data))
-    data = _take(data, _padding(n, width), shared)
-    with jax.enable_x64(True):
-        start = None if piece.start is None else _place(np.asarray(piece.start, float)[..., _padding(n, width)], width)
-        state = _start(_place(data, width), start, reml)
-        return _run(piece.number, data, state, shared, reml, options)
+    data = tree_map(np.asarray, piece.data)
+    shared = tuple(a.shape[-1] == 1 < n for a in leaves(data))
+    start = None if piece.start is None else np.asarray(piece.start, float)
+    if executor == "jax":
+        data = _take(data, _padding(n, width), shared)
+        start = None if start is None else start[..., _padding(n, width)]
+    state = programs.run(_start, data, start, backend=executor)
+    return _run(piece.number, data, state, shared, reml, options, executor)
 
 
-def _resume(running: _Running, width: int, reml: bool, options: NewtonOptions) -> _Running:
-    pad = _padding(len(running.number), width)
-    data, state = _take(running.data, pad, running.shared), _take(running.state, pad)
-    with jax.enable_x64(True):
-        return _run(running.number, data, _place(state, width), running.shared, reml, options)
+def _resume(running: _Running, width: int, reml: bool, options: NewtonOptions, executor: Backend) -> _Running:
+    data, state = running.data, running.state
+    if executor == "jax":
+        pad = _padding(len(running.number), width)
+        data, state = _take(data, pad, running.shared), _take(state, pad)
+    return _run(running.number, data, state, running.shared, reml, options, executor)
 
 
 def _run(
     number: np.ndarray,
     data: LaneData,
-    state: NewtonState,
+    state: Multistart,
     shared: tuple[bool, ...],
     reml: bool,
     options: NewtonOptions,
+    executor: Backend,
 ) -> _Running:
-    state, fitted = jax.tree.map(np.asarray, _search(_place(data, data.n_lanes), state, reml, options))
-    padded = _Running(np.arange(data.n_lanes), data, state, fitted, shared)
+    limits = options.limits(np.float64)
+    if executor == "jax":
+        data_there, state = _place((data, state), data.n_lanes)
+        found = programs.on_jax(_search, data_there, state, *limits, reml=reml)
+    else:
+        found = programs.run(_search, data, state, *limits, reml=reml)
+    padded = _Running(np.arange(data.n_lanes), data, *found, shared)
     return padded.take(np.arange(len(number)))._replace(number=number)
 
 
 def _place(tree: Any, width: int) -> Any:
     """On every device of the default backend, split over the lanes where they divide evenly."""
+    import jax
+
     devices = jax.local_devices()
     if len(devices) == 1 or width % len(devices):
         return tree
@@ -257,21 +300,19 @@ def _place(tree: Any, width: int) -> Any:
     return jax.tree.map(put, tree)
 
 
-@functools.partial(jax.jit, static_argnames="reml")
-def _start(data: LaneData, theta: Any, reml: bool) -> NewtonState:
-    """θ (k, R) in the user's units, or moment estimates where None."""
-    if theta is None:
-        x = lanes.moment_start(data)
-    else:
-        x = theta * covariance.theta_scale(data.template, data.basis.z_scale)
-    return initial_state(x, lambda x: lanes.objective(x, data, reml))
+def _start(data: LaneData, theta: Any) -> Multistart:
+    """From θ (k, R) in the user's units, or moment estimates where None."""
+    x = lanes.moment_start(data) if theta is None else theta * covariance.theta_scale(data.template, data.basis.z_scale)
+    return multistart.begin(x, nothing_kept(data.CX.shape[2], x))
 
 
-@functools.partial(jax.jit, static_argnames=("reml", "options"))
-def _search(data: LaneData, state: NewtonState, reml: bool, options: NewtonOptions) -> tuple[NewtonState, Fit]:
+def _search(data: LaneData, state: Multistart, tol: Any, max_iter: Any, *, reml: bool) -> tuple[Multistart, Fit]:
     rounds = CHEAP_ROUNDS if data.G.shape[0] <= FEW_LEVELS else ROUNDS
-    state = newton(lambda x: lanes.objective(x, data, reml), state, options, rounds=rounds)
-    return state, assemble(state, data, data.template, reml)
+    starts = covariance.other_starts(data.template, state.now.x)
+    state = multistart.minimise(
+        lambda x: lanes.objective(x, data, reml), state, starts, doubtful(data.template), tol, max_iter, rounds
+    )
+    return state, assemble(state.found, data, data.template, reml, state.optima)
 
 
 class _Collector:
@@ -284,6 +325,8 @@ class _Collector:
         self._progress = progress
 
     def __enter__(self) -> "_Collector":
+        from tqdm.auto import tqdm
+
         self._bar = tqdm(total=self.n_lanes, disable=not self._progress, unit="fit", delay=2.0)
         return self
 
@@ -292,9 +335,10 @@ class _Collector:
 
     def store(self, running: _Running) -> list[_Running]:
         """Write the lanes that ended; return the others, to go on."""
-        ended = running.state.status >= 0
+        ended = running.state.now.status >= 0
         if self._fit is None:
-            self._fit = jax.tree.map(self._room, running.fit)
+            self._fit = tree_map(self._room, running.fit)
+            self._fit.status[...] = Status.INTERRUPTED
         which, number = np.flatnonzero(ended), running.number[ended]
         for name in vars(running.fit):
             getattr(self._fit, name)[number] = np.moveaxis(getattr(running.fit, name)[..., which], -1, 0)
@@ -305,7 +349,7 @@ class _Collector:
 
     def _room(self, a: np.ndarray) -> np.ndarray:
         shape = (self.n_lanes, *a.shape[:-1])
-        return np.full(shape, Status.INTERRUPTED if a.dtype == np.int32 else np.nan, a.dtype)
+        return np.zeros(shape, a.dtype) if a.dtype.kind in "bi" else np.full(shape, np.nan, a.dtype)
 
     def result(self) -> Fit:
         if self._fit is None:

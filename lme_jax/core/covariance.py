@@ -137,6 +137,13 @@ def start(template: Template, spread: Array) -> Array:
     return xp.concatenate(parts)
 
 
+def other_starts(template: Template, x0: Array) -> Array:
+    """(s, k, *lanes) scaled θ to search from where the search from ``x0`` (k, *lanes) ended in doubt."""
+    q, xp = sum(block.size for block in template), namespace(x0)
+    ones = xp.ones((q, *x0.shape[1:]), x0.dtype)
+    return xp.stack([start(template, ones), start(template, 10.0 * ones), start(template, 0.1 * ones)])
+
+
 def moment_start(template: Template, R: Array, A: Array, B: Array, rss: Array, n_rows: Array) -> Array:
     """Scaled θ (k, *lanes) from moments of residuals r, taking the effects for uncorrelated.
 
@@ -241,7 +248,9 @@ def squared_derivatives(theta: Array, template: Template) -> tuple[Array, Array]
     basis, xp = squared_basis(template), namespace(theta)
     if basis is not None:
         lanes = [1] * (theta.ndim - 1)
-        curvature = basis if xp is np else xp.asarray(basis, theta.dtype)
+        if theta.ndim == 1 and xp is np:
+            return basis @ theta, basis
+        curvature = xp.asarray(basis, theta.dtype)
         return xp.tensordot(curvature, theta, 1), curvature.reshape(*basis.shape, *lanes)
     q, k, lanes = sum(block.size for block in template), n_theta(template), theta.shape[1:]
     first, second = xp.zeros((q, q, k, *lanes), theta.dtype), xp.zeros((q, q, k, k, *lanes), theta.dtype)

@@ -5,13 +5,13 @@ from typing import Any
 import numpy as np
 
 from ..errors import DataError
-from . import covariance, crossed, grouped, linalg, programs
+from . import covariance, crossed, grouped, linalg, multistart, programs
 from .compression import GroupData
 from .crossed_data import CrossedData, NestedData
-from .optimize import NewtonOptions, NewtonState, initial_state, newton
+from .optimize import NewtonOptions, NewtonState, initial_state
 from .profiled import AtOptimum, nothing_kept
 from .programs import Backend
-from .records import Fit, RandomEffects, assemble
+from .records import Fit, RandomEffects, assemble, doubtful
 from .types import Array, Status, at_least_float, namespace
 
 ModelStatistics = GroupData | CrossedData | NestedData
@@ -61,18 +61,24 @@ def _fit(data: GroupData, start: Array | None, tol: Any, max_iter: Any, *, reml:
     else:
         x0 = start * covariance.theta_scale(template, moments.basis.z_scale)
     if namespace(x0, data.C) is np:
-        found = search(data, x0, tol, max_iter, reml)
+        found, optima = search(data, x0, tol, max_iter, reml)
     else:
         from . import rules
 
-        found = rules.search(data, x0, tol, max_iter, reml)
-    return assemble(found, moments, template, reml)
+        found, optima = rules.search(data, x0, tol, max_iter, reml)
+    return assemble(found, moments, template, reml, optima)
 
 
-def search(data: GroupData, x0: Array, tol: Any, max_iter: Any, reml: bool) -> NewtonState:
-    """The optimum as a function of the data; JAX differentiates it by the implicit function theorem."""
-    state = initial_state(x0, nothing_kept(data.n_fixed, x0))
-    return newton(lambda x: grouped.objective(x, data, reml), state, tol, max_iter)
+def search(data: GroupData, x0: Array, tol: Any, max_iter: Any, reml: bool) -> tuple[NewtonState, Array]:
+    """The optimum as a function of the data, and how many were seen; JAX has a rule for its derivatives."""
+    first = multistart.begin(x0, nothing_kept(data.n_fixed, x0))
+    starts = covariance.other_starts(data.template, x0)
+
+    def objective(x: Array) -> tuple[Array, Array, Array, AtOptimum]:
+        return grouped.objective(x, data, reml)
+
+    done = multistart.minimise(objective, first, starts, doubtful(data.template), tol, max_iter)
+    return done.found, done.optima
 
 
 def fit_at(theta: Any, data: ModelStatistics, *, reml: bool = True) -> Fit:

@@ -7,16 +7,20 @@ products, and ``assembly`` makes the derivatives of them:
 References: Lindstrom & Bates (1988); Bates et al. (2015), eqs 30–42.
 """
 
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
-from . import assembly, covariance, levels, programs
+from . import assembly, covariance, levels, linalg, programs, threads
 from .assembly import LevelSums
 from .compression import GroupData
 from .levels import Filled, Packed
 from .profiled import AtOptimum, profiled_deviance
 from .types import Array, at_least_float, namespace
+
+
+# Levels whose vectors, some sixty of them, fit in a core's cache together.
+LEVELS_AT_ONCE = 8192
 
 
 def log_det_and_cross(theta: Array, data: GroupData) -> tuple[Array, Array]:
@@ -58,34 +62,66 @@ def objective(theta: Array, data: GroupData, reml: bool) -> tuple[Array, Array, 
     -----
     O(P·(q³ + kq·p·(p + kq))) with kq = q(q+1)/2 and P distinct levels.
     """
-    L = covariance.factor(theta, data.template)
-    log_det, W = levels.weigh(L, data.G, covariance.filled(data.template))
-    H = data.moments.WtW - quadratic(W, data.C)
-    F = levels.complement(W, data.G)
-    A = assembly.whitening(H)
-    T = levels.spread(F, [A.T @ c for c in data.C])
-    sums = _level_sums(levels.precision(data.G, F), T, data.count, reml)
-    log_v = (data.count * log_det).sum()
-    return assembly.assemble_derivatives(theta, data.template, log_v, H, sums, data.moments, reml)
+    L, filled = covariance.factor(theta, data.template), covariance.filled(data.template)
+    pieces = _pieces(data)
+
+    def first(piece: _Piece) -> tuple[Array, Array, Packed]:
+        log_det, W = levels.weigh(L, piece.G, filled)
+        return (piece.count * log_det).sum(), quadratic(W, piece.C), W
+
+    log_dets, explained, weights = zip(*threads.each(first, pieces), strict=True)
+    H = data.moments.WtW - sum(explained)
+    R = linalg.cholesky(H)
+    A = assembly.whitening(R)
+
+    def second(work: tuple[_Piece, Packed]) -> LevelSums:
+        piece, W = work
+        F = levels.complement(W, piece.G)
+        T = levels.spread(F, [A.T @ c for c in piece.C])
+        return _level_sums(levels.precision(piece.G, F), T, piece.count, reml)
+
+    parts = threads.each(second, list(zip(pieces, weights, strict=True)))
+    sums = parts[0] if len(parts) == 1 else LevelSums(*(_total(values) for values in zip(*parts, strict=True)))
+    return assembly.assemble_derivatives(theta, data.template, sum(log_dets), H, R, sums, data.moments, reml)
+
+
+def _total(values: tuple[Array | None, ...]) -> Array | None:
+    return None if values[0] is None else sum(values)
+
+
+class _Piece(NamedTuple):
+    """Some of the levels of a model: as ``GroupData``."""
+
+    G: Array
+    count: Array
+    C: Array
+
+
+def _pieces(data: GroupData) -> list[_Piece]:
+    """The levels, on the host in pieces that stay in the cache."""
+    P = data.count.shape[-1]
+    if P <= LEVELS_AT_ONCE or namespace(data.G, data.C) is not np:
+        return [_Piece(data.G, data.count, data.C)]
+    cuts = [slice(lo, lo + LEVELS_AT_ONCE) for lo in range(0, P, LEVELS_AT_ONCE)]
+    return [_Piece(data.G[:, :, cut], data.count[cut], data.C[:, :, cut]) for cut in cuts]
 
 
 def _level_sums(U: Packed, T: list[Array], count: Array, reml: bool) -> LevelSums:
     """Sums of U and of the whitened T = [T e], q arrays (p+1, P)."""
-    xp = namespace(*U)
-    p, packed = len(T[0]) - 1, xp.stack(U)
+    xp = namespace(*U, *T)
+    i, j = np.tril_indices(len(T))
+    packed, effects = xp.stack(U), xp.stack(T)
+    kq, w, P = len(U), *effects.shape[1:]
     counted = packed * count
-    TT, by_U = [], []
-    for i, j in levels.pairs(len(T)):
-        product = T[i] @ T[j].T
-        TT.append(0.5 * (product + product.T))
-        by_U.append((T[i] * T[j]) @ packed.T)
-    stacked = xp.stack(by_U, axis=1)
+    flat = effects.reshape(-1, P)
+    products = (flat @ flat.T).reshape(len(T), w, len(T), w)[i, :, j]
+    by_U = ((effects[i] * effects[j]).reshape(kq * w, P) @ packed.T).reshape(kq, w, kq)
     return LevelSums(
         counted.sum(-1),
         counted @ packed.T,
-        xp.stack(TT),
-        stacked[p].T,
-        stacked[:p].sum(0).T if reml else None,
+        0.5 * (products + xp.swapaxes(products, 1, 2)),
+        by_U[:, -1].T,
+        by_U[:, :-1].sum(1).T if reml else None,
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from . import assembly, covariance, levels
+from . import assembly, covariance, levels, linalg
 from .assembly import LevelSums
 from .compression import Basis
 from .covariance import Template
@@ -64,8 +64,9 @@ def objective(theta: Array, data: LaneData, reml: bool) -> tuple[Array, Array, A
     O(P·(q³ + kq·p·(p + kq))) per lane, P levels or merged levels; nothing of size P × R is formed.
     """
     log_det, H, U, UU = _covariance_sums(theta, data)
-    residual = _residual_sums(theta, data, assembly.whitening(H), reml)
-    return assembly.assemble_derivatives(theta, data.template, log_det, H, LevelSums(U, UU, *residual), data, reml)
+    R = linalg.cholesky(H)
+    sums = LevelSums(U, UU, *_residual_sums(theta, data, assembly.whitening(R), reml))
+    return assembly.assemble_derivatives(theta, data.template, log_det, H, R, sums, data, reml)
 
 
 # Sums are carried as lists of arrays (…, R): stacked ones would be computed entry by entry.

@@ -105,7 +105,7 @@ def _newton_step(gradient: Array, hessian: Array) -> tuple[Array, Array, Array, 
     C, d, safe = linalg.ldl(hessian, floor)
     half = linalg.solve_lower(C, -gradient[:, None])[:, 0]
     step = linalg.solve_upper(C, (half / safe)[:, None])[:, 0]
-    worst = (np.arange(len(d)).reshape(-1, *[1] * (d.ndim - 1)) == xp.argmin(d, axis=0)[None]).astype(d.dtype)
+    worst = (d == d.min(0)[None]).astype(d.dtype)
     escape = linalg.solve_upper(C, worst[:, None])[:, 0]
     return step, 0.5 * (half * half / safe).sum(0), d.min(0) / size, escape
 
@@ -179,26 +179,12 @@ def advance(state: NewtonState, objective: Objective, tol: Any, max_iter: Any) -
     return proposed._replace(status=select(status == RUNNING, proposed.status, moved.status))
 
 
-def newton(objective: Objective, state: NewtonState, tol: Any, max_iter: Any, rounds: int | None = None) -> NewtonState:
-    """Minimise from ``state`` until every lane converges, fails, or has spent ``rounds`` more evaluations.
-
-    ``objective(x)`` returns value (*lanes), gradient (k, *lanes), Hessian (k, k, *lanes) and a pytree to keep,
-    lanes last. Calling again with the returned state goes on where this call stopped. ``tol`` and ``max_iter``:
-    see ``NewtonOptions.limits``.
-    """
-    limit = state.iterations + (max_iter if rounds is None else np.int32(rounds))
-
-    def unfinished(s: NewtonState) -> Array:
-        return (s.status < 0) & (s.iterations < limit)
-
-    def go_on(s: NewtonState) -> NewtonState:
-        going = unfinished(s)
-        return tree_map(lambda new, old: select(going, new, old), advance(s, objective, tol, max_iter), s)
-
+def newton(objective: Objective, state: NewtonState, tol: Any, max_iter: Any) -> NewtonState:
+    """Minimise from ``state`` by one search; see ``advance`` for ``objective``."""
     if namespace(state.x) is np:
-        while unfinished(state).any():
-            state = go_on(state)
+        while (state.status < 0).any():
+            state = advance(state, objective, tol, max_iter)
         return state
     import jax
 
-    return jax.lax.while_loop(lambda s: unfinished(s).any(), go_on, state)
+    return jax.lax.while_loop(lambda s: (s.status < 0).any(), lambda s: advance(s, objective, tol, max_iter), state)

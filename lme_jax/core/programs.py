@@ -8,13 +8,14 @@ A compiled CPU program holds some hundreds of memory maps, of which a process ha
 ``jit`` object of its own, so that dropping it gives its maps back; the least recently used are dropped.
 """
 
+import importlib.util
 import os
 import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -23,11 +24,18 @@ from .pytrees import tree_map
 from .types import is_host
 
 T = TypeVar("T")
+Hashable: TypeAlias = Any
 
 Backend = Literal["numpy", "jax"]
 
 # Programs kept: at most some 800 memory maps each.
 MAX_PROGRAMS = 24
+ACCELERATORS = ("jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm7_plugin", "jax_rocm60_plugin", "libtpu")
+# What it takes to have the programs of a batch, the import of JAX included.
+COMPILE_SECONDS = 3.0
+
+_lock = threading.Lock()
+_spent: dict[Hashable, float] = {}
 
 
 def check_backend(backend: Any) -> Backend | None:
@@ -35,6 +43,30 @@ def check_backend(backend: Any) -> Backend | None:
     if backend not in (None, "numpy", "jax"):
         raise DataError(f"backend={backend!r} is unknown; use 'numpy', 'jax', or None to let the work decide")
     return backend
+
+
+def accelerated() -> bool:
+    """Whether JAX computes on a GPU or TPU; without importing JAX where none of its plugins is installed."""
+    if "jax" not in sys.modules and not any(importlib.util.find_spec(name) for name in ACCELERATORS):
+        return False
+    import jax
+
+    return jax.default_backend() != "cpu"
+
+
+def sooner(work: Hashable, seconds: float) -> Backend:
+    """The executor for a piece of work that takes NumPy so many seconds.
+
+    Work of one shape goes to NumPy until that has cost as much as compiling would have, then its program is
+    compiled: never more than twice what the better choice would have taken (the ski-rental rule).
+    """
+    if _forked_after_jax:
+        return "numpy"
+    if accelerated():
+        return "jax"
+    with _lock:
+        _spent[work] = _spent.get(work, 0.0) + seconds
+        return "jax" if _spent[work] > COMPILE_SECONDS else "numpy"
 
 
 def run(function: Callable[..., T], *arrays: Any, backend: Backend | None = None, **static: Any) -> T:

@@ -30,7 +30,8 @@ class Fit:
         computed when it is first read.
     log_scale_slope : (k,) ∂ log σ̂²/∂θ of the profiled σ̂².
     decrease : () ½gᵀH⁻¹g, the scale-free gradient, in deviance units.
-    iterations, status : () int32; see ``Status``.
+    iterations, status : () int32; see ``Status``. optima : () int32, distinct optima that the searches ended in.
+    compiled : () bool, whether a compiled program made it, or NumPy.
     """
 
     theta: Array
@@ -45,6 +46,8 @@ class Fit:
     decrease: Array
     iterations: Array
     status: Array
+    optima: Array
+    compiled: Array
 
 
 class _ComputedWhenRead:
@@ -93,7 +96,16 @@ class RandomEffects:
     prediction_cov: Array
 
 
-def assemble(found: NewtonState, totals: RowTotals, template: Template, reml: bool) -> Fit:
+def doubtful(template: Template) -> Callable[[NewtonState], Array]:
+    """Whether the end of a search (*lanes) asks for another one: a singular fit, or none."""
+
+    def doubt(end: NewtonState) -> Array:
+        return (end.status != Status.CONVERGED) | (covariance.smallest_root(end.x, template) < SINGULAR_BELOW)
+
+    return doubt
+
+
+def assemble(found: NewtonState, totals: RowTotals, template: Template, reml: bool, optima: Any = 1) -> Fit:
     """The Fit of a finished search over scaled θ: canonical signs, GLS estimates, the user's units.
 
     Lanes stay on the last axes here.
@@ -120,4 +132,6 @@ def assemble(found: NewtonState, totals: RowTotals, template: Template, reml: bo
         decrease=found.decrease,
         iterations=found.iterations,
         status=xp.where(finite, status, np.int32(Status.NOT_FINITE)),
+        optima=optima + xp.zeros_like(found.iterations),
+        compiled=xp.full(xp.shape(found.status), xp is not np),
     )

@@ -93,20 +93,20 @@ def _log_det_and_explained_jvp(filled: Filled, primals: Any, tangents: Any) -> A
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(4,))
-def search(data: GroupData, x0: Array, tol: Array, max_iter: Array, reml: bool) -> NewtonState:
+def search(data: GroupData, x0: Array, tol: Array, max_iter: Array, reml: bool) -> tuple[NewtonState, Array]:
     """``fit.search``."""
     return fit.search(data, jax.lax.stop_gradient(x0), tol, max_iter, reml)
 
 
 @search.defjvp
-def _search_jvp(reml: bool, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[NewtonState, NewtonState]:
+def _search_jvp(reml: bool, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:
     """dθ̂ = −H⁻¹ ∂²D/∂θ∂d · ḋ; what was evaluated at θ̂ moves with θ̂ and the data.
 
     At a singular optimum the deviance is even in the vanished direction, so the mixed derivative is zero
     there and θ̂ moves within its face; a flat direction (H singular) is held by a tiny ridge.
     """
     data, data_dot = primals[0], tangents[0]
-    found = search(*primals, reml)
+    found, optima = search(*primals, reml)
     x, H = found.x, grouped.objective(found.x, data, reml)[2]
     slope_dot = jax.jvp(lambda d: grouped.objective(x, d, reml)[1], (data,), (data_dot,))[1]
     ridge = 1e3 * jnp.finfo(H.dtype).eps * jnp.abs(jnp.diagonal(H)).max()
@@ -115,7 +115,8 @@ def _search_jvp(reml: bool, primals: tuple[Any, ...], tangents: tuple[Any, ...])
     moved = jax.jvp(lambda x, d: grouped.objective(x, d, reml), (x, data), (x_dot, data_dot))[1]
     value_dot, gradient_dot, hessian_dot, aux_dot = moved
     still = jax.tree.map(_zero_tangent, found)
-    return found, still._replace(x=x_dot, value=value_dot, gradient=gradient_dot, hessian=hessian_dot, aux=aux_dot)
+    moved = still._replace(x=x_dot, value=value_dot, gradient=gradient_dot, hessian=hessian_dot, aux=aux_dot)
+    return (found, optima), (moved, _zero_tangent(optima))
 
 
 def _zero_tangent(a: Array) -> Array:

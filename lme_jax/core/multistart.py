@@ -1,0 +1,124 @@
+"""Searches from several starts, lane by lane, keeping the best: a doubtful optimum must be earned twice.
+
+A deviance may have several minima, and a zero variance is a stationary point whatever the data. Where a search
+ends in doubt the lane goes on from its next start; the others wait for nothing. One objective serves all
+searches, so that a compiled program holds it once.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .optimize import NewtonState, Objective, advance, initial_state
+from .pytrees import tree_map
+from .types import Array, Status, namespace, select
+
+# Deviances that differ by less belong to one optimum.
+SAME = 1e-7
+
+Doubtful = Callable[[NewtonState], Array]
+
+
+class Multistart(NamedTuple):
+    """The search under way, and what the earlier ones of its lane have found.
+
+    Attributes
+    ----------
+    now : the search under way; its ``status`` is ≥ 0 when the lane is done.
+    best : the best end so far; what ``now`` is until the first search ends.
+    attempt : (*lanes) int32, the number of the search; optima : distinct ends that are optima.
+    evaluations : (*lanes) int32, of all searches.
+    """
+
+    now: NewtonState
+    best: NewtonState
+    attempt: Array
+    optima: Array
+    evaluations: Array
+
+    @property
+    def found(self) -> NewtonState:
+        """The best end, with the evaluations of all searches."""
+        return self.best._replace(iterations=self.evaluations)
+
+
+def begin(x: Array, aux: Any) -> Multistart:
+    """Before the first evaluation at ``x`` (k, *lanes); ``aux`` is shaped as the objective's."""
+    state = initial_state(x, aux)
+    none = state.iterations
+    return Multistart(state, state, none, none, none)
+
+
+def minimise(
+    objective: Objective,
+    search: Multistart,
+    starts: Array,
+    doubtful: Doubtful,
+    tol: Any,
+    max_iter: Any,
+    rounds: int | None = None,
+) -> Multistart:
+    """Go on until every lane is done or has spent ``rounds`` more evaluations.
+
+    Parameters
+    ----------
+    objective : see ``optimize.advance``.
+    starts : (s, k, *lanes) further starts, tried in turn while the best end is ``doubtful``.
+    tol, max_iter : of each search; see ``NewtonOptions.limits``.
+    """
+    xp = namespace(search.now.x)
+    limit = None if rounds is None else search.evaluations + np.int32(rounds)
+
+    def unfinished(s: Multistart) -> Array:
+        going = s.now.status < 0
+        return going if limit is None else going & (s.evaluations < limit)
+
+    def go_on(s: Multistart) -> Multistart:
+        now = advance(s.now, objective, tol, max_iter)
+        moved = s._replace(now=now, evaluations=s.evaluations + np.int32(1))
+        if xp is np and not (now.status >= 0).any():
+            return moved
+        return _next(moved, starts, doubtful)
+
+    def frozen(s: Multistart) -> Multistart:
+        going = unfinished(s)
+        return tree_map(lambda new, old: select(going, new, old), go_on(s), s)
+
+    if xp is np:
+        one = search.now.x.ndim == 1
+        while unfinished(search).any():
+            search = go_on(search) if one else frozen(search)
+        return search
+    import jax
+
+    return jax.lax.while_loop(lambda s: unfinished(s).any(), frozen, search)
+
+
+def _next(s: Multistart, starts: Array, doubtful: Doubtful) -> Multistart:
+    """Where a search has ended: keep the better end, and begin again from the next start if it is in doubt."""
+    now, first = s.now, s.attempt == 0
+    ended = now.status >= 0
+    is_optimum = _is_optimum(now)
+    gain = s.best.value - now.value
+    size = 1.0 + abs(now.value)
+    better = (gain > SAME * size) | (is_optimum & ~_is_optimum(s.best) & (gain > -SAME * size))
+    other = first | (abs(gain) > SAME * size)
+    best = tree_map(lambda new, old: select(ended & (first | better), new, old), now, s.best)
+    optima = s.optima + (ended & is_optimum & other).astype(np.int32)
+    again = ended & (s.attempt < len(starts)) & doubtful(best)
+    fresh = initial_state(_pick(starts, s.attempt), now.aux)
+    current = tree_map(lambda new, old: select(again, new, old), fresh, now)
+    return Multistart(current, best, s.attempt + again.astype(np.int32), optima, s.evaluations)
+
+
+def _is_optimum(state: NewtonState) -> Array:
+    return (state.status == Status.CONVERGED) | (state.status == Status.SINGULAR)
+
+
+def _pick(starts: Array, which: Array) -> Array:
+    """starts[which] lane by lane; the last where there are no more."""
+    out = starts[-1]
+    for number in range(len(starts) - 2, -1, -1):
+        out = select(which <= number, starts[number], out)
+    return out
