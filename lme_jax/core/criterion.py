@@ -15,13 +15,14 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from . import covariance, linalg
-from .assembly import whitening_of_root
+from . import covariance, linalg, multistart
+from .assembly import whitening
 from .covariance import Template
 from .crossed_data import CrossedData, NestedData
 from .levels import pairs
-from .optimize import NewtonState, initial_state, newton
-from .profiled import AtOptimum, deviance_of_root
+from .optimize import NewtonState
+from .profiled import AtOptimum, deviance_of_root, nothing_kept
+from .records import doubtful
 
 Effects = list[np.ndarray]
 
@@ -38,10 +39,14 @@ class Solved(Protocol):
 class Engine(Protocol):
     """What is asked of a way to hold V of several factors.
 
-    ``exact`` tells that ``trace_products`` costs no more than an evaluation, so that a search had better use it.
+    Attributes
+    ----------
+    exact : whether ``trace_products`` costs no more than an evaluation, so that a search had better use it.
+    n_starts : further starts that a search may take where its end is in doubt.
     """
 
     exact: bool
+    n_starts: int
 
     def solve(self, Ls: list[np.ndarray]) -> Any:
         """A ``Solved`` for L (q, q) per factor, or None where V is not positive definite."""
@@ -143,7 +148,7 @@ def evaluate(engine: Engine, theta: np.ndarray, data: CrossedData | NestedData, 
     p = len(R) - 1
     value = deviance_of_root(solved.log_det, R, data, reml)
     Q, dof = float(R[p, p] ** 2), float(data.n_rows) - (p if reml else 0)
-    D = engine.project(solved, whitening_of_root(R))
+    D = engine.project(solved, whitening(R))
     slope_psi = _slope_psi(engine.traces(solved), D, dof / Q, reml)
     k = len(theta)
     owner, moves, Y = [], [], []
@@ -236,8 +241,10 @@ def objective(engine: Engine, data: CrossedData | NestedData, reml: bool, exact:
 
 def search(
     engine: Engine, data: CrossedData | NestedData, x0: np.ndarray, tol: Any, max_iter: Any, reml: bool
-) -> NewtonState:
-    """The optimum over scaled θ; its Hessian is the average information unless ``engine.exact``."""
-    w = len(data.WtW)
-    state = initial_state(x0, AtOptimum(np.zeros((w, w)), np.zeros_like(x0)))
-    return newton(objective(engine, data, reml, engine.exact), state, tol, max_iter)
+) -> tuple[NewtonState, Any]:
+    """The optimum over scaled θ, and how many were seen; its Hessian is the average information unless ``exact``."""
+    first = multistart.begin(x0, nothing_kept(data.n_fixed, x0))
+    starts = covariance.other_starts(data.template, x0)[: engine.n_starts]
+    curved = objective(engine, data, reml, engine.exact)
+    done = multistart.minimise(curved, first, starts, doubtful(data.template), tol, max_iter)
+    return done.found, done.optima

@@ -11,17 +11,17 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConvergenceError
-from . import covariance, criterion, linalg, programs
+from . import covariance, criterion, linalg, multistart, programs
 from .crossed_data import MEMORY_LIMIT, CrossedData, NestedData, compress_crossed
 from .crossed_start import moment_start
 from .dense import Dense
 from .nested import Nested
-from .optimize import NewtonOptions, initial_state, newton
+from .optimize import NewtonOptions
 from .profiled import AtOptimum, Expansion, nothing_kept, profiled_deviance
 from .profiled import derivatives as profiled_derivatives
 from .programs import Backend
 from .pytrees import tree_map
-from .records import Fit, RandomEffects, assemble, with_hessian
+from .records import Fit, RandomEffects, assemble, doubtful, with_hessian
 from .small import SMALL, Small
 from .types import Array, at_least_float, namespace
 
@@ -167,12 +167,13 @@ def _fit(data: Data, start: Array | None, tol: Any, max_iter: Any, *, reml: bool
     scale = covariance.theta_scale(data.template, data.basis.z_scale)
     x0 = (moment_start(data) if start is None else start) * scale
     if namespace(x0, data.WtW) is not np:
-        state = initial_state(x0, nothing_kept(data.n_fixed, x0))
-        found = newton(lambda x: derivatives(x, data, reml), state, tol, max_iter)
-        return assemble(found, data, data.template, reml)
+        first, starts = multistart.begin(x0, nothing_kept(data.n_fixed, x0)), covariance.other_starts(data.template, x0)
+        doubt = doubtful(data.template)
+        done = multistart.minimise(lambda x: derivatives(x, data, reml), first, starts, doubt, tol, max_iter)
+        return assemble(done.found, data, data.template, reml, done.optima)
     engine = engine_of(data)
-    found = criterion.search(engine, data, x0, tol, max_iter, reml)
-    fitted = assemble(found, data, data.template, reml)
+    found, optima = criterion.search(engine, data, x0, tol, max_iter, reml)
+    fitted = assemble(found, data, data.template, reml, optima)
     return fitted if engine.exact else with_hessian(fitted, partial(hessian, fitted.theta, data, reml=reml))
 
 

@@ -17,6 +17,8 @@ from .crossed_data import CrossedData
 
 NEARLY_SINGULAR = 1e-3
 GATHER_ENTRIES = 1 << 23
+# Effects in the dense system up to which a doubtful optimum is searched for again, some 8 evaluations of K³ each.
+SEVERAL_STARTS = 512
 
 
 class Solved:
@@ -64,6 +66,7 @@ class Dense:
         self.data, self.layout = data, data.layout
         self.first = data.layout.order[0]
         self.K = data.layout.n_dense
+        self.n_starts = 3 if self.K <= SEVERAL_STARTS else 0
         self.q1 = data.layout.sizes[self.first]
         n_pairs, P = len(data.base), data.G.shape[-1]
         ends = np.searchsorted(data.product_pair, np.arange(n_pairs + 1, dtype=np.int32))

@@ -69,6 +69,9 @@ class Nested:
     Every verb costs O(Σ m_j q_j w_j c) for c columns, w_j the width of what stands around factor j.
     """
 
+    exact = False
+    n_starts = 3
+
     def __init__(self, data: NestedData) -> None:
         self.data, self.layout = data, data.layout
         order = data.layout.order

@@ -31,6 +31,7 @@ class Small:
     """The verbs of ``criterion.Engine``; effects stand factor by factor, within a factor effect by effect."""
 
     exact = True
+    n_starts = 3
 
     def __init__(self, data: CrossedData | NestedData) -> None:
         layout = data.layout
