@@ -14,9 +14,9 @@ import functools
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+from scipy.linalg import lapack
 
 from . import covariance, linalg, multistart
-from .assembly import whitening
 from .covariance import Template
 from .crossed_data import CrossedData, NestedData
 from .levels import pairs
@@ -68,31 +68,57 @@ class Engine(Protocol):
 
 
 class Part(NamedTuple):
-    """A factor's template, and where its parameters and effects stand among all."""
+    """A factor's template, and where its parameters and effects stand among all.
+
+    Attributes
+    ----------
+    root : (k, q²) with L = θ·root; square : (q², k, k) with Ψ = ½ θᵀ·square·θ; None of AR(1) blocks.
+    """
 
     template: Template
     theta: slice
     effects: slice
+    root: np.ndarray | None
+    square: np.ndarray | None
 
 
 @functools.lru_cache(maxsize=256)
 def parts(template: Template, sizes: tuple[int, ...]) -> tuple[Part, ...]:
     """The parts of the factors of q = ``sizes`` effects."""
-    out, at, blocks = [], 0, list(template)
-    theta = 0
+    out, blocks = [], list(template)
+    k = at = 0
     for q in sizes:
-        mine: list[Any] = []
+        mine: tuple[Any, ...] = ()
         while sum(block.size for block in mine) < q:
-            mine.append(blocks.pop(0))
-        k = covariance.n_theta(tuple(mine))
-        out.append(Part(tuple(mine), slice(theta, theta + k), slice(at, at + q)))
-        theta, at = theta + k, at + q
+            mine = (*mine, blocks.pop(0))
+        here = slice(k, k + covariance.n_theta(mine))
+        packed = covariance.squared_basis(mine)
+        root = square = None
+        if packed is not None:
+            square = packed[_position(q).reshape(-1)]
+            root = np.array([covariance.factor(unit, mine).reshape(-1) for unit in np.eye(len(packed[0]))])
+        out.append(Part(mine, here, slice(at, at + q), root, square))
+        k, at = here.stop, at + q
     return tuple(out)
 
 
 def factors(theta: Any, template: Template, sizes: tuple[int, ...]) -> list[Any]:
     """L_j(θ), (q_j, q_j), of every factor in the caller's order."""
-    return [covariance.factor(theta[part.theta], part.template) for part in parts(template, sizes)]
+    if type(theta) is not np.ndarray:
+        return [covariance.factor(theta[part.theta], part.template) for part in parts(template, sizes)]
+    return [_root(theta[part.theta], part, q) for part, q in zip(parts(template, sizes), sizes, strict=True)]
+
+
+def _root(theta: np.ndarray, part: Part, q: int) -> np.ndarray:
+    return covariance.factor(theta, part.template) if part.root is None else (theta @ part.root).reshape(q, q)
+
+
+def _moves(theta: np.ndarray, part: Part, q: int) -> tuple[np.ndarray, np.ndarray]:
+    """∂Ψ (q, q, k) and ∂²Ψ (q², k, k) of a factor."""
+    if part.square is not None:
+        return (part.square @ theta).reshape(q, q, -1), part.square
+    J, J2 = covariance.squared_derivatives(theta, part.template)
+    return J[_position(q)], J2[_position(q).reshape(-1)]
 
 
 @functools.lru_cache(maxsize=64)
@@ -110,8 +136,8 @@ class Point(NamedTuple):
     Attributes
     ----------
     owner : (k,) the factor of every parameter; moves : per parameter ∂Ψ (q, q) of its factor.
-    D : per factor ZᵀV⁻¹[X y]A, whitened: T, and e in the last column. Y : per factor (q, k, m), Δ_ae.
-    bend : (k, k) Σ tr(g_Ψ ∂²Ψ); q : (k, k) Y_aᵀUY_b less what X explains; slopes : (k,) −∂Q/∂θ; Q : rᵀV⁻¹r.
+    D : per factor ZᵀV⁻¹[X y]A, whitened: T, and e in the last column.
+    bend : (k, k) Σ tr(g_Ψ ∂²Ψ); q : (k, k) eᵀΔ_aUΔ_be less what X explains; slopes : (k,) −∂Q/∂θ; Q : rᵀV⁻¹r.
     """
 
     theta: np.ndarray
@@ -140,61 +166,61 @@ def contract(A: Effects, B: Effects) -> np.ndarray:
 
 def evaluate(engine: Engine, theta: np.ndarray, data: CrossedData | NestedData, reml: bool) -> Point | None:
     """The point at scaled θ (k,), or None where the deviance is not finite."""
-    places = parts(data.template, data.layout.sizes)
-    solved = engine.solve([covariance.factor(theta[part.theta], part.template) for part in places])
-    R = linalg.cholesky(solved.H) if solved is not None else np.full((1, 1), np.nan)
-    if not np.isfinite(R[-1, -1]):
+    places, sizes = parts(data.template, data.layout.sizes), data.layout.sizes
+    solved = engine.solve(factors(theta, data.template, sizes))
+    R = None if solved is None else linalg.cholesky(solved.H)
+    if R is None or not np.isfinite(R[-1, -1]):
         return None
-    p = len(R) - 1
-    value = deviance_of_root(solved.log_det, R, data, reml)
+    p, k = len(R) - 1, len(theta)
     Q, dof = float(R[p, p] ** 2), float(data.n_rows) - (p if reml else 0)
-    D = engine.project(solved, whitening(R))
-    slope_psi = _slope_psi(engine.traces(solved), D, dof / Q, reml)
-    k = len(theta)
-    owner, moves, Y = [], [], []
+    D = engine.project(solved, _whitening(R))
     gradient, bend = np.empty(k), np.zeros((k, k))
-    for j, part in enumerate(places):
-        J, J2 = covariance.squared_derivatives(theta[part.theta], part.template)
-        q = len(slope_psi[j])
-        packed = slope_psi[j] if q == 1 else _packed_slope(slope_psi[j])
-        gradient[part.theta] = packed[0] @ J if q == 1 else packed @ J
-        bend[part.theta, part.theta] = np.tensordot(packed.reshape(-1), J2, 1)
-        mine = J.T[:, _position(q)]
-        owner += [j] * len(mine)
-        moves += list(mine)
-        Y.append(_moved(mine, D[j][:, p:], part.theta, k))
+    owner: list[int] = []
+    moves, Y = [], []
+    for j, (part, trace, d) in enumerate(zip(places, engine.traces(solved), D, strict=True)):
+        mine = part.theta
+        step, curvature = _moves(theta[mine], part, sizes[j])
+        slope = _slope_psi(trace, d, dof / Q, reml).reshape(-1)
+        gradient[mine] = slope @ step.reshape(len(slope), -1)
+        bend[mine, mine] = (slope @ curvature.reshape(len(slope), -1)).reshape(curvature.shape[1:])
+        owner += [j] * step.shape[2]
+        moves += [step[:, :, a] for a in range(step.shape[2])]
+        Y.append(_moved(step, d[:, p:], mine, k))
     cross = contract(D, Y)
     slopes, across = cross[p], cross[:p]
     quadratic = contract(Y, engine.apply(solved, Y)) - across.T @ across
-    quadratic = 0.5 * (quadratic + quadratic.T)
+    value = deviance_of_root(solved.log_det, R, data, reml)
     kept = AtOptimum(solved.H, -slopes / Q)
+    quadratic = 0.5 * (quadratic + quadratic.T)
     return Point(theta, solved, tuple(owner), moves, D, value, gradient, bend, quadratic, slopes, Q, dof, kept)
 
 
-def _slope_psi(traces: list[np.ndarray], D: Effects, weight: float, reml: bool) -> list[np.ndarray]:
-    """Per factor, the symmetric (q, q) derivative of the deviance in Ψ; ``weight`` = N/Q."""
-    out = []
-    for trace, d in zip(traces, D, strict=True):
-        q, p = len(d), d.shape[1] - 1
-        e = d[:, p]
-        slope = trace - weight * (e @ e.T)
-        if reml and p:
-            fixed = d[:, :p].reshape(q, -1)
-            slope -= fixed @ fixed.T
-        out.append(slope)
-    return out
+def _whitening(R: np.ndarray) -> np.ndarray:
+    """``assembly.whitening`` in one call."""
+    A = lapack.dtrtri(R, lower=1)[0].T
+    A[:, -1] *= R[-1, -1]
+    return A
 
 
-def _packed_slope(slope: np.ndarray) -> np.ndarray:
-    """The packed form of a symmetric derivative, whose entries off the diagonal stand for two."""
-    return (slope + slope.T - np.diag(np.diag(slope)))[np.tril_indices(len(slope))]
+def _slope_psi(trace: np.ndarray, d: np.ndarray, weight: float, reml: bool) -> np.ndarray:
+    """The symmetric (q, q) derivative of the deviance in a factor's Ψ; ``weight`` = N/Q."""
+    p = d.shape[1] - 1
+    e = d[:, p]
+    slope = trace - weight * (e @ e.T)
+    if reml and p:
+        # Not of one array with itself, for which NumPy makes a slow rank-k update.
+        slope -= np.tensordot(d[:, :p], d[:, :p], ([1, 2], [1, 2])) if len(d) > 1 else np.vdot(d[0, :p], d[0, :p])
+    return slope
 
 
-def _moved(moves: np.ndarray, d: np.ndarray, mine: slice, k: int) -> np.ndarray:
-    """Δ_ad of a factor (q, k·c, m), zero for the parameters of others: moves (k_j, q, q), d (q, c, m)."""
+def _moved(step: np.ndarray, d: np.ndarray, mine: slice, k: int) -> np.ndarray:
+    """Δ_ad of a factor (q, k·c, m), zero for the parameters of others: step (q, q, k_j), d (q, c, m)."""
     q, c, m = d.shape
     out = np.zeros((q, k, c, m))
-    out[:, mine] = np.moveaxis(np.tensordot(moves, d, 1), 1, 0) if q > 1 else moves[:, 0, 0][:, None, None] * d
+    if q == 1:
+        np.multiply(step[0, 0][:, None, None], d, out=out[:, mine])
+    else:
+        out[:, mine] = np.tensordot(step, d, ((1,), (0,)))
     return out.reshape(q, k * c, m)
 
 
@@ -213,14 +239,14 @@ def exact_hessian(engine: Engine, point: Point, data: CrossedData | NestedData, 
 
 def _fixed_terms(engine: Engine, point: Point, data: CrossedData | NestedData, p: int) -> np.ndarray:
     """Second derivative of log|XᵀV⁻¹X| along pairs of moves of Ψ."""
-    k, Y = len(point.theta), []
-    T = [d[:, :p] for d in point.D]
-    for part, t, j in zip(parts(data.template, data.layout.sizes), T, range(len(T)), strict=True):
-        mine = np.array([move for i, move in zip(point.owner, point.moves, strict=True) if i == j])
-        Y.append(_moved(mine, t, part.theta, k))
+    k, T = len(point.theta), [d[:, :p] for d in point.D]
+    Y = []
+    for j, part in enumerate(parts(data.template, data.layout.sizes)):
+        step = np.stack([move for i, move in zip(point.owner, point.moves, strict=True) if i == j], axis=2)
+        Y.append(_moved(step, T[j], part.theta, k))
     YUY = contract(Y, engine.apply(point.solved, Y)).reshape(k, p, k, p)
     YT = contract(Y, T).reshape(k, p * p)
-    return 2.0 * np.trace(YUY, axis1=1, axis2=3) - YT @ YT.T
+    return 2.0 * np.trace(YUY, axis1=1, axis2=3) - YT @ YT.copy().T
 
 
 def objective(engine: Engine, data: CrossedData | NestedData, reml: bool, exact: bool) -> Any:
