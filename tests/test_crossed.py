@@ -254,29 +254,27 @@ def test_compiled_program_agrees(name, reml):
         close(ours[2][zero], hessian[zero], 1e-7)
 
 
-@pytest.mark.parametrize("name", ["crossed", "three", "slopes_both", "nested", "nested_three", "nested_slopes"])
+@pytest.mark.parametrize("name", ["crossed", "three", "slopes_both", "no_fixed", "nested", "nested_three", "nested_slopes", "nested_no_fixed"])
 def test_start_from_moments(name):
     """The moment equations solved from dense columns, a kind of column per effect."""
     case = CASES[name]()
     root = np.sqrt(np.ones(case.n) if case.weights is None else case.weights)
     X = case.X * root[:, None]
-    y = (case.y if case.offset is None else case.y - case.offset) * root
-    pilot = case.y - (0.0 if case.offset is None else case.offset)
-    r = y - X @ np.linalg.lstsq(case.X, pilot)[0]  # an unweighted fit conditions the basis
-    kinds = [case.dense_z(j)[:, a::q] * root[:, None] for j, q in enumerate(case.sizes) for a in range(q)] + [
-        np.eye(case.n)
-    ]
-    A = np.array([[np.sum((left.T @ right) ** 2) for right in kinds] for left in kinds])
+    M = np.eye(case.n) - X @ np.linalg.pinv(X)
+    r = M @ ((case.y if case.offset is None else case.y - case.offset) * root)
+    kinds = [case.dense_z(j)[:, a::q] * root[:, None] for j, q in enumerate(case.sizes) for a in range(q)]
+    kinds.append(np.eye(case.n))
+    A = np.array([[np.sum((left.T @ M @ right) ** 2) for right in kinds] for left in kinds])
     b = np.array([np.sum((left.T @ r) ** 2) for left in kinds])
     unit = np.sqrt(np.diag(A))
     # The ridge is on the scaled equations, so that the units of Z do not matter.
     found = np.linalg.solve(A / np.outer(unit, unit) + crossed_start.RIDGE * np.eye(len(b)), b / unit) / unit
-    share = A[:-1, -1] / case.n
-    ratio = found[:-1] / max(found[-1], 0.1 * b[-1] / case.n) * share
+    share = np.array([np.sum(Z**2) for Z in kinds[:-1]]) / case.n
+    ratio = found[:-1] / max(found[-1], crossed_start.NOISE * b[-1] / (case.n - X.shape[1])) * share
     expected = np.sqrt(np.clip(ratio, crossed_start.SMALLEST, crossed_start.LARGEST) / share)
     data = case.data()
     diagonal = np.concatenate([np.diag(L) for L in case.roots(crossed_start.moment_start(data))])
-    close(diagonal, expected, 1e-9)
+    close(diagonal, expected, 1e-8)
     with jax.enable_x64(True):
         traced = jax.jit(crossed_start.moment_start)(jax.tree.map(jax.numpy.asarray, data))
         np.testing.assert_allclose(traced, crossed_start.moment_start(data), rtol=1e-10)
