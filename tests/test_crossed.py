@@ -254,7 +254,10 @@ def test_compiled_program_agrees(name, reml):
         close(ours[2][zero], hessian[zero], 1e-7)
 
 
-@pytest.mark.parametrize("name", ["crossed", "three", "slopes_both", "no_fixed", "nested", "nested_three", "nested_slopes", "nested_no_fixed"])
+@pytest.mark.parametrize(
+    "name",
+    ["crossed", "three", "slopes_both", "no_fixed", "nested", "nested_three", "nested_slopes", "nested_no_fixed"],
+)
 def test_start_from_moments(name):
     """The moment equations solved from dense columns, a kind of column per effect."""
     case = CASES[name]()

@@ -20,7 +20,7 @@ from . import covariance, linalg, multistart
 from .covariance import Template
 from .crossed_data import CrossedData, NestedData
 from .levels import pairs
-from .optimize import NewtonState
+from .optimize import NewtonState, initial_state, newton
 from .profiled import AtOptimum, deviance_of_root, nothing_kept
 from .records import doubtful
 
@@ -269,8 +269,9 @@ def search(
     engine: Engine, data: CrossedData | NestedData, x0: np.ndarray, tol: Any, max_iter: Any, reml: bool
 ) -> tuple[NewtonState, Any]:
     """The optimum over scaled θ, and how many were seen; its Hessian is the average information unless ``exact``."""
-    first = multistart.begin(x0, nothing_kept(data.n_fixed, x0))
-    starts = covariance.other_starts(data.template, x0)[: engine.n_starts]
-    curved = objective(engine, data, reml, engine.exact)
+    curved, nothing = objective(engine, data, reml, engine.exact), nothing_kept(data.n_fixed, x0)
+    if engine.n_starts == 0:
+        return newton(curved, initial_state(x0, nothing), tol, max_iter), 1
+    first, starts = multistart.begin(x0, nothing), covariance.other_starts(data.template, x0)[: engine.n_starts]
     done = multistart.minimise(curved, first, starts, doubtful(data.template), tol, max_iter)
     return done.found, done.optima

@@ -226,7 +226,9 @@ class Nested:
                 MC, dMC = linalg.matmul(M, C[:, :w]), linalg.matmul(dM, C[:, :w]) + linalg.matmul(M, dC[:, :w])
                 across = linalg.matmul(MC, around)
                 d_across = linalg.matmul(dMC, around) + linalg.matmul(MC, d_around)
-                d_own = dM + linalg.matmul(d_across, linalg.transpose(MC)) + linalg.matmul(across, linalg.transpose(dMC))
+                d_own = (
+                    dM + linalg.matmul(d_across, linalg.transpose(MC)) + linalg.matmul(across, linalg.transpose(dMC))
+                )
                 d_joint = np.concatenate(
                     [np.concatenate([d_own, -d_across], 1), np.concatenate([-linalg.transpose(d_across), d_around], 1)]
                 )
