@@ -85,9 +85,10 @@ def crossed_log_det_and_cross(Ls: list[Array], data: CrossedData) -> tuple[Array
     q1 = L1.shape[0]
     log_det, packed = levels.weigh(L1, data.G, levels.dense(q1))
     M = levels.stacked(packed)
+    n_pairs, n_products = data.base.shape[0], data.product_pattern.shape[0]
+    pair = jnp.repeat(jnp.arange(n_pairs), jnp.diff(data.product_ends), total_repeat_length=n_products)
     products = (M[np.tril_indices(q1)][:, data.product_pattern] * data.product_value).sum(0)
-    n_pairs = data.base.shape[0]
-    N_pairs = data.base - jax.ops.segment_sum(products, data.product_pair, n_pairs, indices_are_sorted=True)
+    N_pairs = data.base - jax.ops.segment_sum(products, pair, n_pairs, indices_are_sorted=True)
     lower = jnp.zeros((K, K), N_pairs.dtype).at[data.pair_row, data.pair_column].set(N_pairs, unique_indices=True)
     N = lower + jnp.tril(lower, -1).T
     S = _apply_root(Ls, layout, _apply_root(Ls, layout, N).T) + jnp.eye(K, dtype=N.dtype)

@@ -17,6 +17,8 @@ from .crossed_data import CrossedData
 
 NEARLY_SINGULAR = 1e-3
 GATHER_ENTRIES = 1 << 23
+PAIRS_AT_ONCE = 1 << 18
+ROWS_AT_ONCE = 256
 # Effects in the dense system up to which a doubtful optimum is searched for again, some 8 evaluations of K³ each.
 SEVERAL_STARTS = 512
 
@@ -68,20 +70,19 @@ class Dense:
         self.K = data.layout.n_dense
         self.n_starts = 3 if self.K <= SEVERAL_STARTS else 0
         self.q1 = data.layout.sizes[self.first]
-        n_pairs, P = len(data.base), data.G.shape[-1]
-        ends = np.searchsorted(data.product_pair, np.arange(n_pairs + 1, dtype=np.int32))
+        shape = (len(data.base), data.G.shape[-1])
         self.products = [
-            scipy.sparse.csr_matrix((v, data.product_pattern, ends), shape=(n_pairs, P)) for v in data.product_value
+            scipy.sparse.csr_matrix((v, data.product_pattern, data.product_ends), shape=shape)
+            for v in data.product_value
         ]
         starts = np.searchsorted(data.entry_column, np.arange(self.K + 1, dtype=np.int32))
         self.cross = [
             scipy.sparse.csr_matrix((v, data.entry_level, starts), shape=(self.K, data.Z1W.shape[-1]))
             for v in data.entry_value
         ]
-        # The lower triangle row by row: pairs are sorted by row, and LAPACK sees it as its upper triangle.
-        self.place = data.pair_row.astype(np.int64) * self.K + data.pair_column
         self.row_ends = np.searchsorted(data.pair_row, np.arange(self.K + 1, dtype=np.int32))
-        self.on_diagonal = data.pair_row == data.pair_column
+        # What runs over all pairs is done some pairs at a time, so that no temporary is as long as the lists.
+        self.blocks = [slice(lo, lo + PAIRS_AT_ONCE) for lo in range(0, shape[0], PAIRS_AT_ONCE)]
         self.scalar = all(data.layout.sizes[j] == 1 for j, _ in data.layout.dense_slices)
         rows, columns = np.tril_indices(self.q1)
         self.packed = (rows, columns, np.where(rows == columns, 1.0, 0.5))
@@ -100,21 +101,32 @@ class Dense:
             out[rows] = L[0, 0] * X[rows] if len(L) == 1 else (L @ block).reshape(-1, X.shape[1])
         return out
 
-    def _symmetric(self, values: np.ndarray) -> np.ndarray:
-        """Dense symmetric (K, K) from values at the pairs."""
-        lower = np.zeros(self.K * self.K)
-        lower[self.place] = values
-        return _symmetrise(lower.reshape(self.K, self.K))
-
     def _conjugate(self, Ls: list[np.ndarray], values: np.ndarray) -> np.ndarray:
-        """Λ₂ᵀNΛ₂ from N's values at the pairs; the lower triangle is valid."""
-        if self.scalar:
-            scale = self._scale_vector(Ls)
-            out = np.zeros(self.K * self.K)
-            out[self.place] = values * scale[self.data.pair_row] * scale[self.data.pair_column]
-            return out.reshape(self.K, self.K)
-        half = self._root(Ls, self._symmetric(values), True)
-        return self._root(Ls, np.ascontiguousarray(half.T), True)
+        """Λ₂ᵀNΛ₂ (K, K) from N's values at the pairs; the lower triangle is valid."""
+        data, out = self.data, np.zeros((self.K, self.K))
+        flat = out.reshape(-1)
+        scale = self._scale_vector(Ls) if self.scalar else np.ones(self.K)
+        for block in self.blocks:
+            row, column = data.pair_row[block], data.pair_column[block]
+            flat[row.astype(np.int64) * self.K + column] = values[block] * scale[row] * scale[column]
+        if not self.scalar:
+            _mirror(out)
+            self._root_both(Ls, out, True)
+        return out
+
+    def _root_both(self, Ls: list[np.ndarray], X: np.ndarray, transpose: bool) -> None:
+        """Λ₂ᵀXΛ₂ or Λ₂XΛ₂ᵀ in the place of a symmetric X (K, K)."""
+        for j, rows in self.layout.dense_slices:
+            L, q = (Ls[j].T if transpose else Ls[j]), len(Ls[j])
+            step = q * max(1, ROWS_AT_ONCE // q)
+            for lo in range(rows.start, rows.stop, step):
+                some = slice(lo, min(lo + step, rows.stop))
+                X[some] = (L @ X[some].reshape(-1, q, self.K)).reshape(-1, self.K)
+        for lo in range(0, self.K, ROWS_AT_ONCE):
+            for j, columns in self.layout.dense_slices:
+                L, q = (Ls[j].T if transpose else Ls[j]), len(Ls[j])
+                part = X[lo : lo + ROWS_AT_ONCE, columns]
+                part[:] = (part.reshape(len(part), -1, q) @ L.T).reshape(part.shape)
 
     def _times(self, values: np.ndarray, X: np.ndarray) -> np.ndarray:
         """NX for the symmetric N given at the pairs."""
@@ -160,7 +172,8 @@ class Dense:
     def solve(self, Ls: list[np.ndarray]) -> Solved | None:
         """log|V| and H: O(K³/3 + T) for T pair products."""
         data, s = self.data, Solved(Ls, self.data)
-        s.N = data.base - self._pair_values(s.M)
+        s.N = self._pair_values(s.M)
+        np.subtract(data.base, s.N, out=s.N)
         S = self._conjugate(Ls, s.N)
         S.reshape(-1)[:: self.K + 1] += 1.0
         s.matrix, info = lapack.dpotrf(S.T, lower=0, overwrite_a=1, clean=0)
@@ -198,36 +211,34 @@ class Dense:
         return out
 
     def variances(self, s: Solved) -> list[np.ndarray]:
-        """Var(b | y)/σ² with β fixed, (q, q, m) per factor."""
+        """Var(b | y)/σ² with β fixed, (q, q, m) per factor; ``s`` is used up."""
         inverse = s.invert()
         out: list[Any] = [None] * len(self.layout.sizes)
-        out[self.first] = np.moveaxis(self._first_variances(s), 0, 2)
         for j, rows in self.layout.dense_slices:
             L = s.Ls[j]
             out[j] = np.moveaxis(L @ _diagonal_blocks(inverse[rows, rows], len(L)) @ L.T, 0, 2)
+        out[self.first] = np.moveaxis(self._first_variances(s), 0, 2)
         return out
 
     # ---- traces
 
     def _pair_adjoint(self, s: Solved) -> np.ndarray:
         """R (q₁, q₁, P): Σ over a pattern's levels of (Z₁ᵀZ₂)W(Z₂ᵀZ₁) with W = Λ₂S⁻¹Λ₂ᵀ."""
-        data, inverse = self.data, s.invert()
-        if self.scalar:
-            scale = self._scale_vector(s.Ls)
-            W = inverse.reshape(-1)[self.place] * scale[data.pair_row] * scale[data.pair_column]
-        else:
-            W = self._weights_dense(s)[data.pair_row, data.pair_column]
-        W = np.where(self.on_diagonal, W, 2.0 * W)
+        data, W = self.data, s.invert()
+        scale = self._scale_vector(s.Ls) if self.scalar else np.ones(self.K)
+        if not self.scalar:
+            W = _mirror(W.copy())
+            self._root_both(s.Ls, W, False)
+        flat, at_pairs = W.reshape(-1), np.empty(len(data.base))
+        for block in self.blocks:
+            row, column = data.pair_row[block], data.pair_column[block]
+            twice = scale[row] * scale[column] * (2.0 - (row == column))
+            at_pairs[block] = flat[row.astype(np.int64) * self.K + column] * twice
         i, j, half = self.packed
-        sums = np.stack([(Q.T @ W) * h for Q, h in zip(self.products, half, strict=True)])
+        sums = np.stack([(Q.T @ at_pairs) * h for Q, h in zip(self.products, half, strict=True)])
         out = np.empty((self.q1, self.q1, sums.shape[1]))
         out[i, j], out[j, i] = sums, sums
         return out
-
-    def _weights_dense(self, s: Solved) -> np.ndarray:
-        """W = Λ₂S⁻¹Λ₂ᵀ (K, K)."""
-        half = self._root(s.Ls, _symmetrise(s.invert()), False)
-        return self._root(s.Ls, np.ascontiguousarray(half.T), False)
 
     def _dense_trace(self, s: Solved, j: int, rows: slice) -> np.ndarray:
         """Σ_l U_ll (q, q) of a dense factor."""
@@ -254,7 +265,9 @@ class Dense:
 
         Only the d_u × d_u block of W = Λ₂S⁻¹Λ₂ᵀ over the effects that level u meets is read.
         """
-        W = self._weights_dense(s)
+        W = _mirror(s.invert())
+        self._root_both(s.Ls, W, False)
+        s.matrix = None
         cross = [A.T.tocsr() for A in self.cross]
         indptr, indices = cross[0].indptr, cross[0].indices
         met = np.diff(indptr)
@@ -279,11 +292,9 @@ class Dense:
         """tr(V⁻¹V_aV⁻¹V_b) (k, k): 2K³ per parameter of factor 1; L must not be singular in the dense factors."""
         k = len(moves)
         out = np.zeros((k, k))
-        inverse = _symmetrise(s.invert())
+        inverse = _mirror(s.invert())
         firsts = [a for a in range(k) if owner[a] == self.first]
         through = self._first_products(s, inverse, firsts, moves, out)
-        excess = -inverse
-        excess.reshape(-1)[:: self.K + 1] += 1.0
         scaled = {}
         for b in range(k):
             if owner[b] != self.first:
@@ -299,9 +310,7 @@ class Dense:
                     out[a, b] = out[b, a] = np.sum(scaled[b] * block)
             for i, others in self.layout.dense_slices:
                 r = self.layout.sizes[i]
-                E = excess[rows, others].reshape(-1, q, (others.stop - others.start) // r, r)
-                flat = E.transpose(1, 3, 0, 2).reshape(q * r, -1)
-                pairs = (flat @ flat.T).reshape(q, r, q, r)
+                pairs = _pair_gram(inverse, rows, others, q, r)
                 for b in mine:
                     for c in [c for c in scaled if owner[c] == i]:
                         out[b, c] = np.einsum("ac,bd,abcd->", scaled[b], scaled[c], pairs)
@@ -324,7 +333,7 @@ class Dense:
             for b in firsts:
                 own = np.einsum("ijp,jip,p->", inside[a], inside[b], count)
                 bend = np.einsum("ijp,jip->", inside[a], np.einsum("jb,bip->jip", moves[b], FRF))
-                out[a, b] = own - 2.0 * bend + np.sum(through[a] * through[b].T)
+                out[a, b] = own - 2.0 * bend + _trace_of_product(through[a], through[b])
         return through
 
 
@@ -350,11 +359,35 @@ def _first_factor(L: np.ndarray, G: np.ndarray) -> tuple[np.ndarray, np.ndarray,
     return log_det, *(np.ascontiguousarray(np.moveaxis(T, 0, 2)) for T in (M, F, g @ F))
 
 
-def _symmetrise(lower: np.ndarray) -> np.ndarray:
-    """The symmetric matrix whose lower triangle this is."""
-    out = np.tril(lower)
-    out += np.tril(lower, -1).T
-    return out
+def _mirror(lower: np.ndarray) -> np.ndarray:
+    """The symmetric matrix whose lower triangle this is, in its place."""
+    n = len(lower)
+    for lo in range(0, n, ROWS_AT_ONCE):
+        hi = min(lo + ROWS_AT_ONCE, n)
+        lower[:lo, lo:hi] = lower[lo:hi, :lo].T
+        corner = np.tril(lower[lo:hi, lo:hi], -1)
+        lower[lo:hi, lo:hi] = np.tril(lower[lo:hi, lo:hi]) + corner.T
+    return lower
+
+
+def _trace_of_product(A: np.ndarray, B: np.ndarray) -> float:
+    """tr(AB)."""
+    rows = [slice(lo, lo + ROWS_AT_ONCE) for lo in range(0, len(A), ROWS_AT_ONCE)]
+    return float(sum(np.sum(A[some] * B[:, some].T) for some in rows))
+
+
+def _pair_gram(inverse: np.ndarray, rows: slice, others: slice, q: int, r: int) -> np.ndarray:
+    """Σ over pairs of levels of E_lm ⊗ E_lm (q, r, q, r) for E = I − S⁻¹ of two dense factors."""
+    total: Any = 0.0
+    step = q * max(1, ROWS_AT_ONCE // q)
+    for lo in range(rows.start, rows.stop, step):
+        hi = min(lo + step, rows.stop)
+        E = -inverse[lo:hi, others]
+        if rows == others:
+            E[np.arange(hi - lo), np.arange(lo, hi) - others.start] += 1.0
+        flat = E.reshape((hi - lo) // q, q, -1, r).transpose(1, 3, 0, 2).reshape(q * r, -1)
+        total = total + flat @ flat.copy().T
+    return total.reshape(q, r, q, r)
 
 
 def _symm(lower: np.ndarray, X: np.ndarray) -> np.ndarray:
@@ -364,7 +397,6 @@ def _symm(lower: np.ndarray, X: np.ndarray) -> np.ndarray:
 
 def _diagonal_blocks(lower: np.ndarray, q: int) -> np.ndarray:
     """(m, q, q) diagonal blocks of a symmetric (mq, mq) matrix given in its lower triangle."""
-    m = len(lower) // q
-    at = np.arange(m)
-    blocks = np.tril(lower.reshape(m, q, m, q)[at, :, at, :])
+    first = np.arange(0, len(lower), q)[:, None, None]
+    blocks = np.tril(lower[first + np.arange(q)[:, None], first + np.arange(q)])
     return blocks + np.swapaxes(np.tril(blocks, -1), 1, 2)
