@@ -1,6 +1,11 @@
 """Several grouping factors against dense algebra on V, on random small designs of many shapes."""
 
+import dataclasses
 import itertools
+import pathlib
+import pickle
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -383,6 +388,72 @@ def test_sparse_design_of_a_factor():
     )
     case.dense_z = lambda j, f=case.dense_z: members if j == 1 else f(j)
     assert float(crossed.deviance(case.theta, data)) == pytest.approx(case.oracle(case.theta, True)["value"], abs=1e-9)
+
+
+NO_JAX = """
+import sys, types
+# The package itself, whose front door imports more than the core.
+package = types.ModuleType("lme_jax")
+package.__path__ = [sys.argv[1]]
+sys.modules["lme_jax"] = package
+import numpy as np
+from lme_jax.core import crossed, fit, henderson
+rng = np.random.default_rng(0)
+n = 900
+inner = rng.integers(0, 90, n)
+for codes, levels in (([inner, inner // 9], [90, 10]), ([inner, rng.integers(0, 8, n)], [90, 8]),
+                      ([inner // 9, rng.integers(0, 8, n)], [10, 8])):
+    y = sum(rng.normal(size=m)[c] for c, m in zip(codes, levels)) + rng.normal(size=n)
+    one = np.ones((n, 1))
+    data = crossed.compress_crossed(y, one, [one, one], codes, levels, ("unstructured", "unstructured"))
+    found = fit.fit(data)
+    assert int(found.status) == 0, found
+    assert np.isfinite(found.hessian).all()
+    fit.random_effects(found, data)
+    fit.deviance(found.theta, data)
+    fit.fit_at(found.theta, data)
+assert "jax" not in sys.modules
+"""
+
+
+def test_numpy_data_import_no_jax():
+    home = pathlib.Path(crossed.__file__).parents[1]
+    subprocess.run([sys.executable, "-c", NO_JAX, str(home)], check=True, timeout=120)
+
+
+def test_the_hessian_is_computed_when_read(monkeypatch):
+    monkeypatch.setattr(crossed, "SMALL", 0)
+    data = CASES["three"]().data()
+    calls = []
+    monkeypatch.setattr(Dense, "trace_products", lambda *args: calls.append(args) or np.zeros((3, 3)))
+    fit = crossed.fit_crossed(data)
+    crossed.random_effects(fit, data)
+    assert not calls
+    again = pickle.loads(pickle.dumps(fit))
+    assert len(calls) == 1
+    np.testing.assert_array_equal(again.hessian, fit.hessian)
+    moved = dataclasses.replace(fit, hessian=np.eye(3))
+    np.testing.assert_array_equal(moved.hessian, np.eye(3))
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("name", ["slope_first", "nested_slopes"])
+def test_traced(name):
+    """jit, vmap and grad of the deviance, vmap of a fit."""
+    data = CASES[name]().data()
+    with jax.enable_x64(True):
+        traced = jax.tree.map(jax.numpy.asarray, data)
+        thetas = np.random.default_rng(0).normal(size=(3, covariance.n_theta(data.template)))
+        found = jax.jit(jax.vmap(lambda t: crossed.deviance(t, traced)))(jax.numpy.asarray(thetas))
+        close(np.asarray(found), np.array([crossed.deviance(t, data) for t in thetas]), 1e-11)
+        slopes = jax.vmap(jax.grad(lambda t: crossed.deviance(t, traced)))(jax.numpy.asarray(thetas))
+        scale = theta_scale(data)
+        ours = [expand(crossed.engine_of(data), t * scale, data, True)[1] * scale for t in thetas]
+        close(np.asarray(slopes), np.array(ours), 1e-8)
+        if isinstance(data, crossed.NestedData):
+            effects = crossed.random_effects(jax.tree.map(jax.numpy.asarray, crossed.fit_crossed(data)), traced)
+            for a, b in zip(leaves(effects), leaves(crossed.random_effects(crossed.fit_crossed(data), data)), strict=True):
+                close(np.asarray(a), b, 1e-9)
 
 
 def test_offsets_lose_no_digits():

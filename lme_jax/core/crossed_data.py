@@ -381,16 +381,16 @@ def _listed_pairs(cross: list[Any], base: Any, pattern: np.ndarray, n_patterns: 
     first = cross[0].indptr[own.indices].astype(np.int64)
     many = own.data - first + 1
     work = np.concatenate([[0], np.cumsum(many)])[own.indptr]
-    pieces, lo = [], 0
+    lists, lo = _Lists(min(int(work[-1]) + base.nnz, K * (K + 1) // 2), int(work[-1]), len(cross)), 0
     while lo < K:
         hi = max(lo + 1, int(np.searchsorted(work, work[lo] + PAIR_CHUNK, side="right")) - 1)
         entries = slice(own.indptr[lo], own.indptr[hi])
         column = np.repeat(np.arange(lo, hi), np.diff(own.indptr[lo : hi + 1]))
         level = own.indices[entries]
         products = _products(cross, own.data[entries], first[entries], many[entries], column, pattern[level], n_patterns)
-        pieces.append(_align(products, base, lo, hi))
+        lists.append(*_align(products, base, lo, hi))
         lo = hi
-    return _joined(pieces)
+    return lists.finished()
 
 
 def _products(
@@ -444,7 +444,9 @@ def _pooled_pairs(cross: list[Any], base: Any, pattern: np.ndarray, n_patterns: 
         scipy.sparse.csr_matrix((np.stack(c, axis=1)[some], where.indices, where.indptr), shape=some.shape)
         for c in columns
     ]
-    return _joined([_align(products, base, 0, K)])
+    lists = _Lists(len(some), products[0].nnz, len(cross))
+    lists.append(*_align(products, base, 0, K))
+    return lists.finished()
 
 
 def _align(products: list[Any], base: Any, lo: int, hi: int) -> tuple[np.ndarray, ...]:
@@ -478,26 +480,40 @@ def _align(products: list[Any], base: Any, lo: int, hi: int) -> tuple[np.ndarray
     )
 
 
-def _joined(pieces: list[tuple[np.ndarray, ...]]) -> dict[str, np.ndarray]:
-    """The pieces' arrays one after another; a piece's array is dropped with its kind."""
-    kinds = [list(kind) for kind in zip(*pieces, strict=True)]
-    pieces.clear()
-    row, column, base, many, pattern, value = (
-        _drained(kind) for kind in kinds
-    )
-    ends = np.concatenate([[0], np.cumsum(many, dtype=np.int64)])
-    ends = ends.astype(np.int32) if ends[-1] < 2**31 else ends
-    return dict(
-        pair_row=row,
-        pair_column=column,
-        base=base,
-        product_ends=ends,
-        product_pattern=pattern,
-        product_value=value,
-    )
+class _Lists:
+    """The lists of ``CrossedData``, filled piece by piece.
 
+    They are made as long as they can get. Memory that is not written to is not taken, and is given back at the end;
+    many pieces, joined at the end, would leave holes instead.
+    """
 
-def _drained(parts: list[np.ndarray]) -> np.ndarray:
-    out = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
-    parts.clear()
-    return out
+    def __init__(self, n_pairs: int, n_products: int, q: int) -> None:
+        self.pairs = {"pair_row": np.int32, "pair_column": np.int32, "base": float, "many": np.int32}
+        self.arrays = {name: np.empty(n_pairs, dtype) for name, dtype in self.pairs.items()}
+        self.pattern = np.empty(n_products, np.int32)
+        self.values = [np.empty(n_products) for _ in range(q * (q + 1) // 2)]
+        self.n_pairs = self.n_products = 0
+
+    def append(self, *piece: np.ndarray) -> None:
+        """What ``_align`` returns."""
+        here = slice(self.n_pairs, self.n_pairs + len(piece[0]))
+        for name, part in zip(self.pairs, piece, strict=False):
+            self.arrays[name][here] = part
+        pattern, values = piece[-2:]
+        there = slice(self.n_products, self.n_products + len(pattern))
+        self.pattern[there] = pattern
+        for out, value in zip(self.values, values, strict=True):
+            out[there] = value
+        self.n_pairs, self.n_products = here.stop, there.stop
+
+    def finished(self) -> dict[str, np.ndarray]:
+        for array in self.arrays.values():
+            array.resize(self.n_pairs, refcheck=False)
+        for array in (self.pattern, *self.values):
+            array.resize(self.n_products, refcheck=False)
+        many = self.arrays.pop("many")
+        ends = np.zeros(len(many) + 1, np.int32 if self.n_products < 2**31 else np.int64)
+        np.cumsum(many, out=ends[1:])
+        # One packed pair of Z₁ columns needs no copy.
+        value = self.values[0][None] if len(self.values) == 1 else np.stack(self.values)
+        return dict(**self.arrays, product_ends=ends, product_pattern=self.pattern, product_value=value)
