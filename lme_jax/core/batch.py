@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import covariance, lanes, multistart, programs
+from . import covariance, lanes, multistart, programs, starts
 from .compression import bucket
 from .lanes import LaneData
 from .multistart import Multistart
@@ -22,7 +22,7 @@ from .optimize import NewtonOptions
 from .profiled import nothing_kept
 from .programs import Backend
 from .pytrees import leaves, tree_map
-from .records import Fit, assemble, doubtful
+from .records import Fit, assemble
 from .types import Status
 
 # Sums over the levels, of all lanes of a call: half a megabyte.
@@ -308,10 +308,8 @@ def _start(data: LaneData, theta: Any) -> Multistart:
 
 def _search(data: LaneData, state: Multistart, tol: Any, max_iter: Any, *, reml: bool) -> tuple[Multistart, Fit]:
     rounds = CHEAP_ROUNDS if data.G.shape[0] <= FEW_LEVELS else ROUNDS
-    starts = covariance.other_starts(data.template, state.now.x)
-    state = multistart.minimise(
-        lambda x: lanes.objective(x, data, reml), state, starts, doubtful(data.template), tol, max_iter, rounds
-    )
+    plan = starts.plan(data.template, 1, starts.has_one_optimum(data.template, data.G, 0))
+    state = multistart.minimise(lambda x: lanes.objective(x, data, reml), state, plan, tol, max_iter, rounds)
     return state, assemble(state.found, data, data.template, reml, state.optima)
 
 

@@ -137,28 +137,6 @@ def start(template: Template, spread: Array) -> Array:
     return xp.concatenate(parts)
 
 
-def other_starts(template: Template, x0: Array) -> Array:
-    """(s, k, *lanes) scaled θ to search from where the search from ``x0`` (k, *lanes) ended in doubt."""
-    q, xp = sum(block.size for block in template), namespace(x0)
-    ones = xp.ones((q, *x0.shape[1:]), x0.dtype)
-    return xp.stack([start(template, ones), start(template, 10.0 * ones), start(template, 0.1 * ones)])
-
-
-def moment_start(template: Template, R: Array, A: Array, B: Array, rss: Array, n_rows: Array) -> Array:
-    """Scaled θ (k, *lanes) from moments of residuals r, taking the effects for uncorrelated.
-
-    With R_a = Σ (zₐᵀr)², A_a = Σ (zₐᵀzₐ)², B_a = Σ zₐᵀzₐ over the levels (q, *lanes):
-    E R_a = σ²(τ_a²A_a + B_a) and E rᵀr = σ²(n + Σ τ_a²B_a), which give σ² and then each τ_a in closed form.
-    """
-    xp = namespace(R, A, rss)
-    A = xp.where(A > 0, A, 1.0)
-    sigma2 = (rss - (R * B / A).sum(0)) / xp.maximum(n_rows - (B**2 / A).sum(0), 1.0)
-    usable = (sigma2 > 0) & xp.isfinite(sigma2)
-    tau2 = xp.where(usable, (R / xp.where(usable, sigma2, 1.0) - B) / A, 1.0)
-    # Not at zero, where the deviance is stationary whatever the data; not so far out that it is flat.
-    return start(template, xp.sqrt(xp.clip(tau2, 0.04, 1e4)))
-
-
 @functools.lru_cache(maxsize=256)
 def filled(template: Template) -> tuple[tuple[bool, ...], ...]:
     """(q, q): whether some θ makes the entry of L nonzero."""

@@ -16,13 +16,12 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from scipy.linalg import lapack
 
-from . import covariance, linalg, multistart
+from . import covariance, linalg, multistart, starts
 from .covariance import Template
 from .crossed_data import CrossedData, NestedData
 from .levels import pairs
 from .optimize import NewtonState, initial_state, newton
 from .profiled import AtOptimum, deviance_of_root, nothing_kept
-from .records import doubtful
 
 Effects = list[np.ndarray]
 
@@ -272,6 +271,11 @@ def search(
     curved, nothing = objective(engine, data, reml, engine.exact), nothing_kept(data.n_fixed, x0)
     if engine.n_starts == 0:
         return newton(curved, initial_state(x0, nothing), tol, max_iter), 1
-    first, starts = multistart.begin(x0, nothing), covariance.other_starts(data.template, x0)[: engine.n_starts]
-    done = multistart.minimise(curved, first, starts, doubtful(data.template), tol, max_iter)
+    done = multistart.minimise(curved, multistart.begin(x0, nothing), plan(data, engine.n_starts), tol, max_iter)
     return done.found, done.optima
+
+
+def plan(data: CrossedData | NestedData, n_starts: int) -> multistart.Plan:
+    """Search again, at most ``n_starts`` times, where the best end is in doubt; see ``starts.plan``."""
+    whatever = starts.plan(data.template, 1, np.False_)
+    return whatever._replace(again=lambda s: whatever.again(s) & (s.attempt < n_starts))

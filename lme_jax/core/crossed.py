@@ -21,8 +21,8 @@ from .profiled import AtOptimum, Expansion, nothing_kept, profiled_deviance
 from .profiled import derivatives as profiled_derivatives
 from .programs import Backend
 from .pytrees import tree_map
-from .records import Fit, RandomEffects, assemble, doubtful, with_hessian
-from .small import SMALL, Small
+from .records import Fit, RandomEffects, assemble, with_hessian
+from .small import FURTHER_STARTS, SMALL, Small
 from .types import Array, at_least_float, namespace
 
 __all__ = [
@@ -167,9 +167,8 @@ def _fit(data: Data, start: Array | None, tol: Any, max_iter: Any, *, reml: bool
     scale = covariance.theta_scale(data.template, data.basis.z_scale)
     x0 = (moment_start(data) if start is None else start) * scale
     if namespace(x0, data.WtW) is not np:
-        first, starts = multistart.begin(x0, nothing_kept(data.n_fixed, x0)), covariance.other_starts(data.template, x0)
-        doubt = doubtful(data.template)
-        done = multistart.minimise(lambda x: derivatives(x, data, reml), first, starts, doubt, tol, max_iter)
+        first, plan = multistart.begin(x0, nothing_kept(data.n_fixed, x0)), criterion.plan(data, FURTHER_STARTS)
+        done = multistart.minimise(lambda x: derivatives(x, data, reml), first, plan, tol, max_iter)
         return assemble(done.found, data, data.template, reml, done.optima)
     engine = engine_of(data)
     found, optima = criterion.search(engine, data, x0, tol, max_iter, reml)

@@ -14,6 +14,7 @@ import scipy.sparse
 from scipy.linalg import blas, lapack
 
 from .crossed_data import CrossedData
+from .small import FURTHER_STARTS
 
 NEARLY_SINGULAR = 1e-3
 GATHER_ENTRIES = 1 << 23
@@ -68,7 +69,7 @@ class Dense:
         self.data, self.layout = data, data.layout
         self.first = data.layout.order[0]
         self.K = data.layout.n_dense
-        self.n_starts = 3 if self.K <= SEVERAL_STARTS else 0
+        self.n_starts = FURTHER_STARTS if self.K <= SEVERAL_STARTS else 0
         self.q1 = data.layout.sizes[self.first]
         shape = (len(data.base), data.G.shape[-1])
         self.products = [

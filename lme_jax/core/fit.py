@@ -5,14 +5,17 @@ from typing import Any
 import numpy as np
 
 from ..errors import DataError
-from . import covariance, crossed, grouped, linalg, multistart, programs
+from . import assembly, covariance, crossed, grouped, linalg, multistart, programs, starts
 from .compression import GroupData
 from .crossed_data import CrossedData, NestedData
 from .optimize import NewtonOptions, NewtonState, initial_state
 from .profiled import AtOptimum, nothing_kept
 from .programs import Backend
-from .records import Fit, RandomEffects, assemble, doubtful
+from .records import Fit, RandomEffects, assemble
 from .types import Array, Status, at_least_float, namespace
+
+# Levels from which a second search is no longer a matter of milliseconds.
+MANY_LEVELS = 1000
 
 ModelStatistics = GroupData | CrossedData | NestedData
 
@@ -48,6 +51,7 @@ def fit(
     Newton with a trust region on θ alone, unbounded. One factor: about 6 evaluations; see ``grouped.objective``.
     Several: see ``core.crossed``.
     """
+    backend = programs.check_backend(backend)
     start = None if start is None else at_least_float(start)
     if isinstance(data, GroupData):
         return programs.run(_fit, data, start, *options.limits(data.C.dtype), reml=reml, backend=backend)
@@ -72,13 +76,20 @@ def _fit(data: GroupData, start: Array | None, tol: Any, max_iter: Any, *, reml:
 def search(data: GroupData, x0: Array, tol: Any, max_iter: Any, reml: bool) -> tuple[NewtonState, Array]:
     """The optimum as a function of the data, and how many were seen; JAX has a rule for its derivatives."""
     first = multistart.begin(x0, nothing_kept(data.n_fixed, x0))
-    starts = covariance.other_starts(data.template, x0)
 
     def objective(x: Array) -> tuple[Array, Array, Array, AtOptimum]:
         return grouped.objective(x, data, reml)
 
-    done = multistart.minimise(objective, first, starts, doubtful(data.template), tol, max_iter)
+    certain = starts.has_one_optimum(data.template, data.G, -1)
+    plan = starts.plan(data.template, _searches(data), certain)
+    done = multistart.minimise(objective, first, plan, tol, max_iter)
     return done.found, done.optima
+
+
+def _searches(data: GroupData) -> int:
+    """How many searches a fit earns whatever the first one finds: where there are many levels or traced, one."""
+    few = namespace(data.G, data.C) is np and data.count.shape[-1] <= MANY_LEVELS
+    return starts.n_searches(data.G) if few else 1
 
 
 def fit_at(theta: Any, data: ModelStatistics, *, reml: bool = True) -> Fit:
@@ -101,12 +112,14 @@ def _fit_at(theta: Array, data: ModelStatistics, *, reml: bool) -> Fit:
 
 
 def moment_start(data: GroupData) -> Array:
-    """Scaled θ (k,) from moments of the pilot residuals; see ``covariance.moment_start``."""
-    R = (data.C[:, -1] ** 2).sum(-1)
-    own = namespace(data.G).diagonal(data.G).T
-    A, B = (data.count * own**2).sum(-1), (data.count * own).sum(-1)
-    moments = data.moments
-    return covariance.moment_start(data.template, R, A, B, moments.WtW[-1, -1], moments.n_rows)
+    """Scaled θ (k,) from moments of the pilot residuals; see ``starts``."""
+    lower, moments = np.tril_indices(len(data.G)), data.moments
+    weight = np.where(lower[0] == lower[1], 1.0, 2.0).astype(data.C.dtype)
+    G, c = data.G[lower], data.C[:, -1]
+    counted = G * data.count
+    GG = assembly.step_products(counted @ G.T)
+    cc = weight * (c @ c.T)[lower]
+    return starts.from_moments(data.template, GG, weight * counted.sum(-1), cc, moments.WtW[-1, -1], moments.n_rows)
 
 
 def deviance(theta: Any, data: ModelStatistics, *, reml: bool = True) -> Array:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from . import assembly, covariance, levels, linalg
+from . import assembly, covariance, levels, linalg, starts
 from .assembly import LevelSums
 from .compression import Basis
 from .covariance import Template
@@ -47,13 +47,14 @@ class LaneData:
 
 
 def moment_start(data: LaneData) -> Array:
-    """Scaled θ (k, R) from moments of the residuals of least squares; see ``fit.moment_start``."""
-    q = data.G.shape[1]
-    own = data.G[:, np.arange(q), np.arange(q)]
-    count = data.count[:, None]
-    R = (data.Cy**2).sum(0)
-    A, B = (count * own**2).sum(0), (count * own).sum(0)
-    return covariance.moment_start(data.template, R, A, B, data.WtW[-1, -1], data.n_rows)
+    """Scaled θ (k, R) from moments of the residuals of least squares; see ``starts``."""
+    lower = np.tril_indices(data.G.shape[1])
+    weight = np.where(lower[0] == lower[1], 1.0, 2.0).astype(data.Cy.dtype)[:, None]
+    G = data.G[:, lower[0], lower[1]]
+    counted = data.count[:, None] * G
+    GG = assembly.step_products((counted[:, :, None] * G[:, None]).sum(0))
+    cc = weight * (data.Cy[:, lower[0]] * data.Cy[:, lower[1]]).sum(0)
+    return starts.from_moments(data.template, GG, weight * counted.sum(0), cc, data.WtW[-1, -1], data.n_rows)
 
 
 def objective(theta: Array, data: LaneData, reml: bool) -> tuple[Array, Array, Array, AtOptimum]:

@@ -17,7 +17,6 @@ from .types import Array, Status, namespace, select
 # Deviances that differ by less belong to one optimum.
 SAME = 1e-7
 
-Doubtful = Callable[[NewtonState], Array]
 
 
 class Multistart(NamedTuple):
@@ -43,6 +42,21 @@ class Multistart(NamedTuple):
         return self.best._replace(iterations=self.evaluations)
 
 
+class Plan(NamedTuple):
+    """Whether (*lanes) a lane that has ended searches again, and from where (k, *lanes)."""
+
+    again: Callable[[Multistart], Array]
+    start: Callable[[Multistart], Array]
+
+
+def pick(starts: list[Array], which: Array) -> Array:
+    """starts[which] lane by lane; the last one where there are no more."""
+    out = starts[-1]
+    for number in range(len(starts) - 2, -1, -1):
+        out = select(which <= number, starts[number], out)
+    return out
+
+
 def begin(x: Array, aux: Any) -> Multistart:
     """Before the first evaluation at ``x`` (k, *lanes); ``aux`` is shaped as the objective's."""
     state = initial_state(x, aux)
@@ -53,8 +67,7 @@ def begin(x: Array, aux: Any) -> Multistart:
 def minimise(
     objective: Objective,
     search: Multistart,
-    starts: Array,
-    doubtful: Doubtful,
+    plan: Plan,
     tol: Any,
     max_iter: Any,
     rounds: int | None = None,
@@ -64,7 +77,7 @@ def minimise(
     Parameters
     ----------
     objective : see ``optimize.advance``.
-    starts : (s, k, *lanes) further starts, tried in turn while the best end is ``doubtful``.
+    plan : whether and from where a lane searches again.
     tol, max_iter : of each search; see ``NewtonOptions.limits``.
     """
     xp = namespace(search.now.x)
@@ -79,7 +92,7 @@ def minimise(
         moved = s._replace(now=now, evaluations=s.evaluations + np.int32(1))
         if xp is np and not (now.status >= 0).any():
             return moved
-        return _next(moved, starts, doubtful)
+        return _next(moved, plan)
 
     def frozen(s: Multistart) -> Multistart:
         going = unfinished(s)
@@ -95,30 +108,24 @@ def minimise(
     return jax.lax.while_loop(lambda s: unfinished(s).any(), frozen, search)
 
 
-def _next(s: Multistart, starts: Array, doubtful: Doubtful) -> Multistart:
-    """Where a search has ended: keep the better end, and begin again from the next start if it is in doubt."""
+def _next(s: Multistart, plan: Plan) -> Multistart:
+    """Where a search has ended: keep the better end, and begin again if the plan says so."""
     now, first = s.now, s.attempt == 0
     ended = now.status >= 0
     is_optimum = _is_optimum(now)
     gain = s.best.value - now.value
-    size = 1.0 + abs(now.value)
-    better = (gain > SAME * size) | (is_optimum & ~_is_optimum(s.best) & (gain > -SAME * size))
-    other = first | (abs(gain) > SAME * size)
+    size = SAME * (1.0 + abs(now.value))
+    better = (gain > size) | (is_optimum & ~_is_optimum(s.best) & (gain > -size))
+    other = first | (abs(gain) > size)
     best = tree_map(lambda new, old: select(ended & (first | better), new, old), now, s.best)
     optima = s.optima + (ended & is_optimum & other).astype(np.int32)
-    again = ended & (s.attempt < len(starts)) & doubtful(best)
-    fresh = initial_state(_pick(starts, s.attempt), now.aux)
+    kept = Multistart(now, best, s.attempt, optima, s.evaluations)
+    again = ended & plan.again(kept)
+    fresh = initial_state(plan.start(kept), now.aux)
     current = tree_map(lambda new, old: select(again, new, old), fresh, now)
-    return Multistart(current, best, s.attempt + again.astype(np.int32), optima, s.evaluations)
+    return kept._replace(now=current, attempt=s.attempt + again.astype(np.int32))
 
 
 def _is_optimum(state: NewtonState) -> Array:
     return (state.status == Status.CONVERGED) | (state.status == Status.SINGULAR)
 
-
-def _pick(starts: Array, which: Array) -> Array:
-    """starts[which] lane by lane; the last where there are no more."""
-    out = starts[-1]
-    for number in range(len(starts) - 2, -1, -1):
-        out = select(which <= number, starts[number], out)
-    return out

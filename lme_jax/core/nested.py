@@ -17,7 +17,11 @@ import numpy as np
 
 from . import levels, linalg
 from .crossed_data import NestedData
+from .small import FURTHER_STARTS
 from .types import Array, namespace
+
+# Levels up to which a doubtful optimum is searched for again.
+SEVERAL_STARTS = 10_000
 
 
 class Step(NamedTuple):
@@ -70,11 +74,11 @@ class Nested:
     """
 
     exact = False
-    n_starts = 3
 
     def __init__(self, data: NestedData) -> None:
         self.data, self.layout = data, data.layout
         order = data.layout.order
+        self.n_starts = FURTHER_STARTS if sum(data.layout.levels) <= SEVERAL_STARTS else 0
         self.sizes = [data.layout.sizes[j] for j in order]
         # Of every factor, a list of its ancestors: (their position in the order, which of them, where in C).
         self.around: list[list[tuple[int, Segments, slice]]] = []

@@ -76,7 +76,7 @@ def initial_state(x: Array, aux: Any) -> NewtonState:
         step=xp.zeros_like(x),
         predicted=_full(xp, lanes, 0.0, dtype),
         decrease=_full(xp, lanes, np.inf, dtype),
-        radius=_full(xp, lanes, 1.0, dtype),
+        radius=xp.maximum(1.0, 0.5 * _length(x)),
         iterations=_full(xp, lanes, 0, np.int32),
         status=_full(xp, lanes, RUNNING, np.int32),
     )
@@ -115,6 +115,9 @@ def _propose(state: NewtonState, tol: Any) -> NewtonState:
     step, decrease, curvature, escape = _newton_step(state.gradient, state.hessian)
     length = _length(step)
     clip = xp.minimum(1.0, state.radius / xp.maximum(length, info.tiny))
+    # Where the deviance is concave (far out it grows as log θ) the step aims at θ = 0, a stationary point of its own.
+    room = ((0.5 * abs(state.x) + 0.1) / xp.maximum(abs(step), info.tiny)).min(0)
+    clip = select(curvature < 0.0, xp.minimum(clip, room), clip)
     # A clipped step along the Newton direction promises (2c − c²) of the full decrease.
     predicted = decrease * clip * (2.0 - clip)
     small = decrease < tol

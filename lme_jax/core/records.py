@@ -96,15 +96,6 @@ class RandomEffects:
     prediction_cov: Array
 
 
-def doubtful(template: Template) -> Callable[[NewtonState], Array]:
-    """Whether the end of a search (*lanes) asks for another one: a singular fit, or none."""
-
-    def doubt(end: NewtonState) -> Array:
-        return (end.status != Status.CONVERGED) | (covariance.smallest_root(end.x, template) < SINGULAR_BELOW)
-
-    return doubt
-
-
 def assemble(found: NewtonState, totals: RowTotals, template: Template, reml: bool, optima: Any = 1) -> Fit:
     """The Fit of a finished search over scaled θ: canonical signs, GLS estimates, the user's units.
 

@@ -15,6 +15,8 @@ from .crossed_data import CrossedData, NestedData
 
 # Effects of all factors up to which this engine is the quickest.
 SMALL = 64
+# Times that a search begins again where its end is in doubt.
+FURTHER_STARTS = 3
 
 
 class Solved(NamedTuple):
@@ -31,7 +33,7 @@ class Small:
     """The verbs of ``criterion.Engine``; effects stand factor by factor, within a factor effect by effect."""
 
     exact = True
-    n_starts = 3
+    n_starts = FURTHER_STARTS
 
     def __init__(self, data: CrossedData | NestedData) -> None:
         layout = data.layout

@@ -1,0 +1,195 @@
+"""Where the searches over the effects of one factor start, and when one is not enough.
+
+The first start takes the covariance of the effects from moments of the residuals.
+
+With c = Zᵀr of a level, r the pilot residuals, and E_x the symmetric unit matrices of the free (co)variances,
+E cᵀE_x c = Σ_y ψ_y tr(E_xGE_yG) + σ² tr(E_xG) and E rᵀr = Σ_y ψ_y tr(E_yG) + σ²n: normal equations that give
+all the (co)variances together (Henderson 1953; MINQUE(0), Rao 1971). Arrays may carry lanes on their last axes.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from . import covariance, linalg
+from .covariance import Block, Template
+from .levels import pairs
+from .multistart import Multistart, Plan, pick
+from .types import Array, Status, namespace
+
+# Variances of a conditioned effect relative to σ²: not at zero, where the deviance is stationary whatever the
+# data; not so far out that it is flat.
+SMALLEST, LARGEST = 0.04, 1e4
+RIDGE = 1e-6
+# A relative standard deviation so large that a level knows its effects as well as it can.
+FAR = 1000.0
+# Searches of a design whose largest level tells this many times more than its median one, and of others.
+IRREGULAR, MANY_SEARCHES, SEARCHES = 20.0, 5, 2
+# Roots of the relative covariance, conditioned, that count as zero.
+SINGULAR_BELOW = 1e-4
+# The least part of a variance that the effects before it must leave unexplained.
+LEFT = 0.05
+
+
+def _free(template: Template) -> np.ndarray:
+    """Packed pairs of effects whose (co)variance is estimated: variances, covariances of unstructured blocks."""
+    block = np.repeat(np.arange(len(template)), [b.size for b in template])
+    return np.array(
+        [
+            x
+            for x, (i, j) in enumerate(pairs(len(block)))
+            if i == j or (block[i] == block[j] and template[block[i]].structure == "unstructured")
+        ]
+    )
+
+
+def from_moments(template: Template, GG: Array, G: Array, cc: Array, rss: Array, n_rows: Array) -> Array:
+    """Scaled θ (k, *lanes).
+
+    Parameters
+    ----------
+    GG : (kq, kq, *lanes) tr(E_xGE_yG) summed over the levels; G, cc : (kq, *lanes) tr(E_xG) and cᵀE_xc.
+    rss : (*lanes) rᵀr.
+    """
+    xp = namespace(GG, cc, rss)
+    free = _free(template)
+    n = n_rows + 0.0 * rss
+    across = G[free] + 0.0 * cc[free]
+    A = xp.concatenate(
+        [
+            xp.concatenate([GG[free][:, free] + 0.0 * cc[free][None], across[:, None]], axis=1),
+            xp.concatenate([across, n[None]])[None],
+        ]
+    )
+    b = xp.concatenate([cc[free], rss[None]])
+    at = np.arange(len(b))
+    diagonal = A[at, at]
+    unit = xp.sqrt(xp.where(diagonal > 0, diagonal, 1.0))
+    K = linalg.cholesky(A / (unit[:, None] * unit[None]) + RIDGE * linalg.identity(len(b), A))
+    found = linalg.solve_upper(K, linalg.solve_lower(K, (b / unit)[:, None]))[:, 0] / unit
+    sigma2 = xp.maximum(found[-1], 0.1 * rss / n)
+    psi = xp.where(xp.isfinite(found[:-1]), found[:-1] / xp.where(sigma2 > 0, sigma2, 1.0), 0.0)
+    return _theta(template, dict(zip(free.tolist(), psi, strict=True)))
+
+
+def _theta(template: Template, psi: dict[int, Array]) -> Array:
+    """θ (k, *lanes) of relative (co)variances by packed pair, made positive definite."""
+    parts, lo = [], 0
+    xp = namespace(*psi.values())
+    for block in template:
+        here = range(lo, lo + block.size)
+        lo += block.size
+        variances = [xp.clip(psi[i * (i + 1) // 2 + i], SMALLEST, LARGEST) for i in here]
+        if block.structure == "unstructured":
+            parts.append(xp.stack(_packed_root(psi, variances, here)))
+        else:
+            parts.append(covariance.start((Block(*block),), xp.sqrt(xp.stack(variances))))
+    return xp.concatenate(parts)
+
+
+def _packed_root(psi: dict[int, Array], variances: list[Array], effects: range) -> list[Array]:
+    """Rows of the Cholesky factor of a block, each pivot at least a part of its variance."""
+    xp = namespace(*variances)
+    L: list[list[Array]] = []
+    for i, own in enumerate(variances):
+        row: list[Array] = []
+        for j in range(i):
+            x = effects[i] * (effects[i] + 1) // 2 + effects[j]
+            row.append((psi[x] - sum(a * b for a, b in zip(row, L[j], strict=False))) / L[j][j])
+        explained = sum((a * a for a in row), 0.0 * own)
+        # Where the covariances ask for more than the variance holds they are shrunk together.
+        shrink = xp.sqrt(xp.minimum(1.0, (1.0 - LEFT) * own / xp.maximum(explained, 1e-300)))
+        row = [a * shrink for a in row]
+        L.append([*row, xp.sqrt(own - explained * shrink**2)])
+    return [entry for row in L for entry in row]
+
+
+def plan(template: Template, searches: int, certain: Array) -> Plan:
+    """Search again: ``searches`` times whatever happens, and where the best end is in doubt; see ``further_starts``.
+
+    In doubt is an end that is singular or no optimum, or that was not the only one. ``certain`` (*lanes): see
+    ``has_one_optimum``.
+    """
+    n_starts = len(_kinds(template)) + 1
+
+    def again(s: Multistart) -> Array:
+        singular = covariance.smallest_root(s.best.x, template) < SINGULAR_BELOW
+        failed = (s.best.status != Status.CONVERGED) | (s.now.status != Status.CONVERGED)
+        wanted = (s.attempt + 1 < searches) | singular | failed | (s.optima > 1)
+        return wanted & (s.attempt < n_starts) & ~certain
+
+    return Plan(again, lambda s: pick(further_starts(template, s.best.x), s.attempt))
+
+
+def n_searches(G: np.ndarray) -> int:
+    """How many searches a design earns whatever the first one finds, from ZᵀZ (q, q, P) of its levels."""
+    own = np.diagonal(G).T
+    regular = all((g.max(initial=0.0) <= IRREGULAR * np.median(g[g > 0])) for g in own if (g > 0).any())
+    return SEARCHES if regular else MANY_SEARCHES
+
+
+def has_one_optimum(template: Template, G: Array, levels: int) -> Array:
+    """Whether (*lanes) all levels share ZᵀZ and their covariance is free; levels stand on axis ``levels`` of G.
+
+    The likelihood is then that of a Wishart matrix of mean σ²(G⁻¹ + Ψ) beside σ², convex in its precision and
+    1/σ², and Ψ ≥ 0 is a convex set there.
+    """
+    xp = namespace(G)
+    if len(template) > 1 or (template[0].structure != "unstructured" and template[0].size > 1):
+        return np.False_
+    first, second = (1, 2) if levels == 0 else (0, 1)
+    own = xp.abs(G).sum((first, second))
+    full = xp.expand_dims(own > 0, (first, second))
+    high, low = xp.where(full, G, -np.inf).max(levels), xp.where(full, G, np.inf).min(levels)
+    return (abs(high - low) <= 1e-12 * abs(high)).all((0, 1))
+
+
+def _kinds(template: Template) -> list[tuple[float, float]]:
+    """(size, correlation) of the further starts, but for the one that turns the best end."""
+    correlated = any(b.size > 1 and b.structure in ("unstructured", "ar1") for b in template)
+    across = [(30.0, -0.95), (30.0, 0.95), (1.0, -0.95), (1.0, 0.95)] if correlated else [(30.0, 0.0)]
+    return [(FAR, 0.0), (0.1, 0.0), *across, (1.0, 0.0)]
+
+
+def further_starts(template: Template, x: Array) -> list[Array]:
+    """θ (k, *lanes) to search from after the end ``x``: of all sizes, and with the covariances of ``x`` turned.
+
+    Effects that are far too large come down to an optimum that small ones never see; optima that are missed are
+    mostly of rank one.
+    """
+    kinds = [_correlated(template, x, *kind) for kind in _kinds(template)]
+    return [*kinds[:3], _opposite(x, template), *kinds[3:]]
+
+
+def _correlated(template: Template, x: Array, size: float, correlation: float) -> Array:
+    """θ (k, *lanes) of effects of one size, correlated with the first one in alternating signs where it is negative."""
+    parts = []
+    for block in template:
+        theta = np.zeros(block.n_theta)
+        if block.structure == "unstructured":
+            L = np.diag(np.full(block.size, size * np.sqrt(1.0 - correlation**2)))
+            L[:, 0] = size * np.where(np.arange(block.size) % 2, correlation, abs(correlation))
+            L[0, 0] = size
+            theta[:] = L[np.tril_indices(block.size)]
+        elif block.structure == "ar1" and block.size > 1:
+            theta[:] = size, correlation / np.sqrt(1.0 - correlation**2)
+        else:
+            theta[:] = size
+        parts.append(theta)
+    whole = np.concatenate(parts).astype(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
+    return namespace(x).zeros_like(x) + whole
+
+
+def _opposite(x: Array, template: Template) -> Array:
+    """θ (k, *lanes) with the signs of the covariances turned, and away from zero."""
+    xp, parts = namespace(x), []
+    for part, block in zip(covariance.split(x, template), template, strict=True):
+        if block.structure == "unstructured":
+            rows, columns = np.tril_indices(block.size)
+            on_diagonal = (rows == columns).reshape(-1, *[1] * (x.ndim - 1))
+            parts.append(xp.where(on_diagonal, xp.abs(part) + 0.1, -part))
+        elif block.structure == "ar1" and block.size > 1:
+            parts.append(xp.stack([xp.abs(part[0]) + 0.1, -part[1]]))
+        else:
+            parts.append(xp.abs(part) + 0.1)
+    return xp.concatenate(parts)
