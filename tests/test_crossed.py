@@ -452,7 +452,9 @@ def test_traced(name):
         close(np.asarray(slopes), np.array(ours), 1e-8)
         if isinstance(data, crossed.NestedData):
             effects = crossed.random_effects(jax.tree.map(jax.numpy.asarray, crossed.fit_crossed(data)), traced)
-            for a, b in zip(leaves(effects), leaves(crossed.random_effects(crossed.fit_crossed(data), data)), strict=True):
+            for a, b in zip(
+                leaves(effects), leaves(crossed.random_effects(crossed.fit_crossed(data), data)), strict=True
+            ):
                 close(np.asarray(a), b, 1e-9)
 
 

@@ -19,6 +19,12 @@ from .types import Array, namespace
 STRUCTURES = ("unstructured", "diagonal", "identity", "compound_symmetry", "ar1")
 
 
+@functools.lru_cache(maxsize=64)
+def tril(q: int) -> tuple[np.ndarray, np.ndarray]:
+    """``np.tril_indices``: rows and columns of a packed symmetric matrix; not to be written to."""
+    return np.tril_indices(q)
+
+
 class Block(NamedTuple):
     """One random term: a covariance structure for ``size`` effects per level."""
 
@@ -67,7 +73,7 @@ def factor_basis(block: Block) -> np.ndarray:
     q = block.size
     if block.structure == "unstructured":
         basis = np.zeros((block.n_theta, q, q))
-        basis[(np.arange(block.n_theta), *np.tril_indices(q))] = 1.0
+        basis[(np.arange(block.n_theta), *tril(q))] = 1.0
         return basis
     if block.structure == "diagonal":
         return np.eye(q)[:, :, None] * np.eye(q)[:, None, :]
@@ -125,7 +131,7 @@ def start(template: Template, spread: Array) -> Array:
         sd = spread[at : at + block.size]
         at += block.size
         if block.structure == "unstructured":
-            rows, columns = np.tril_indices(block.size)
+            rows, columns = tril(block.size)
             on_diagonal = (rows == columns).reshape(-1, *[1] * (sd.ndim - 1))
             parts.append(xp.where(on_diagonal, sd[rows], 0.0))
         elif block.structure == "diagonal":
@@ -160,7 +166,7 @@ def theta_scale(template: Template, z_scale: Array) -> Array:
         s = z_scale[at : at + block.size]
         at += block.size
         if block.structure == "unstructured":
-            parts.append(s[np.tril_indices(block.size)[0]])
+            parts.append(s[tril(block.size)[0]])
         elif block.structure == "diagonal":
             parts.append(s)
         elif block.structure == "ar1" and block.size > 1:
@@ -175,7 +181,7 @@ def canonical(theta: Array, template: Template) -> Array:
     parts, xp = [], namespace(theta)
     for part, block in zip(split(theta, template), template, strict=True):
         if block.structure == "unstructured":
-            rows, columns = np.tril_indices(block.size)
+            rows, columns = tril(block.size)
             diagonal = part[np.flatnonzero(rows == columns)]
             parts.append(part * xp.where(diagonal < 0, -1.0, 1.0)[columns])
         elif block.structure == "ar1" and block.size > 1:
@@ -194,7 +200,7 @@ def smallest_root(theta: Array, template: Template) -> Array:
     values, xp = [], namespace(theta)
     for part, block in zip(split(theta, template), template, strict=True):
         if block.structure == "unstructured":
-            rows, columns = np.tril_indices(block.size)
+            rows, columns = tril(block.size)
             values.append(xp.abs(part[np.flatnonzero(rows == columns)]))
         elif block.structure == "ar1" and block.size > 1:
             values.append(xp.abs(part[:1]) / xp.sqrt(1.0 + part[1:] ** 2))
@@ -217,7 +223,7 @@ def squared_basis(template: Template) -> np.ndarray | None:
         )
         row, column = row + block.n_theta, column + block.size
     products = np.einsum("aij,ckj->acik", basis, basis)
-    i, j = np.tril_indices(q)
+    i, j = tril(q)
     return np.moveaxis((products + np.swapaxes(products, 2, 3))[:, :, i, j], 2, 0)
 
 
@@ -239,7 +245,7 @@ def squared_derivatives(theta: Array, template: Template) -> tuple[Array, Array]
         first = linalg.put(first, (here, here, mine), slope)
         second = linalg.put(second, (here, here, mine, mine), bend)
         row, column = row + block.n_theta, column + block.size
-    lower = np.tril_indices(q)
+    lower = tril(q)
     return first[lower], second[lower]
 
 
@@ -247,7 +253,7 @@ def _block_derivatives(theta: Array, block: Block) -> tuple[Array, Array]:
     """∂Ψ/∂θ (q, q, k, *lanes) and ∂²Ψ/∂θ² (q, q, k, k, *lanes) of one block."""
     xp, q = namespace(theta), block.size
     if block.structure != "ar1" or q == 1:
-        rows, columns = np.tril_indices(q)
+        rows, columns = tril(q)
         position = np.zeros((q, q), int)
         position[rows, columns] = position[columns, rows] = np.arange(len(rows))
         slope, bend = squared_derivatives(theta, (block,))
@@ -279,7 +285,7 @@ def linear_basis(template: Template) -> np.ndarray:
         where = at + np.arange(block.size)
         at += block.size
         if block.structure == "unstructured":
-            pairs = [([int(i)], [int(j)]) for i, j in zip(*np.tril_indices(block.size), strict=True)]
+            pairs = [([int(i)], [int(j)]) for i, j in zip(*tril(block.size), strict=True)]
         elif block.structure == "diagonal":
             pairs = [([i], [i]) for i in range(block.size)]
         elif block.structure == "identity" or block.size == 1:
@@ -311,4 +317,4 @@ def semidefinite_root(M: Array) -> Array:
 
 def pack(M: Array) -> Array:
     """Row-major lower triangle of M (q, q): statsmodels' packing order."""
-    return M[np.tril_indices(M.shape[0])]
+    return M[tril(M.shape[0])]

@@ -22,6 +22,7 @@ from .crossed_data import CrossedData, NestedData
 from .levels import pairs
 from .optimize import NewtonState, initial_state, newton
 from .profiled import AtOptimum, deviance_of_root, nothing_kept
+from .types import namespace
 
 Effects = list[np.ndarray]
 
@@ -278,4 +279,12 @@ def search(
 def plan(data: CrossedData | NestedData, n_starts: int) -> multistart.Plan:
     """Search again, at most ``n_starts`` times, where the best end is in doubt; see ``starts.plan``."""
     whatever = starts.plan(data.template, 1, np.False_)
-    return whatever._replace(again=lambda s: whatever.again(s) & (s.attempt < n_starts))
+
+    def again(s: multistart.Multistart) -> Any:
+        return whatever.again(s) & (s.attempt < n_starts)
+
+    def start(s: multistart.Multistart) -> Any:
+        traced = namespace(s.best.x) is not np
+        return whatever.start(s) if traced or (s.now.status >= 0 and again(s)) else s.best.x
+
+    return multistart.Plan(again, start)

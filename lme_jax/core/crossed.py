@@ -205,7 +205,8 @@ def _random_effects(
     scaled = theta * covariance.theta_scale(data.template, basis.z_scale)
     Ls = criterion.factors(scaled, data.template, layout.sizes)
     xp = namespace(theta, data.WtW)
-    engine = engine_of(data) if xp is np else Nested(data)
+    # Of JAX arrays only chains come here.
+    engine: Any = engine_of(data) if xp is np else Nested(data)  # type: ignore[arg-type]
     solved = engine.solve(Ls)
     if solved is None:
         raise ConvergenceError("the fit is not finite, so there are no random effects to predict")

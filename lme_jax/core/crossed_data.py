@@ -335,7 +335,7 @@ def _crossed(
     Z2W, base = np.asarray(Z2.T @ W), scipy.sparse.tril(Z2.T @ Z2, format="csr")
     del Z2, W, rows, spread
     by_column = [c.tocsc() for c in cross]
-    entries = dict(
+    entries: dict[str, Any] = dict(
         entry_level=by_column[0].indices.astype(np.int32),
         entry_column=np.repeat(np.arange(K, dtype=np.int32), np.diff(by_column[0].indptr)),
         entry_value=np.stack([c.data for c in by_column]),
@@ -369,7 +369,7 @@ def _dense_is_better(met: np.ndarray, pattern: np.ndarray, K: int) -> bool:
     return int((met * (met + 1) // 2).sum()) > 4 * pooled
 
 
-def _listed_pairs(cross: list[Any], base: Any, pattern: np.ndarray, n_patterns: int) -> dict[str, np.ndarray]:
+def _listed_pairs(cross: list[Any], base: Any, pattern: np.ndarray, n_patterns: int) -> dict[str, Any]:
     """The pairs and products of ``CrossedData``, from Z₁ᵀZ₂ (m₁, K) and the lower triangle of Z₂ᵀZ₂, as CSR.
 
     The columns that are the later of a pair are taken some at a time, so that little more than the result is held.
@@ -387,7 +387,9 @@ def _listed_pairs(cross: list[Any], base: Any, pattern: np.ndarray, n_patterns: 
         entries = slice(own.indptr[lo], own.indptr[hi])
         column = np.repeat(np.arange(lo, hi), np.diff(own.indptr[lo : hi + 1]))
         level = own.indices[entries]
-        products = _products(cross, own.data[entries], first[entries], many[entries], column, pattern[level], n_patterns)
+        products = _products(
+            cross, own.data[entries], first[entries], many[entries], column, pattern[level], n_patterns
+        )
         lists.append(*_align(products, base, lo, hi))
         lo = hi
     return lists.finished()
@@ -423,7 +425,7 @@ def _products(
     return out
 
 
-def _pooled_pairs(cross: list[Any], base: Any, pattern: np.ndarray, n_patterns: int) -> dict[str, np.ndarray]:
+def _pooled_pairs(cross: list[Any], base: Any, pattern: np.ndarray, n_patterns: int) -> dict[str, Any]:
     """``_listed_pairs`` by one Gram matrix per pattern."""
     K, ab = cross[0].shape[1], list(zip(*np.tril_indices(len(cross)), strict=True))
     i, j = np.tril_indices(K)
@@ -489,9 +491,9 @@ class _Lists:
 
     def __init__(self, n_pairs: int, n_products: int, q: int) -> None:
         self.pairs = {"pair_row": np.int32, "pair_column": np.int32, "base": float, "many": np.int32}
-        self.arrays = {name: np.empty(n_pairs, dtype) for name, dtype in self.pairs.items()}
-        self.pattern = np.empty(n_products, np.int32)
-        self.values = [np.empty(n_products) for _ in range(q * (q + 1) // 2)]
+        self.arrays: dict[str, Any] = {name: np.empty(n_pairs, dtype) for name, dtype in self.pairs.items()}
+        self.pattern: Any = np.empty(n_products, np.int32)
+        self.values: list[Any] = [np.empty(n_products) for _ in range(q * (q + 1) // 2)]
         self.n_pairs = self.n_products = 0
 
     def append(self, *piece: np.ndarray) -> None:
@@ -506,11 +508,11 @@ class _Lists:
             out[there] = value
         self.n_pairs, self.n_products = here.stop, there.stop
 
-    def finished(self) -> dict[str, np.ndarray]:
+    def finished(self) -> dict[str, Any]:
         for array in self.arrays.values():
             array.resize(self.n_pairs, refcheck=False)
-        for array in (self.pattern, *self.values):
-            array.resize(self.n_products, refcheck=False)
+        for values in (self.pattern, *self.values):
+            values.resize(self.n_products, refcheck=False)
         many = self.arrays.pop("many")
         ends = np.zeros(len(many) + 1, np.int32 if self.n_products < 2**31 else np.int64)
         np.cumsum(many, out=ends[1:])

@@ -99,7 +99,7 @@ def _nested(data: NestedData, root: Array, xp: Any) -> Moments:
             traces[effect] = products[a, a].sum()
             gram[effect] = C[a] @ C[a].T
             rhs[effect] = (Ztr[a] ** 2).sum()
-    return Moments(*(xp.array(sums) for sums in (squares, across, traces)), xp.stack(gram), xp.array(rhs))
+    return Moments(xp.array(squares), xp.array(across), xp.array(traces), xp.stack(gram), xp.array(rhs))
 
 
 def _crossed(data: CrossedData, root: Array, xp: Any) -> Moments:

@@ -201,7 +201,7 @@ class Nested:
 
     # ---- exact second derivatives
 
-    def trace_products(self, solved: Solved, owner: list[int], moves: list[Array]) -> Array:
+    def trace_products(self, solved: Solved, owner: tuple[int, ...], moves: list[Array]) -> Array:
         """tr(V⁻¹V_aV⁻¹V_b) (k, k) for moves Δ_a (q, q) of the factors ``owner``: minus what Δ_b changes in tr(Δ_aU)."""
         out = np.zeros((len(moves), len(moves)))
         for b, (j, move) in enumerate(zip(owner, moves, strict=True)):

@@ -71,7 +71,7 @@ def _read(fit: Fit) -> dict[str, Any]:
 
 
 # After the dataclass is made, so that the field has no default.
-Fit.hessian = _ComputedWhenRead()  # type: ignore[assignment]
+Fit.hessian = _ComputedWhenRead()
 Fit.__getstate__ = _read  # type: ignore[method-assign,assignment]
 
 

@@ -43,8 +43,10 @@ class Small:
         self.K = int(ends[-1])
         width = self.K + len(data.WtW)
         self.moments = np.zeros((width, width))
-        fill = _fill_nested if isinstance(data, NestedData) else _fill_crossed
-        fill(data, self.moments, self.spans, self.shapes)
+        if isinstance(data, NestedData):
+            _fill_nested(data, self.moments, self.spans, self.shapes)
+        else:
+            _fill_crossed(data, self.moments, self.spans, self.shapes)
         below = np.tril(self.moments, -1)
         self.moments = np.tril(self.moments) + below.T
         self.moments[self.K :, self.K :] = data.WtW
