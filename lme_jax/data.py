@@ -247,7 +247,7 @@ class ModelData:
                 effects = {
                     "identity": ["sd"],
                     "compound_symmetry": ["root_mean", "root_contrast"],
-                    "ar1": ["sd", "r"],
+                    "ar1": ["sd", "arcsin ρ"],
                 }[term.structure][: block.n_theta]
             names += [f"{label}.{effect}" for effect in effects]
         return tuple(names)

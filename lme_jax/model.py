@@ -1,6 +1,7 @@
 """``lmer``: the front door for formulas with bars."""
 
 import sys
+from collections import ChainMap
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -37,13 +38,14 @@ def lmer(
     formula : str
         Such as ``"Reaction ~ Days + (Days | Subject)"``. Bars: ``(1|g)``, ``(x|g)``, ``(0+x|g)``, ``(x||g)``,
         several on one factor; R's contrasts, ``I()``, ``poly()``, ``:``, ``*`` mean what they mean in R.
+        ``help(lme_jax.formula)`` lists all operators and functions.
     data : DataFrame or mapping of columns
         Never changed.
     reml : bool
         Restricted (default) or ordinary maximum likelihood.
-    weights : column name or (n,), optional
+    weights : column name, expression such as ``"1 / se^2"`` or (n,), optional
         Prior weights w > 0: Var(ε_i) = σ²/w_i.
-    offset : column name or (n,), optional
+    offset : column name, expression such as ``"log(exposure)"`` or (n,), optional
         Known part of the mean, response units.
     contrasts : mapping, optional
         Column → "treatment", "sum", "poly", "helmert" or a matrix.
@@ -114,7 +116,7 @@ def _fit_again(
     return fit_model(ModelData.from_design(design, factor_in_names=True), reml, start, options, again)
 
 
-def callers_names(depth: int) -> dict[str, Any]:
-    """The variables that the person's own line sees: formulas may call their functions."""
+def callers_names(depth: int) -> Mapping[str, Any]:
+    """The variables that the person's own line sees, looked up when a formula names them, never copied."""
     frame = sys._getframe(depth)
-    return {**frame.f_globals, **frame.f_locals}
+    return ChainMap(frame.f_locals, frame.f_globals)

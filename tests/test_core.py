@@ -111,7 +111,7 @@ def test_theta_packing(structure):
     template = covariance.make_template(structure, 3)
     theta = random_theta(template, 1)
     with jax.enable_x64(True):
-        canonical = np.asarray(covariance.canonical(jnp.asarray(theta), template))
+        canonical = np.asarray(covariance.canonical(jnp.asarray(theta), template)[0])
     L, C = factor_at(theta, template), factor_at(canonical, template)
     np.testing.assert_allclose(C @ C.T, L @ L.T, atol=1e-13)
     assert len(theta) == covariance.n_theta(template)
@@ -126,7 +126,7 @@ def test_structures_mean_what_they_say():
     assert np.ptp(np.diag(Psi)) < 1e-14 and np.ptp(off) < 1e-14
     ar = factor_at([1.5, 0.75], covariance.make_template("ar1", 4))
     Psi = ar @ ar.T
-    rho = 0.75 / np.sqrt(1 + 0.75**2)
+    rho = np.sin(0.75)
     np.testing.assert_allclose(Psi, 1.5**2 * rho ** np.abs(np.subtract.outer(range(4), range(4))), rtol=1e-13)
     two = factor_at([1.0, 2.0, 3.0, 5.0], (Block("unstructured", 2), Block("identity", 1)))
     np.testing.assert_array_equal(two, [[1, 0, 0], [2, 3, 0], [0, 0, 5]])
@@ -228,29 +228,6 @@ def test_status_says_what_happened():
     assert fit.fit(data, options=NewtonOptions(max_iter=2)).status == Status.MAX_ITER
     broken = compression.compress(X @ np.array([1.0, 2.0, 3.0]), X, Z, codes)
     assert fit.fit(broken).status != Status.CONVERGED
-
-
-def test_same_shape_compiles_once():
-    traces = []
-    original = grouped.objective
-
-    def counted(theta, data, reml):
-        traces.append(1)
-        return original(theta, data, reml)
-
-    grouped.objective = counted
-    try:
-        for seed in (41, 42, 43):
-            y, X, Z, codes, m, _ = random_design(seed, n=71, m=7, p=5)
-            fit.fit(compression.compress(y, X, Z, codes, n_groups=m))
-        first = len(traces)
-        for seed in (44, 45):
-            y, X, Z, codes, m, _ = random_design(seed, n=83, m=7, p=5)
-            fit.fit(compression.compress(y, X, Z, codes, n_groups=m))
-    finally:
-        grouped.objective = original
-    assert first > 0
-    assert len(traces) == first
 
 
 class TestTransforms:

@@ -7,7 +7,7 @@ lanes (many models at once) on their last axes.
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.linalg
@@ -56,6 +56,14 @@ def make_template(structure: str | Template, q: int) -> Template:
     return template
 
 
+@functools.lru_cache(maxsize=64)
+def triangle(q: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows and columns of the packed lower triangle of (q, q), and where its diagonal stands."""
+    rows, columns = tril(q)
+    return rows, columns, np.flatnonzero(rows == columns)
+
+
+@functools.lru_cache(maxsize=256)
 def n_theta(template: Template) -> int:
     """Number of covariance parameters k of a template."""
     return sum(block.n_theta for block in template)
@@ -63,8 +71,11 @@ def n_theta(template: Template) -> int:
 
 def split(theta: Array, template: Template) -> list[Array]:
     """θ (k,) cut into its blocks."""
-    ends = np.cumsum([block.n_theta for block in template])
-    return [theta[end - block.n_theta : end] for end, block in zip(ends, template, strict=True)]
+    parts, at = [], 0
+    for block in template:
+        parts.append(theta[at : at + block.n_theta])
+        at += block.n_theta
+    return parts
 
 
 @functools.lru_cache(maxsize=256)
@@ -87,8 +98,9 @@ def factor(theta: Array, template: Template) -> Array:
     """L(θ), (q, q, *lanes) for θ (k, *lanes): a square root of the relative covariance, dimensionless.
 
     Unstructured blocks are lower triangular, packed row by row. Compound symmetry is parameterized by
-    the signed roots (a, b) of its two eigenvalues: L = a·J/q + b·(I − J/q). AR(1) by (s, r) with
-    ρ = r/√(1+r²) and L the Cholesky factor of s²ρ^|i−j|.
+    the signed roots (a, b) of its two eigenvalues: L = a·J/q + b·(I − J/q). AR(1) by (s, φ) with
+    ρ = sin φ and L the Cholesky factor of s²ρ^|i−j|, whose innovations are cos φ: ρ = ±1 is a stationary point, as a
+    zero variance is.
     """
     blocks = [_block_factor(part, block) for part, block in zip(split(theta, template), template, strict=True)]
     if len(blocks) == 1:
@@ -111,15 +123,14 @@ def _block_factor(theta: Array, block: Block) -> Array:
     return xp.einsum("a...,aij->ij...", theta, xp.asarray(basis, theta.dtype))
 
 
-def _ar1_root(r: Array, q: int) -> Array:
-    xp = namespace(r)
-    norm = xp.sqrt(1.0 + r * r)
-    rho, innovation = r / norm, 1.0 / norm
+def _ar1_root(phi: Array, q: int) -> Array:
+    xp = namespace(phi)
+    rho, innovation = xp.sin(phi), xp.cos(phi)
     lag = np.maximum(np.subtract.outer(np.arange(q), np.arange(q)), 0)
-    ones = xp.ones((1, *r.shape), r.dtype)
-    steps = xp.concatenate([ones, xp.broadcast_to(rho, (q - 1, *r.shape))])
-    first = xp.concatenate([ones, xp.broadcast_to(innovation, (q - 1, *r.shape))])
-    lower = np.tri(q, dtype=bool).reshape(q, q, *[1] * r.ndim)
+    ones = xp.ones((1, *phi.shape), phi.dtype)
+    steps = xp.concatenate([ones, xp.broadcast_to(rho, (q - 1, *phi.shape))])
+    first = xp.concatenate([ones, xp.broadcast_to(innovation, (q - 1, *phi.shape))])
+    lower = np.tri(q, dtype=bool).reshape(q, q, *[1] * phi.ndim)
     return xp.where(lower, xp.cumprod(steps, axis=0)[lag] * first[None], 0.0)
 
 
@@ -131,7 +142,7 @@ def start(template: Template, spread: Array) -> Array:
         sd = spread[at : at + block.size]
         at += block.size
         if block.structure == "unstructured":
-            rows, columns = tril(block.size)
+            rows, columns, _ = triangle(block.size)
             on_diagonal = (rows == columns).reshape(-1, *[1] * (sd.ndim - 1))
             parts.append(xp.where(on_diagonal, sd[rows], 0.0))
         elif block.structure == "diagonal":
@@ -166,29 +177,38 @@ def theta_scale(template: Template, z_scale: Array) -> Array:
         s = z_scale[at : at + block.size]
         at += block.size
         if block.structure == "unstructured":
-            parts.append(s[tril(block.size)[0]])
+            parts.append(s[triangle(block.size)[0]])
         elif block.structure == "diagonal":
             parts.append(s)
         elif block.structure == "ar1" and block.size > 1:
             parts.append(xp.stack([s[0], xp.ones_like(s[0])]))
         else:
             parts.append(xp.repeat(s[:1], block.n_theta, axis=0))
-    return xp.concatenate(parts)
+    return _joined(xp, parts)
 
 
-def canonical(theta: Array, template: Template) -> Array:
-    """The θ with the same LLᵀ whose L has a non-negative diagonal (roots of eigenvalues ≥ 0)."""
-    parts, xp = [], namespace(theta)
+def _joined(xp: Any, parts: list[Array]) -> Array:
+    return parts[0] if len(parts) == 1 else xp.concatenate(parts)
+
+
+def canonical(theta: Array, template: Template) -> tuple[Array, Array]:
+    """The θ with the same LLᵀ whose L has a non-negative diagonal (roots of eigenvalues ≥ 0), and the signs
+    (k, *lanes) of its derivative in the given one.
+    """
+    parts, signs, xp = [], [], namespace(theta)
     for part, block in zip(split(theta, template), template, strict=True):
         if block.structure == "unstructured":
-            rows, columns = tril(block.size)
-            diagonal = part[np.flatnonzero(rows == columns)]
-            parts.append(part * xp.where(diagonal < 0, -1.0, 1.0)[columns])
+            _, columns, diagonal = triangle(block.size)
+            sign = xp.where(part[diagonal] < 0, -1.0, 1.0)[columns]
+            parts.append(part * sign)
         elif block.structure == "ar1" and block.size > 1:
-            parts.append(xp.concatenate([xp.abs(part[:1]), part[1:]]))
+            parts.append(xp.stack([xp.abs(part[0]), xp.arcsin(xp.sin(part[1]))]))
+            sign = xp.stack([xp.where(part[0] < 0, -1.0, 1.0), xp.where(xp.cos(part[1]) < 0, -1.0, 1.0)])
         else:
-            parts.append(xp.abs(part))
-    return xp.concatenate(parts)
+            sign = xp.where(part < 0, -1.0, 1.0)
+            parts.append(part * sign)
+        signs.append(sign)
+    return _joined(xp, parts), _joined(xp, signs)
 
 
 def smallest_root(theta: Array, template: Template) -> Array:
@@ -200,13 +220,12 @@ def smallest_root(theta: Array, template: Template) -> Array:
     values, xp = [], namespace(theta)
     for part, block in zip(split(theta, template), template, strict=True):
         if block.structure == "unstructured":
-            rows, columns = tril(block.size)
-            values.append(xp.abs(part[np.flatnonzero(rows == columns)]))
+            values.append(xp.abs(part[triangle(block.size)[2]]))
         elif block.structure == "ar1" and block.size > 1:
-            values.append(xp.abs(part[:1]) / xp.sqrt(1.0 + part[1:] ** 2))
+            values.append(xp.abs(part[:1] * xp.cos(part[1:])))
         else:
             values.append(xp.abs(part))
-    return xp.concatenate(values).min(0)
+    return _joined(xp, values).min(0)
 
 
 @functools.lru_cache(maxsize=256)
@@ -258,11 +277,10 @@ def _block_derivatives(theta: Array, block: Block) -> tuple[Array, Array]:
         position[rows, columns] = position[columns, rows] = np.arange(len(rows))
         slope, bend = squared_derivatives(theta, (block,))
         return slope[position], xp.broadcast_to(bend[position], (q, q, *bend.shape[1:3], *theta.shape[1:]))
-    # Ψ = s²ρ^lag with ρ = r/√(1 + r²).
-    s, r = theta
+    # Ψ = s²ρ^lag with ρ = sin φ.
+    s, phi = theta
     lag = np.abs(np.subtract.outer(np.arange(q), np.arange(q))).reshape(q, q, *[1] * s.ndim)
-    norm = 1.0 + r * r
-    rho, d_rho, dd_rho = r / xp.sqrt(norm), norm**-1.5, -3.0 * r * norm**-2.5
+    rho, d_rho, dd_rho = xp.sin(phi), xp.cos(phi), -xp.sin(phi)
     power = rho**lag
     d_power = xp.where(lag > 0, lag * rho ** np.maximum(lag - 1, 0), 0.0)
     dd_power = xp.where(lag > 1, lag * (lag - 1) * rho ** np.maximum(lag - 2, 0), 0.0)

@@ -103,8 +103,7 @@ def assemble(found: NewtonState, totals: RowTotals, template: Template, reml: bo
     """
     xp = namespace(found.x, found.value)
     scale = covariance.theta_scale(template, totals.basis.z_scale)
-    theta = covariance.canonical(found.x, template)
-    sign = xp.where(theta * found.x < 0, -1.0, 1.0)
+    theta, sign = covariance.canonical(found.x, template)
     gls = estimates(found.aux.H, totals, reml)
     singular = covariance.smallest_root(theta, template) < SINGULAR_BELOW
     status = xp.where((found.status == Status.CONVERGED) & singular, np.int32(Status.SINGULAR), found.status)

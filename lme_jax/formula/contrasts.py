@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from lme_jax.errors import DataError, FormulaError
+from lme_jax.formula.notes import shown
 from lme_jax.formula.values import Factor, level_labels
 
 
@@ -25,7 +26,7 @@ def contrast_matrix(factor: Factor, spec: Any, name: str) -> tuple[np.ndarray, l
     labels = level_labels(factor.levels)
     k = len(labels)
     if k < 2:
-        raise DataError(f"The factor {name!r} has one level only ({labels}) in the rows used; leave it out.")
+        raise DataError(f"The factor {name!r} has one level only ({shown(labels)}) in the rows used; leave it out.")
     if spec is None:
         spec = "poly" if factor.ordered else "treatment"
     if isinstance(spec, str):
@@ -47,7 +48,7 @@ def _from_frame(spec: pd.DataFrame, factor: Factor, labels: list[str], name: str
         rows = pd.Index(spec.index.map(str)).get_indexer(labels)
     if (rows < 0).any():
         absent = [label for label, row in zip(labels, rows, strict=True) if row < 0]
-        raise DataError(f"The contrast matrix of {name!r} has no row for the levels {absent}.")
+        raise DataError(f"The contrast matrix of {name!r} has no row for the levels {shown(absent)}.")
     matrix = spec.to_numpy(dtype=np.float64)[rows]
     _check_matrix(matrix, labels, name)
     return matrix, [str(c) for c in spec.columns]
@@ -58,7 +59,7 @@ def _check_matrix(matrix: np.ndarray, labels: list[str], name: str) -> None:
     if matrix.ndim != 2 or matrix.shape[0] != k or not 1 <= matrix.shape[1] < k or not np.isfinite(matrix).all():
         raise DataError(
             f"The contrast matrix of {name!r} has shape {matrix.shape}; it needs {k} finite rows "
-            f"(levels {labels}) and at most {k - 1} columns."
+            f"(levels {shown(labels, 20)}) and at most {k - 1} columns."
         )
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -11,8 +11,10 @@ import numpy as np
 import pandas as pd
 
 from lme_jax.errors import DataError, DroppedRowsWarning
+from lme_jax.formula.guard import check_python
+from lme_jax.formula.notes import shown, warn
 from lme_jax.formula.rank import drop_dependent_columns
-from lme_jax.formula.values import Factor, as_frame, column
+from lme_jax.formula.values import Factor, as_frame, column, odd_value
 
 
 @dataclass(frozen=True)
@@ -145,20 +147,26 @@ def design_new_data(
     return design.state.rebuild(as_frame(new_data), random, needed)
 
 
-def subset_rows(frame: pd.DataFrame, subset: Any) -> np.ndarray | None:
-    """Positions of the rows that a mask or a query text selects; None for all."""
+def subset_rows(frame: pd.DataFrame, subset: Any, restricted: bool = False) -> np.ndarray | None:
+    """Positions of the rows that a mask or a query text selects; None for all. `restricted`: no calls in the text."""
     if subset is None:
         return None
     if isinstance(subset, str):
         try:
-            mask: Any = frame.eval(subset)
+            check_python(subset, () if restricted else None, "The text")
+            # Empty scopes: pandas' "@name" would find the names of this module.
+            mask: Any = frame.eval(subset, local_dict={}, global_dict={})
         except Exception as error:
             raise DataError(f"Cannot evaluate the subset {subset!r}: {error}") from error
     else:
         mask = subset
+    if np.ndim(mask) == 0:
+        raise DataError(f"`subset` must hold one True or False per row: {len(frame)} rows, got {mask!r}.")
     mask = np.asarray(pd.array(mask, dtype="boolean").fillna(False)) if _is_mask(mask) else np.asarray(mask)
     if mask.dtype != bool or mask.shape != (len(frame),):
-        raise DataError(f"`subset` must hold one True or False per row: {len(frame)} rows, got shape {mask.shape}.")
+        raise DataError(
+            f"`subset` must hold one True or False per row: {len(frame)} rows, got {mask.dtype} of shape {mask.shape}."
+        )
     return np.flatnonzero(mask)
 
 
@@ -173,13 +181,35 @@ def row_numbers(frame: pd.DataFrame, given: Any, what: str, rows: np.ndarray | N
     named = isinstance(given, str)
     values = column(frame, given) if named else given
     label = f"{what} (column {given!r})" if named else what
+    array = _numbers(values, label, len(frame))
+    return array if rows is None else array[rows]
+
+
+def _numbers(values: Any, label: str, n: int) -> np.ndarray:
     try:
-        array = np.asarray(pd.to_numeric(pd.Series(np.asarray(values))), dtype=np.float64)
+        array = np.asarray(values)
+        if array.dtype.kind not in "fiu":
+            array = np.asarray(pd.to_numeric(pd.Series(array)))
+        array = np.array(array, dtype=np.float64)
     except (ValueError, TypeError) as error:
         raise DataError(f"The {label} must be numbers: {error}") from error
-    if array.shape != (len(frame),):
-        raise DataError(f"The {label} must hold one number per row: {len(frame)} rows, got shape {array.shape}.")
-    return array if rows is None else array[rows]
+    if array.shape != (n,):
+        raise DataError(f"The {label} must hold one number per row: {n} rows, got shape {array.shape}.")
+    return array
+
+
+def expressed_numbers(
+    frame: pd.DataFrame, text: str, what: str, evaluate: Callable[[str], np.ndarray | Factor]
+) -> np.ndarray:
+    """Weights or an offset given as text: a column, or an expression such as ``"log(exposure)"``."""
+    if text in frame.columns:
+        numbers = row_numbers(frame, text, what, None)
+        assert numbers is not None
+        return numbers
+    value = evaluate(text)
+    if isinstance(value, Factor) or value.ndim != 1:
+        raise DataError(f"The {what} {text!r} must give one number per row.")
+    return np.array(value)
 
 
 @dataclass
@@ -198,11 +228,14 @@ class MissingRows:
         if value is None:
             return
         if isinstance(value, Factor):
-            self.note(label, value.codes < 0, "missing")
+            if len(value.codes) and value.codes.min() < 0:
+                self.note(label, value.codes < 0, "missing")
+            if value.levels.dtype.kind == "f" and np.isinf(value.levels).any():
+                self.note(label, np.append(np.isinf(value.levels), False)[value.codes], "infinite")
             return
         # The sum is finite whenever all entries are, short of overflow: one cheap pass for clean data.
-        with np.errstate(all="ignore"):
-            if np.isfinite(value.sum()):
+        with np.errstate(over="ignore", invalid="ignore"):
+            if math.isfinite(value.sum()):
                 return
         across = (lambda a: a.any(axis=1)) if value.ndim == 2 else (lambda a: a)
         self.note(label, across(np.isnan(value)), "missing")
@@ -226,9 +259,7 @@ class MissingRows:
             )
         if self.bad.all():
             raise DataError(f"No row is left: {self.reasons()}.")
-        warnings.warn(
-            f"Left out {self.bad.sum()} of {self.n} rows: {self.reasons()}.", DroppedRowsWarning, stacklevel=4
-        )
+        warn(f"Left out {self.bad.sum()} of {self.n} rows: {self.reasons()}.", DroppedRowsWarning)
         return np.flatnonzero(~self.bad)
 
     def reasons(self) -> str:
@@ -245,7 +276,9 @@ def check_response(y: Any, name: str) -> np.ndarray:
     if isinstance(y, Factor) and y.levels.dtype == bool:
         y = np.where(y.codes < 0, np.nan, y.codes.astype(np.float64))
     if isinstance(y, Factor):
-        raise DataError(f"The response {name!r} is not numeric: it has the levels {list(y.levels[:4])}.")
+        odd = odd_value(y)
+        cause = f"it has the levels {shown(y.levels, 4)}" if odd is None else f"it holds {odd[0]!r} in row {odd[1]}"
+        raise DataError(f"The response {name!r} is not numeric: {cause}.")
     if y.ndim != 1:
         raise DataError(f"The response {name!r} has {y.shape[1]} columns; a model takes one.")
     return y
@@ -260,7 +293,7 @@ def check_design(
         raise DataError(f"The response {name!r} is constant ({y[0]:g}); there is no variation to model.")
     if weights is not None and (weights <= 0).any():
         rows = np.flatnonzero(weights <= 0)
-        raise DataError(f"Weights must be positive; {len(rows)} are not (rows used, from 0: {list(rows[:5])}).")
+        raise DataError(f"Weights must be positive; {len(rows)} are not (rows used, from 0: {shown(rows)}).")
     if X.shape[1] >= n:
         raise DataError(f"{X.shape[1]} fixed effects for {n} rows leave nothing to estimate a variance from.")
     for term in terms:

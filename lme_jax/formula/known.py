@@ -11,8 +11,15 @@ import scipy.linalg
 import scipy.sparse
 
 from lme_jax.errors import DataError, FormulaError
+from lme_jax.formula.notes import shown
 
 TOLERANCE = 1e-8
+
+
+def check_mapping(given: Any, argument: str) -> None:
+    """The argument must map factors to something."""
+    if not isinstance(given, Mapping):
+        raise FormulaError(f"`{argument}` must map factors, {{'g': …}}; got {type(given).__name__}.")
 
 
 def check_names(given: Mapping[str, Any], labels: Iterable[str], argument: str) -> None:
@@ -35,14 +42,20 @@ def membership_rows(given: Any, name: str, n: int, levels: np.ndarray | None = N
         labels = np.asarray(given.columns, dtype=object)
         unknown = [c for c in labels if c not in set(levels)] if levels is not None else []
         if unknown:
-            raise DataError(f"memberships[{name!r}] has the levels {unknown[:5]}, which the training data did not.")
+            raise DataError(f"memberships[{name!r}] has the levels {shown(unknown)}, which the training data did not.")
         given = given if levels is None else given.reindex(columns=levels, fill_value=0.0)
         labels = labels if levels is None else levels
         given = given.to_numpy(dtype=float)
     else:
-        labels = np.arange(given.shape[1]) if np.ndim(given) == 2 or scipy.sparse.issparse(given) else np.empty(0)
+        given = given if scipy.sparse.issparse(given) else np.asarray(given)
+        labels = np.arange(given.shape[1]) if given.ndim == 2 else np.empty(0)
         labels = labels if levels is None else levels
-    rows = scipy.sparse.csr_matrix(given, dtype=float)
+    try:
+        rows = scipy.sparse.csr_matrix(given, dtype=float)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"memberships[{name!r}] must be an array of numbers: {error}") from error
+    if len(labels) == 0 or rows.nnz == 0:
+        raise DataError(f"memberships[{name!r}] holds no weights: no row belongs to any level.")
     if rows.shape != (n, len(labels)):
         raise DataError(
             f"memberships[{name!r}] must hold one row per row of the data and one column per level: "
@@ -75,19 +88,29 @@ def relatedness_matrix(given: Any, name: str, levels: np.ndarray, extend: bool) 
         if not extend:
             matrix, labels = matrix[np.ix_(positions, positions)], levels
     else:
-        matrix = given.toarray().astype(float) if scipy.sparse.issparse(given) else np.array(given, dtype=float)
         labels = levels
-        if matrix.shape != (len(levels), len(levels)):
+        if np.shape(given) != (len(levels), len(levels)):
             raise DataError(
-                f"{what} has shape {matrix.shape}; the factor has {len(levels)} levels in the rows used. "
+                f"{what} has shape {np.shape(given)}; the factor has {len(levels)} levels in the rows used. "
                 "A DataFrame labelled by level may hold more levels than the data."
             )
+        matrix = _dense(given, what)
     if not np.isfinite(matrix).all():
         raise DataError(f"{what} holds missing or infinite values.")
     gap = np.abs(matrix - matrix.T).max()
     if gap > TOLERANCE * np.abs(matrix).max():
         raise DataError(f"{what} is not symmetric: the largest difference is {gap:.3g}.")
     return 0.5 * (matrix + matrix.T), labels
+
+
+def _dense(given: Any, what: str) -> np.ndarray:
+    try:
+        return given.toarray().astype(float) if scipy.sparse.issparse(given) else np.array(given, dtype=float)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{what} must hold numbers: {error}") from error
+    except MemoryError as error:
+        size = 8 * given.shape[0] ** 2 / 2**30
+        raise DataError(f"{what} is used as a dense matrix, which takes {size:.3g} GiB.") from error
 
 
 def _labelled(given: pd.DataFrame, what: str, levels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -102,7 +125,7 @@ def _labelled(given: pd.DataFrame, what: str, levels: np.ndarray) -> tuple[np.nd
         labels = np.array(given.index, dtype=object)
         labels[positions[positions >= 0]] = levels[positions >= 0]
     if (positions < 0).any():
-        raise DataError(f"{what} lacks the levels {list(levels[positions < 0][:5])} that the data have.")
+        raise DataError(f"{what} lacks the levels {shown(levels[positions < 0])} that the data have.")
     return labels, positions
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from lme_jax.errors import DataError, FormulaError
-from lme_jax.formula.contrasts import contrast_matrix
+from lme_jax.errors import DataError, FormulaError, LmeJaxWarning
+from lme_jax.formula.crossing import Crossing, interact, meet_new_rows
 from lme_jax.formula.design import (
     Design,
     MissingRows,
@@ -20,43 +20,26 @@ from lme_jax.formula.design import (
     check_design,
     check_missing_argument,
     check_response,
+    expressed_numbers,
     reduce_rank,
     row_numbers,
     subset_rows,
 )
+from lme_jax.formula.evaluate import Evaluator
+from lme_jax.formula.expansion import Linear
 from lme_jax.formula.known import (
+    check_mapping,
     check_names,
     heaviest,
     membership_rows,
     relatedness_matrix,
     semidefinite_root,
 )
-from lme_jax.formula.syntax import Node
-from lme_jax.formula.terms import STRUCTURES, Bar, Linear, MixedFormula, parse_mixed
-from lme_jax.formula.values import (
-    Crossing,
-    Evaluator,
-    Factor,
-    as_frame,
-    interact,
-    level_labels,
-    meet_new_rows,
-    namespace,
-    take,
-)
-
-Value = np.ndarray | Factor
-Piece = tuple[np.ndarray, tuple[str, ...]]
-
-
-@dataclass(frozen=True)
-class FactorCoding:
-    """Levels and contrasts of a factor, fixed at training."""
-
-    levels: np.ndarray
-    labels: tuple[str, ...]
-    contrasts: np.ndarray
-    names: tuple[str, ...]
+from lme_jax.formula.matrix import FactorCoding, Piece, Value, factor_codings, model_matrix, recode
+from lme_jax.formula.notes import warn
+from lme_jax.formula.syntax import Node, parse
+from lme_jax.formula.terms import STRUCTURES, Bar, MixedFormula, parse_mixed
+from lme_jax.formula.values import Factor, as_frame, namespace, take
 
 
 @dataclass(frozen=True)
@@ -69,7 +52,7 @@ class Lme4State:
     memory: dict[str, dict]
     context: dict[str, Any]
     keep: np.ndarray
-    offset_column: str | None
+    offset_text: str | None
 
     def rebuild(self, frame: pd.DataFrame, random: bool, needed: Sequence[bool] | None = None) -> NewDesign:
         evaluator = Evaluator(frame, self.context, self.memory)
@@ -86,8 +69,8 @@ class Lme4State:
             terms.append((self._matrix(bar.lhs, evaluator)[0], codes))
             groups.append(group)
         offset = _formula_offset(self.parsed.fixed, evaluator)
-        named = row_numbers(frame, self.offset_column, "offset", None)
-        return NewDesign(X[:, self.keep], tuple(terms), _add(offset, named), frame.index, tuple(groups))
+        given = _given_numbers(frame, self.offset_text, "offset", evaluator, None)
+        return NewDesign(X[:, self.keep], tuple(terms), _add(offset, given), frame.index, tuple(groups))
 
     def _matrix(self, linear: Linear, evaluator: Evaluator) -> Piece:
         values = {label: self._value(label, node, evaluator) for label, node in linear.variables}
@@ -99,7 +82,7 @@ class Lme4State:
         if (coding is None) != isinstance(value, np.ndarray):
             kinds = ("a factor", "numeric") if coding is None else ("numeric", "a factor")
             raise DataError(f"{label} is {kinds[0]} in the new data but was {kinds[1]} when the model was fitted.")
-        return value if coding is None else _recode(value, coding, label)
+        return recode(value, coding, label) if isinstance(value, Factor) and coding is not None else value
 
 
 def _parts(evaluator: Evaluator, bar: Bar) -> list[Factor]:
@@ -132,7 +115,8 @@ def design_from_formula(
     data : DataFrame or dict of arrays
         Not changed.
     weights, offset : str or (n,) array, optional
-        Column name, or one number per row of `data`. ``offset()`` in the formula adds to `offset`.
+        Column name, an expression such as ``"log(exposure)"``, or one number per row of `data`. ``offset()`` in
+        the formula adds to `offset`.
     contrasts : dict, optional
         Variable -> "treatment", "sum", "helmert", "poly", an array (levels, columns) or a DataFrame indexed
         by level. Default: treatment, and poly for ordered Categoricals.
@@ -153,7 +137,9 @@ def design_from_formula(
         scipy sparse, in the order of the levels.
     context : mapping or int, optional
         Functions and arrays that the formula may use beyond the columns. A number takes them from the caller
-        that many frames up: 1 for the caller of this function, 2 for the caller's caller.
+        that many frames up: 1 for the caller of this function, 2 for the caller's caller. None: the formula
+        (and a text given as weights, offset or subset) reaches columns, the listed functions, NumPy's
+        elementwise functions and operators, and no other code; for formulas that others wrote.
 
     Returns
     -------
@@ -173,58 +159,83 @@ def design_from_formula(
     Notes
     -----
     Coding and column names are those of R's ``model.matrix``, with two differences: text is sorted by code
-    point whatever the locale, and levels that no used row has are left out. As in R, the transforms
-    ``scale``, ``poly`` … learn from every row of the subset that has their own variable, before rows with
-    other missing values go.
+    point whatever the locale, and levels that no used row has are left out. As in R, ``scale``, ``poly`` …
+    learn from every row of the subset that has their own variable, before rows with other missing values
+    go; unlike R, so do ``mean``, ``sd``, ``max`` …, whose value at the fit is kept for new rows.
     """
     check_missing_argument(missing, ("drop", "raise"))
-    frame = as_frame(data)
-    parsed = parse_mixed(formula, [str(c) for c in frame.columns])
-    rows = subset_rows(frame, subset)
-    weight_values = row_numbers(frame, weights, "weights", rows)
-    offset_values = row_numbers(frame, offset, "offset", rows)
-    frame = frame if rows is None else frame.iloc[rows]
+    whole = as_frame(data)
+    parsed = parse_mixed(formula, whole.columns)
+    rows = subset_rows(whole, subset, restricted=context is None)
+    frame = whole if rows is None else whole.iloc[rows]
     if len(frame) == 0:
         raise DataError("The data have no rows" + (" in the subset." if subset is not None else "."))
-    memory: dict[str, dict] = {}
-    used: dict[str, Any] = {}
-    evaluator = Evaluator(frame, namespace(context), memory, used, rows)
-    memberships = memberships or {}
-    labels = [bar.label for bar in parsed.bars]
-    check_names(memberships, labels, "memberships")
-    check_names(relatedness or {}, labels, "relatedness")
-    n_given = len(frame) if rows is None else len(as_frame(data))
-    shares = {name: membership_rows(given, name, n_given) for name, given in memberships.items()}
-    variables = _evaluate(parsed, evaluator, weight_values, offset_values, frozenset(shares))
+    if parsed.echoed:
+        warn(f"The response {parsed.response} stood on the right-hand side too and was dropped there.", LmeJaxWarning)
+    evaluator = Evaluator(frame, namespace(context), {}, {}, rows)
+    known = _known(parsed.bars, memberships or {}, relatedness or {}, len(whole))
+    given = [_given_numbers(whole, v, what, evaluator, rows) for v, what in ((weights, "weights"), (offset, "offset"))]
+    variables = _evaluate(parsed, evaluator, given[0], given[1], frozenset(known.shares))
     keep = variables.usable_rows(frame.index, missing)
     variables = (variables if keep is None else variables.take(keep)).without_unused_levels()
-    index = frame.index if keep is None else frame.index[keep]
+    known = known.take(rows).take(keep)
+    how = _How(contrasts or {}, structures or {}, offset if isinstance(offset, str) else None)
+    return _assemble(parsed, variables, frame.index, keep, known, how, evaluator)
 
-    codings = _codings(variables.values, contrasts or {}, parsed)
-    X, names = model_matrix(parsed.fixed, variables.values, codings, len(index))
+
+def _assemble(
+    parsed: MixedFormula,
+    variables: _Variables,
+    index: pd.Index,
+    keep: np.ndarray | None,
+    known: _Known,
+    how: _How,
+    evaluator: Evaluator,
+) -> Design:
+    """The design from the variables of the rows in use; `index` and `keep` are those of all rows looked at."""
+    codings = factor_codings(variables.values, how.contrasts, _linears(parsed))
+    X, names = model_matrix(parsed.fixed, variables.values, codings, len(variables.y))
     X, exog_names, dropped, kept_columns = reduce_rank(X, names)
-    used_rows = np.arange(len(frame)) if rows is None else rows
-    used_rows = used_rows if keep is None else used_rows[keep]
-    known = _Known({k: (W[used_rows], levels) for k, (W, levels) in shares.items()}, relatedness or {})
-    structures_used = _structures(parsed.bars, structures or {})
-    terms, crossings = _random_terms(parsed.bars, structures_used, variables, codings, known)
-    check_design(variables.y, str(parsed.response), variables.weights, X, terms)
-    offset_column = offset if isinstance(offset, str) else None
-    state = Lme4State(parsed, codings, crossings, memory, used, kept_columns, offset_column)
+    terms, crossings = _random_terms(parsed.bars, _structures(parsed.bars, how.structures), variables, codings, known)
+    check_design(variables.y, variables.endog_name, variables.weights, X, terms)
+    state = Lme4State(parsed, codings, crossings, evaluator.state, evaluator.used, kept_columns, how.offset_text)
     return Design(
-        y=variables.y,
+        y=np.array(variables.y),
         X=X,
         terms=terms,
         weights=variables.weights,
         offset=variables.offset,
-        endog_name=str(parsed.response),
+        endog_name=variables.endog_name,
         exog_names=exog_names,
         dropped_columns=dropped,
-        index=index,
-        n_dropped=len(frame) - len(index),
-        formula=formula,
+        index=index if keep is None else index[keep],
+        n_dropped=0 if keep is None else len(index) - len(keep),
+        formula=parsed.text,
         state=state,
     )
+
+
+def _given_numbers(
+    whole: pd.DataFrame, given: Any, what: str, evaluator: Evaluator, rows: np.ndarray | None
+) -> np.ndarray | None:
+    """Weights or an offset: numbers per row of the whole data, or text that is evaluated on the rows in use."""
+    if isinstance(given, str):
+        return expressed_numbers(evaluator.frame, given, what, lambda text: evaluator.variable(_expression(text)))
+    return row_numbers(whole, given, what, rows)
+
+
+@lru_cache(maxsize=256)
+def _expression(text: str) -> Node:
+    return parse(text)
+
+
+@dataclass(frozen=True)
+class _How:
+    """The caller's wishes that concern the design but not its rows."""
+
+    contrasts: Mapping[str, Any]
+    structures: Mapping[str, str]
+    offset_text: str | None
 
 
 @dataclass(frozen=True)
@@ -234,7 +245,7 @@ class _Variables:
     endog_name: str
     y: np.ndarray
     values: dict[str, Value]
-    parts: dict[Node, Factor]
+    parts: dict[str, Factor]
     weights: np.ndarray | None
     offset: np.ndarray | None
 
@@ -243,8 +254,8 @@ class _Variables:
         lost.check(self.endog_name, self.y)
         for label, value in self.values.items():
             lost.check(label, value)
-        for node, factor in self.parts.items():
-            lost.check(str(node), factor)
+        for label, factor in self.parts.items():
+            lost.check(label, factor)
         lost.check("the weights", self.weights)
         lost.check("the offset", self.offset)
         return lost.settle(missing)
@@ -254,12 +265,14 @@ class _Variables:
             self.endog_name,
             self.y[rows],
             {label: take(value, rows) for label, value in self.values.items()},
-            {node: factor.take(rows) for node, factor in self.parts.items()},
+            {label: factor.take(rows) for label, factor in self.parts.items()},
             None if self.weights is None else self.weights[rows],
             None if self.offset is None else self.offset[rows],
         )
 
     def without_unused_levels(self) -> _Variables:
+        if not any(isinstance(v, Factor) for v in self.values.values()):
+            return self
         values = {k: v.without_unused_levels() if isinstance(v, Factor) else v for k, v in self.values.items()}
         return replace(self, values=values)
 
@@ -275,16 +288,32 @@ def _evaluate(
     y = check_response(evaluator.variable(parsed.response), name)
     nodes = {label: node for linear in _linears(parsed) for label, node in linear.variables}
     values = {label: evaluator.variable(node) for label, node in nodes.items()}
-    parts = {part: evaluator.grouping(part) for bar in parsed.bars if bar.label not in shared for part in bar.parts}
+    used = {str(part): part for bar in parsed.bars if bar.label not in shared for part in bar.parts}
+    parts = {label: evaluator.grouping(part) for label, part in used.items()}
     return _Variables(name, y, values, parts, weights, _add(_formula_offset(parsed.fixed, evaluator), offset))
 
 
 @dataclass(frozen=True)
 class _Known:
-    """Shares of the rows used in several levels, with the levels' labels; relatedness of levels."""
+    """Shares of the rows in several levels, with the levels' labels; relatedness of levels."""
 
     shares: dict[str, tuple[Any, np.ndarray]]
     relatedness: Mapping[str, Any]
+
+    def take(self, rows: np.ndarray | None) -> _Known:
+        if rows is None or not self.shares:
+            return self
+        return replace(self, shares={k: (W[rows], levels) for k, (W, levels) in self.shares.items()})
+
+
+def _known(bars: Sequence[Bar], memberships: Mapping[str, Any], relatedness: Mapping[str, Any], n: int) -> _Known:
+    check_mapping(memberships, "memberships")
+    check_mapping(relatedness, "relatedness")
+    if memberships or relatedness:
+        labels = [bar.label for bar in bars]
+        check_names(memberships, labels, "memberships")
+        check_names(relatedness, labels, "relatedness")
+    return _Known({name: membership_rows(given, name, n) for name, given in memberships.items()}, relatedness)
 
 
 def _random_terms(
@@ -306,7 +335,7 @@ def _random_terms(
             rows, levels = known.shares[bar.label]
             codes = heaviest(rows)
         else:
-            crossed, crossing = interact([variables.parts[part] for part in bar.parts])
+            crossed, crossing = interact([variables.parts[str(part)] for part in bar.parts])
             codes, levels = crossed.codes.astype(np.int32), crossed.levels
         root = None
         if bar.label in known.relatedness:
@@ -337,75 +366,17 @@ def _formula_offset(fixed: Linear, evaluator: Evaluator) -> np.ndarray | None:
         value = evaluator.variable(node)
         if isinstance(value, Factor) or value.ndim != 1:
             raise DataError(f"offset({node}) must be one number per row.")
-        total = _add(total, value)
+        total = value.copy() if total is None else total + value
     return total
 
 
-def _codings(values: Mapping[str, Value], chosen: Mapping[str, Any], parsed: MixedFormula) -> dict[str, FactorCoding]:
-    factors = {label: v for label, v in values.items() if isinstance(v, Factor)}
-    unknown = [k for k in chosen if k not in factors]
-    if unknown:
-        raise FormulaError(f"`contrasts` names {unknown}, but the factors in the formula are {list(factors)}.")
-    by_contrast = _coded_by_contrasts(parsed, frozenset(factors))
-    return {
-        label: _coding(f, chosen.get(label, f.contrast), label, label in by_contrast) for label, f in factors.items()
-    }
-
-
-def _coded_by_contrasts(parsed: MixedFormula, factors: frozenset[str]) -> set[str]:
-    found = set()
-    for linear in _linears(parsed):
-        full = linear.full_coding(factors)
-        found |= {v for i, term in enumerate(linear.terms) for v in term & factors if (i, v) not in full}
-    return found
-
-
-def _coding(factor: Factor, spec: Any, label: str, by_contrasts: bool) -> FactorCoding:
-    labels = tuple(level_labels(factor.levels))
-    if not by_contrasts:
-        return FactorCoding(factor.levels, labels, np.empty((len(labels), 0)), ())
-    matrix, names = contrast_matrix(factor, spec, label)
-    return FactorCoding(factor.levels, labels, matrix, tuple(names))
-
-
-def model_matrix(linear: Linear, values: Mapping[str, Value], codings: Mapping[str, FactorCoding], n: int) -> Piece:
-    """Columns and names of one linear predictor; within a term the first variable runs fastest."""
-    order = {label: i for i, (label, _) in enumerate(linear.variables)}
-    full = linear.full_coding(frozenset(order) & frozenset(codings))
-    pieces: list[Piece] = [(np.ones((n, 1)), ("(Intercept)",))] if linear.intercept else []
-    for i, term in enumerate(linear.terms):
-        product: Piece | None = None
-        for label in sorted(term, key=order.__getitem__):
-            piece = _columns(label, values[label], codings.get(label), (i, label) in full)
-            product = piece if product is None else _product(product, piece)
-        pieces.append(product)  # type: ignore[arg-type]
-    if not pieces:
-        return np.empty((n, 0)), ()
-    return np.concatenate([p for p, _ in pieces], axis=1), tuple(name for _, names in pieces for name in names)
-
-
-def _columns(label: str, value: Value, coding: FactorCoding | None, full: bool) -> Piece:
-    if isinstance(value, Factor):
-        assert coding is not None
-        matrix, suffixes = (np.eye(len(coding.labels)), coding.labels) if full else (coding.contrasts, coding.names)
-        # Code -1, a missing value in new data, picks the last row.
-        padded = np.vstack([matrix, np.full(matrix.shape[1], np.nan)])
-        return padded[value.codes], tuple(label + s for s in suffixes)
-    if value.ndim == 1:
-        return value[:, None], (label,)
-    k = value.shape[1]
-    return value, (label,) if k == 1 else tuple(f"{label}{j + 1}" for j in range(k))
-
-
-def _product(a: Piece, b: Piece) -> Piece:
-    columns = (b[0][:, :, None] * a[0][:, None, :]).reshape(len(a[0]), -1)
-    return columns, tuple(f"{left}:{right}" for right in b[1] for left in a[1])
-
-
 def _structures(bars: Sequence[Bar], chosen: Mapping[str, str]) -> list[str]:
-    squeezed = {key.replace(" ", ""): value for key, value in chosen.items()}
+    check_mapping(chosen, "structures")
+    if not chosen:
+        return [bar.structure for bar in bars]
+    squeezed = {str(key).replace(" ", ""): value for key, value in chosen.items()}
     known = {bar.label.replace(" ", "") for bar in bars} | {bar.text.replace(" ", "") for bar in bars}
-    unknown = [key for key in chosen if key.replace(" ", "") not in known]
+    unknown = [key for key in chosen if str(key).replace(" ", "") not in known]
     if unknown:
         raise FormulaError(f"`structures` names {unknown}; the terms are {[bar.text for bar in bars]}.")
     wrong = [value for value in chosen.values() if value not in STRUCTURES]
@@ -416,16 +387,3 @@ def _structures(bars: Sequence[Bar], chosen: Mapping[str, str]) -> list[str]:
         by_label = squeezed.get(bar.label.replace(" ", ""), bar.structure)
         found.append(squeezed.get(bar.text.replace(" ", ""), by_label))
     return found
-
-
-def _recode(value: Value, coding: FactorCoding, label: str) -> Factor:
-    assert isinstance(value, Factor)
-    positions = pd.Index(coding.levels).get_indexer(pd.Index(value.levels))
-    used = np.unique(value.codes[value.codes >= 0])
-    unseen = value.levels[used[positions[used] < 0]]
-    if len(unseen):
-        raise DataError(
-            f"{label} has the levels {list(unseen[:5])} in the new data, which the training data did not; "
-            f"known: {list(coding.levels[:20])}."
-        )
-    return replace(value, codes=np.append(positions, -1)[value.codes], levels=coding.levels)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 
 import numpy as np
 
 from lme_jax.errors import RankWarning
+from lme_jax.formula.notes import warn
 
 _TOLERANCE = 1e-7
 # A squared residual fraction this large is far above the rounding error of a Gram matrix.
@@ -45,11 +45,10 @@ def drop_dependent_columns(X: np.ndarray, names: Sequence[str]) -> np.ndarray:
     keep = _gram_schmidt(X)
     dropped = [names[j] for j in range(X.shape[1]) if j not in set(keep)]
     if dropped:
-        warnings.warn(
+        warn(
             f"The fixed-effects design has rank {len(keep)}, not {X.shape[1]}: "
             f"dropped {', '.join(dropped)}, which earlier columns determine.",
             RankWarning,
-            stacklevel=5,
         )
     return np.array(keep, dtype=np.int64)
 

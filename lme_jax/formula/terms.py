@@ -1,13 +1,14 @@
-"""From a syntax tree to terms: bars, Wilkinson-Rogers expansion and R's rule for coding factors."""
+"""From a syntax tree to terms: bars, R's coding of factors and R's ``update``."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache, reduce
+from functools import lru_cache
 
 from lme_jax.errors import FormulaError
-from lme_jax.formula.syntax import Binary, Call, Name, Node, Number, Paren, Unary, parse, walk
+from lme_jax.formula.expansion import Linear, expand_linear
+from lme_jax.formula.syntax import Binary, Call, Name, Node, Paren, Unary, children, parse, walk
 
 STRUCTURES = ("unstructured", "diagonal", "identity", "compound_symmetry", "ar1")
 _WRAPPERS = {
@@ -19,39 +20,9 @@ _WRAPPERS = {
     "ar1": "ar1",
 }
 _BARS = ("|", "||")
-Term = frozenset[str]
+_CONDITIONS = ("==", "!=", "<", ">", "<=", ">=", "&", "&&", "|", "||", "%in%")
 Signed = tuple[str, Node]
-
-
-@dataclass(frozen=True)
-class Linear:
-    """One linear predictor: its variables in order of appearance and its terms in R's order."""
-
-    variables: tuple[tuple[str, Node], ...]
-    terms: tuple[Term, ...]
-    intercept: bool
-    offsets: tuple[Node, ...] = ()
-
-    def full_coding(self, factors: frozenset[str]) -> set[tuple[int, str]]:
-        """(term position, factor) pairs that R codes by indicators, not by contrasts.
-
-        ``stats:::TermCode`` codes factor v of term T by contrasts if T without v is contained in an earlier
-        term; without an intercept the first factor of the first term that has one gets indicators.
-        """
-        full = set()
-        for i, term in enumerate(self.terms):
-            for v in term & factors:
-                margin = term - {v}
-                if margin and not any(margin <= earlier for earlier in self.terms[:i]):
-                    full.add((i, v))
-        if not self.intercept:
-            order = [label for label, _ in self.variables]
-            for i, term in enumerate(self.terms):
-                present = term & factors
-                if present:
-                    full.add((i, min(present, key=order.index)))
-                    break
-        return full
+RawBar = tuple[Node, Node, str]
 
 
 @dataclass(frozen=True)
@@ -67,28 +38,45 @@ class Bar:
 
 @dataclass(frozen=True)
 class MixedFormula:
-    """A parsed lme4 formula."""
+    """A parsed lme4 formula; `echoed` says that the response stood on the right too and was left out there."""
 
     text: str
     response: Node
     fixed: Linear
     bars: tuple[Bar, ...]
+    echoed: bool
 
 
 def has_bar(node: Node) -> bool:
-    return any(isinstance(n, Binary) and n.op in _BARS for n in walk(node))
+    """Whether a random-effects term is in a node; a "|" between conditions inside a call is a logical "or"."""
+    waiting = [(node, False)]
+    while waiting:
+        node, inside = waiting.pop()
+        if isinstance(node, Binary) and node.op in _BARS and not (inside and _joins_conditions(node)):
+            return True
+        inside = inside or (isinstance(node, Call) and node.function not in _WRAPPERS)
+        waiting.extend((child, inside) for child in children(node))
+    return False
 
 
-def parse_mixed(formula: str, columns: Sequence[str]) -> MixedFormula:
+def _joins_conditions(node: Binary) -> bool:
+    sides = [_strip(node.left), _strip(node.right)]
+    return any(isinstance(s, Unary) or (isinstance(s, Binary) and s.op in _CONDITIONS) for s in sides)
+
+
+def parse_mixed(formula: str, columns: Iterable[object]) -> MixedFormula:
     """Parse an lme4 formula; `columns` gives a meaning to ``.``."""
     if not isinstance(formula, str):
         raise FormulaError(f"The formula must be text such as 'y ~ x + (1 | g)', not {type(formula).__name__}.")
-    return _parse_mixed(formula, tuple(columns) if _uses_dot(formula) else None)
+    try:
+        return _parse_mixed(formula, tuple(map(str, columns)) if _uses_dot(formula) else None)
+    except RecursionError:
+        raise FormulaError(f"The formula {formula[:60]!r}… is nested too deeply.") from None
 
 
 @lru_cache(maxsize=256)
 def _uses_dot(formula: str) -> bool:
-    return any(n == Name(".") for n in walk(parse(formula)))
+    return "." in formula and any(n == Name(".") for n in walk(parse(formula)))
 
 
 @lru_cache(maxsize=256)
@@ -98,7 +86,8 @@ def _parse_mixed(formula: str, columns: tuple[str, ...] | None) -> MixedFormula:
         raise FormulaError(f"The formula {formula!r} has no response; write 'y ~ x + (1 | g)'.")
     if has_bar(tree.left):
         raise FormulaError(f"The response of {formula!r} holds a '|'; random effects belong after '~'.")
-    fixed, raw_bars = _split_bars(tree.right)
+    raw_bars: list[RawBar] = []
+    fixed = _take_bars(tree.right, raw_bars)
     if not raw_bars:
         raise FormulaError(
             f"The formula {formula!r} has no random-effects term; add one such as (1 | g), or fit a linear model."
@@ -106,7 +95,8 @@ def _parse_mixed(formula: str, columns: tuple[str, ...] | None) -> MixedFormula:
     _refuse_twins(raw_bars)
     bars = tuple(bar for raw in raw_bars for bar in _expand_bar(*raw))
     dot = _dot_columns(columns, tree.left, bars) if columns is not None else ()
-    return MixedFormula(formula, tree.left, expand_linear(fixed, dot), bars)
+    linear, echoed = expand_linear(fixed, dot, tree.left)
+    return MixedFormula(formula, tree.left, linear, bars, echoed)
 
 
 def _dot_columns(columns: tuple[str, ...], response: Node, bars: tuple[Bar, ...]) -> tuple[str, ...]:
@@ -118,40 +108,58 @@ def _dot_columns(columns: tuple[str, ...], response: Node, bars: tuple[Bar, ...]
 # --- bars ------------------------------------------------------------------------------------------------
 
 
-def _summands(node: Node, sign: str = "+") -> list[Signed]:
-    if isinstance(node, Binary) and node.op in "+-":
-        return _summands(node.left, sign) + _summands(node.right, _times(sign, node.op))
-    if isinstance(node, Unary) and node.op in "+-":
-        return _summands(node.operand, _times(sign, node.op))
-    if isinstance(node, Paren) and not (isinstance(node.inner, Binary) and node.inner.op in _BARS):
-        return _summands(node.inner, sign)
-    return [(sign, node)]
+def _is_bar(node: Node) -> bool:
+    return isinstance(node, Binary) and node.op in _BARS
 
 
-def _times(a: str, b: str) -> str:
-    return "+" if a == b else "-"
+def _is_sum(node: Node) -> bool:
+    return isinstance(node, Binary) and node.op in ("+", "-")
 
 
-def _split_bars(rhs: Node) -> tuple[list[Signed], list[tuple[Node, Node, str]]]:
-    fixed: list[Signed] = []
-    bars: list[tuple[Node, Node, str]] = []
-    for sign, node in _summands(rhs):
-        if not has_bar(node):
-            fixed.append((sign, node))
-            continue
-        bar, structure = _as_bar(node)
-        if sign == "-":
-            raise FormulaError(f"Cannot subtract the random-effects term {node}; leave it out of the formula.")
-        if has_bar(bar.left) or has_bar(bar.right):
-            raise FormulaError(f"The random-effects term {node} holds more than one '|'.")
-        bars.append((bar.left, bar.right, structure))
-    return fixed, bars
+def _take_bars(node: Node, bars: list[RawBar]) -> Node | None:
+    """Append the bars of a sum to `bars` and return the sum without them, None if nothing else is there."""
+    spine: list[Binary] = []
+    while _is_sum(node):
+        spine.append(node)  # type: ignore[arg-type]
+        node = node.left  # type: ignore[attr-defined]
+    rest = _take_bar(node, bars)
+    for sum_ in reversed(spine):
+        if sum_.op == "-" and has_bar(sum_.right):
+            raise FormulaError(f"Cannot subtract the random-effects term {sum_.right}; leave it out of the formula.")
+        right = _take_bar(sum_.right, bars)
+        if right is not None and rest is not None:
+            rest = Binary(sum_.op, rest, right)
+        elif right is not None:
+            rest = Unary("-", right) if sum_.op == "-" else right
+    return rest
 
 
-def _refuse_twins(bars: list[tuple[Node, Node, str]]) -> None:
-    for i, (lhs, group, _) in enumerate(bars):
-        if any((lhs, group) == other[:2] for other in bars[:i]):
-            raise FormulaError(f"The random-effects term ({lhs} | {group}) is there twice; remove one.")
+def _take_bar(node: Node, bars: list[RawBar]) -> Node | None:
+    if not has_bar(node):
+        return node
+    if isinstance(node, Paren) and not _is_bar(node.inner):
+        inner = _take_bars(node.inner, bars)
+        return None if inner is None else Paren(inner)
+    if isinstance(node, Unary) and node.op == "+":
+        return _take_bars(node.operand, bars)
+    if isinstance(node, Unary) and node.op == "-":
+        raise FormulaError(f"Cannot subtract the random-effects term {node.operand}; leave it out of the formula.")
+    if _is_sum(node):
+        return _take_bars(node, bars)
+    bar, structure = _as_bar(node)
+    if has_bar(bar.left) or has_bar(bar.right):
+        raise FormulaError(f"The random-effects term {node} holds more than one '|'.")
+    bars.append((bar.left, bar.right, structure))
+    return None
+
+
+def _refuse_twins(bars: list[RawBar]) -> None:
+    seen = set()
+    for lhs, group, structure in bars:
+        text = f"{lhs} {'||' if structure == 'diagonal' else '|'} {group}"
+        if text in seen:
+            raise FormulaError(f"The random-effects term ({text}) is there twice; remove one.")
+        seen.add(text)
 
 
 def _as_bar(node: Node) -> tuple[Binary, str]:
@@ -170,21 +178,27 @@ def _as_bar(node: Node) -> tuple[Binary, str]:
 
 
 def _expand_bar(lhs: Node, group: Node, structure: str) -> list[Bar]:
-    linear = expand_linear([("+", lhs)])
+    linear, _ = expand_linear(lhs)
+    if linear.offsets:
+        raise FormulaError(f"offset() has no meaning in the random-effects term ({lhs} | {group}); add it outside.")
     sep = "||" if structure == "diagonal" else "|"
     return [Bar(linear, parts, label, structure, f"{lhs} {sep} {label}") for parts, label in _groupings(group)]
 
 
 def _groupings(group: Node) -> list[tuple[tuple[Node, ...], str]]:
-    """Expand ``a/b``, ``a*b`` and ``a + b`` into interactions; a nested chain has its finest first."""
+    """Expand ``a/b`` and ``a*b`` into interactions; a nested chain has its finest first."""
     group = _strip(group)
+    if isinstance(group, Binary) and group.op == "+":
+        raise FormulaError(
+            f"Two grouping factors cannot be added: ({group}). Write a term for each, "
+            f"(… | {group.left}) + (… | {group.right}), or their interaction {group.left}:{group.right}."
+        )
     if isinstance(group, Binary) and group.op == "/":
         outer, inner = _groupings(group.left), _groupings(group.right)
         return [_interact(i, outer[0]) for i in inner] + outer
-    if isinstance(group, Binary) and group.op in "+*":
+    if isinstance(group, Binary) and group.op == "*":
         left, right = _groupings(group.left), _groupings(group.right)
-        crossed = [_interact(a, b) for a in left for b in right] if group.op == "*" else []
-        return left + right + crossed
+        return left + right + [_interact(a, b) for a in left for b in right]
     if isinstance(group, Binary) and group.op == ":":
         return [_interact(a, b) for a in _groupings(group.left) for b in _groupings(group.right)]
     if not isinstance(group, Name | Call):
@@ -203,91 +217,29 @@ def _strip(node: Node) -> Node:
     return node
 
 
-# --- Wilkinson-Rogers expansion --------------------------------------------------------------------------
-
-
-def expand_linear(summands: list[Signed], dot: tuple[str, ...] = ()) -> Linear:
-    """Expand a sum into terms sorted by degree, as ``stats::terms.formula`` does."""
-    variables: dict[str, Node] = {}
-    offsets: list[Node] = []
-    terms: dict[Term, None] = {}
-    intercept = True
-    for sign, node in [pair for s, n in summands for pair in _summands(n, s)]:
-        if isinstance(node, Number):
-            intercept = (_zero_or_one(node) == 1) == (sign == "+")
-        elif isinstance(node, Call) and node.function == "offset" and len(node.args) == 1 and sign == "+":
-            offsets.append(node.args[0])
-        elif sign == "+":
-            terms.update(dict.fromkeys(_expand(node, variables, dot)))
-        else:
-            for term in _expand(node, variables, dot):
-                terms.pop(term, None)
-    ordered = tuple(sorted(terms, key=len))
-    used = frozenset().union(*ordered)
-    kept = tuple((label, node) for label, node in variables.items() if label in used)
-    return Linear(kept, ordered, intercept, tuple(offsets))
-
-
-def _zero_or_one(node: Number) -> float:
-    if node.value not in (0, 1):
-        raise FormulaError(f"The number {node} has no meaning in a formula; write 0 or 1, or I({node} * x).")
-    return node.value
-
-
-def _expand(node: Node, variables: dict[str, Node], dot: tuple[str, ...]) -> list[Term]:
-    if isinstance(node, Paren):
-        return _expand(node.inner, variables, dot)
-    if isinstance(node, Binary) and node.op == "^":
-        return _power(node, variables, dot)
-    if isinstance(node, Binary) and node.op in ("+", "-", "*", "/", ":", "%in%"):
-        left, right = _expand(node.left, variables, dot), _expand(node.right, variables, dot)
-        return _COMBINE[node.op](left, right)
-    if isinstance(node, Number):
-        raise FormulaError(f"The number {node} cannot be part of an interaction; wrap arithmetic in I(...).")
-    if node == Name("."):
-        nodes: list[Node] = [Name(column) for column in dot]
-    else:
-        nodes = [node]
-    for n in nodes:
-        variables.setdefault(str(n), n)
-    return [frozenset([str(n)]) for n in nodes]
-
-
-def _power(node: Binary, variables: dict[str, Node], dot: tuple[str, ...]) -> list[Term]:
-    degree = _strip(node.right)
-    if not isinstance(degree, Number) or degree.value < 1 or degree.value != int(degree.value):
-        raise FormulaError(f"In {node} the power must be a positive integer; for arithmetic write I({node}).")
-    base = _expand(node.left, variables, dot)
-    return reduce(_cross, [base] * int(degree.value))
-
-
-def _unique(terms: list[Term]) -> list[Term]:
-    return list(dict.fromkeys(terms))
-
-
-def _interaction(left: list[Term], right: list[Term]) -> list[Term]:
-    return _unique([a | b for a in left for b in right])
-
-
-def _cross(left: list[Term], right: list[Term]) -> list[Term]:
-    return _unique(left + right + _interaction(left, right))
-
-
-def _nest(left: list[Term], right: list[Term]) -> list[Term]:
-    return _unique(left + _interaction([frozenset().union(*left)], right))
-
-
-_COMBINE = {
-    "+": lambda a, b: _unique(a + b),
-    "-": lambda a, b: [t for t in a if t not in b],
-    "*": _cross,
-    "/": _nest,
-    ":": _interaction,
-    "%in%": _interaction,
-}
-
-
 # --- updating --------------------------------------------------------------------------------------------
+
+
+def _summands(node: Node, sign: str = "+") -> list[Signed]:
+    """The signed parts of a sum; parentheses stay, as R honours them in subtractions, unless they hold bars."""
+    found: list[Signed] = []
+    while isinstance(node, Binary) and node.op in "+-":
+        found.append((_times(sign, node.op), node.right))
+        node = node.left
+    found.append((sign, node))
+    return [pair for s, n in reversed(found) for pair in _open(s, n)]
+
+
+def _open(sign: str, node: Node) -> list[Signed]:
+    if isinstance(node, Paren) and not _is_bar(node.inner) and has_bar(node):
+        return _summands(node.inner, sign)
+    if isinstance(node, Unary) and node.op in "+-":
+        return _summands(node.operand, _times(sign, node.op))
+    return [(sign, node)]
+
+
+def _times(a: str, b: str) -> str:
+    return "+" if a == b else "-"
 
 
 def update_formula(old: str, change: str) -> str:
