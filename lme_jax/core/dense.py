@@ -69,6 +69,7 @@ class Dense:
         self.data, self.layout = data, data.layout
         self.first = data.layout.order[0]
         self.K = data.layout.n_dense
+        self.tighter = 1e-3 if self.K <= SEVERAL_STARTS else 1.0
         self.n_starts = FURTHER_STARTS if self.K <= SEVERAL_STARTS else 0
         self.q1 = data.layout.sizes[self.first]
         shape = (len(data.base), data.G.shape[-1])

@@ -74,6 +74,7 @@ class Nested:
     """
 
     exact = False
+    tighter = 1e-3
 
     def __init__(self, data: NestedData) -> None:
         self.data, self.layout = data, data.layout

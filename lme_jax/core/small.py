@@ -34,6 +34,7 @@ class Small:
 
     exact = True
     n_starts = FURTHER_STARTS
+    tighter = 1.0
 
     def __init__(self, data: CrossedData | NestedData) -> None:
         layout = data.layout
