@@ -320,7 +320,7 @@ def search(
     """The optimum over scaled θ, and how many were seen; its Hessian is the average information unless ``exact``."""
     tol = tol * engine.tighter
     curved, nothing = objective(engine, data, reml, engine.exact), nothing_kept(data.n_fixed, x0)
-    if engine.n_starts == 0:
+    if engine.n_starts == 0 or max_iter <= 1:
         return newton(curved, initial_state(x0, nothing), tol, max_iter), 1
     done = multistart.minimise(curved, multistart.begin(x0, nothing), plan(data, engine.n_starts), tol, max_iter)
     return done.found, done.optima

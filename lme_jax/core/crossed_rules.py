@@ -83,8 +83,7 @@ def crossed_log_det_and_cross(Ls: list[Array], data: CrossedData) -> tuple[Array
     layout, K = data.layout, data.layout.n_dense
     L1 = Ls[layout.order[0]]
     q1 = L1.shape[0]
-    log_det, packed = levels.weigh(L1, data.G, levels.dense(q1))
-    M = levels.stacked(packed)
+    log_det, M, _ = levels.eliminated(L1, data.G)
     n_pairs, n_products = data.base.shape[0], data.product_pattern.shape[0]
     pair = jnp.repeat(jnp.arange(n_pairs), jnp.diff(data.product_ends), total_repeat_length=n_products)
     products = (M[np.tril_indices(q1)][:, data.product_pattern] * data.product_value).sum(0)

@@ -13,6 +13,7 @@ import numpy as np
 import scipy.sparse
 from scipy.linalg import blas, lapack
 
+from . import levels, linalg
 from .crossed_data import CrossedData
 from .small import FURTHER_STARTS
 
@@ -36,7 +37,8 @@ class Solved:
 
     def __init__(self, Ls: list[np.ndarray], data: CrossedData) -> None:
         self.Ls = Ls
-        self.log_det_first, self.M, self.F, self.U = _first_factor(Ls[data.layout.order[0]], data.G)
+        self.log_det_first, self.M, self.F = levels.eliminated(Ls[data.layout.order[0]], data.G)
+        self.U = linalg.matmul(data.G, self.F)
         self.inverted = False
         self.adjoint: np.ndarray | None = None
         self.N: Any = None
@@ -146,10 +148,7 @@ class Dense:
     def _per_level(self, T: np.ndarray, X1: np.ndarray, transpose: bool = False) -> np.ndarray:
         """Per level of factor 1, T (q₁, q₁, P) of its pattern times X (q₁, c, m₁)."""
         T = np.swapaxes(T, 0, 1) if transpose else T
-        levels = T[:, :, self.data.pattern]
-        if self.q1 == 1:
-            return levels[0] * X1
-        return np.einsum("abm,bcm->acm", levels, X1)
+        return linalg.matmul(T[:, :, self.data.pattern], X1)
 
     def _pair_values(self, T: np.ndarray) -> np.ndarray:
         """Z₂ᵀZ₁TZ₁ᵀZ₂ at the pairs for symmetric T (q₁, q₁, P)."""
@@ -344,21 +343,6 @@ def _conjugated(F: np.ndarray, R: np.ndarray) -> np.ndarray:
     if len(F) == 1:
         return F * R * F
     return np.einsum("iap,ijp,jbp->abp", F, R, F)
-
-
-def _first_factor(L: np.ndarray, G: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Per pattern: log|I + LᵀGL|, M = Ψ(I + GΨ)⁻¹, F = (I + ΨG)⁻¹ and U = GF."""
-    q = len(L)
-    if q == 1:
-        inner = 1.0 + L[0, 0] ** 2 * G
-        return np.log(inner[0, 0]), L[0, 0] ** 2 / inner, 1.0 / inner, G / inner
-    g = np.moveaxis(G, 2, 0)
-    K = np.linalg.cholesky(L.T @ g @ L + np.eye(q))
-    left = np.linalg.solve(K, np.broadcast_to(L.T, K.shape))
-    M = np.swapaxes(left, 1, 2) @ left
-    F = np.eye(q) - M @ g
-    log_det = 2.0 * np.log(np.diagonal(K, axis1=1, axis2=2)).sum(1)
-    return log_det, *(np.ascontiguousarray(np.moveaxis(T, 0, 2)) for T in (M, F, g @ F))
 
 
 def _mirror(lower: np.ndarray) -> np.ndarray:

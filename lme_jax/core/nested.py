@@ -101,11 +101,10 @@ class Nested:
         log_v: Any = 0.0
         steps = []
         for at, j in enumerate(self.layout.order):
-            log_det, packed = levels.weigh(Ls[j], G[at], levels.dense(len(Ls[j])))
-            M, c = levels.stacked(packed), C[at]
+            log_det, M, F = levels.eliminated(Ls[j], G[at])
+            c = C[at]
             MC = linalg.matmul(M, c)
             log_v = log_v + log_det.sum()
-            F = linalg.identity(len(M), M) - linalg.matmul(M, G[at])
             steps.append(Step(M, F, G[at], c))
             for up, segments, here in self.around[at]:
                 update = segments.sum(linalg.matmul(linalg.transpose(c[:, here]), MC[:, here.start :]))

@@ -76,7 +76,7 @@ Fit.__getstate__ = _read  # type: ignore[method-assign,assignment]
 
 
 def with_hessian(fit: Fit, compute: Callable[[], Array]) -> Fit:
-    """The fit with a Hessian that is computed when it is first read."""
+    """The fit with a Hessian that is computed when it is first read; what ``compute`` holds is held till then."""
     return dataclasses.replace(fit, hessian=compute)
 
 
