@@ -148,21 +148,24 @@ def grid(template: Template) -> np.ndarray:
         alone = [np.where(np.eye(q, dtype=bool), s, 0.03) for s in sizes]
         chosen = np.concatenate([np.tile(sizes, (q, 1)), *alone], axis=1)
     plain = covariance.start(template, chosen)
-    turned = []
-    for sign in (-0.9, 0.9):
-        theta, at = plain.copy(), 0
-        for block in template:
-            here = slice(at, at + block.n_theta)
-            at += block.n_theta
-            if block.structure == "unstructured" and block.size > 1:
-                rows, columns, diagonal = covariance.triangle(block.size)
-                own = plain[here][diagonal]
-                lean = np.where(rows > 0, sign, 0.0)[:, None] * (columns == 0)[:, None] * own[rows]
-                theta[here] = np.where((rows == columns)[:, None] & (rows > 0)[:, None], 0.44, 1.0) * plain[here] + lean
-            elif block.structure == "ar1" and block.size > 1:
-                theta[here][1] = np.arcsin(sign)
-        turned.append(theta)
-    return np.concatenate([plain, *turned], axis=1)
+    signs = itertools.product((-0.9, 0.9), repeat=min(max(q - 1, 1), 2))
+    return np.concatenate([plain, *(_leaning(template, plain, pattern) for pattern in signs)], axis=1)
+
+
+def _leaning(template: Template, theta: np.ndarray, correlations: tuple[float, ...]) -> np.ndarray:
+    """θ (k, S) with the effects of each block correlated with its first one, in turn as much as is said."""
+    theta, at = theta.copy(), 0
+    for block in template:
+        part = theta[at : at + block.n_theta]
+        at += block.n_theta
+        if block.structure == "unstructured":
+            for i in range(1, block.size):
+                r = correlations[(i - 1) % len(correlations)]
+                own, row = i * (i + 1) // 2 + i, i * (i + 1) // 2
+                part[row], part[own] = r * part[own], np.sqrt(1.0 - r**2) * part[own]
+        elif block.structure == "ar1" and block.size > 1:
+            part[1] = np.arcsin(correlations[0])
+    return theta
 
 
 def n_searches(template: Template, G: np.ndarray) -> int:
