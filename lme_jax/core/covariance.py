@@ -119,7 +119,11 @@ def _block_factor(theta: Array, block: Block) -> Array:
         return theta[0] * _ar1_root(theta[1], block.size)
     xp, basis = namespace(theta), factor_basis(block)
     if xp is np:
-        return np.tensordot(basis, theta, (0, 0)) if theta.ndim > 1 else np.dot(theta, basis.reshape(len(basis), -1)).reshape(basis.shape[1:])
+        return (
+            np.tensordot(basis, theta, (0, 0))
+            if theta.ndim > 1
+            else np.dot(theta, basis.reshape(len(basis), -1)).reshape(basis.shape[1:])
+        )
     return xp.einsum("a...,aij->ij...", theta, xp.asarray(basis, theta.dtype))
 
 
