@@ -9,6 +9,7 @@ which gives all of them together (Henderson 1953; MINQUE(0), Rao 1971). Arrays m
 import functools
 import itertools
 import warnings
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +18,7 @@ from . import covariance, linalg
 from .covariance import Block, Template
 from .levels import pairs
 from .multistart import SAME, Multistart, Plan, pick
-from .types import Array, Status, namespace, select
+from .types import Array, Status, namespace
 
 # Variances of a conditioned effect relative to σ²: not at zero, where the deviance is stationary whatever the
 # data; not so far out that it is flat.
@@ -108,39 +109,47 @@ def _packed_root(psi: dict[int, Array], variances: list[Array], effects: range) 
 
 
 class Glimpse(NamedTuple):
-    """The lowest deviance of a grid of points, and where it is (k,)."""
+    """The lowest points of a grid, one for each pattern of correlations, lowest first: x (s, k), value (s,)."""
 
-    value: Any
-    x: Array
+    x: np.ndarray
+    value: np.ndarray
 
 
-def plan(template: Template, searches: Any, certain: Array, glimpse: Glimpse | None = None) -> Plan:
-    """Search again: ``searches`` times whatever happens, and where the best end is in doubt; see ``further_starts``.
+def glimpse(template: Template, profile: Callable[[np.ndarray], np.ndarray]) -> Glimpse:
+    """A look at the deviance all over the place; ``profile`` gives it (S,) at θ (k, S)."""
+    points = grid(template)
+    k, _, size = points.shape
+    values = profile(points.reshape(k, -1)).reshape(-1, size)
+    values = np.where(np.isfinite(values), values, np.inf)
+    own = np.arange(len(values))
+    which = values.argmin(1)
+    order = np.argsort(values[own, which])
+    return Glimpse(points[:, own, which].T[order], values[own, which][order])
 
-    In doubt is an end that is singular or no optimum, that was not the only one, or that lies above the ``glimpse``,
-    from where the second search then begins. ``certain`` (*lanes): see ``has_one_optimum``.
+
+def plan(template: Template, searches: Any, certain: Array, seen: Glimpse | None = None) -> Plan:
+    """Search again: ``searches`` times whatever happens, and where the best end is in doubt.
+
+    In doubt is an end that is singular or no optimum, that was not the only one, or that lies above what was
+    ``seen``; then the points seen and ``further_starts`` are searched from. ``certain`` (*lanes): see
+    ``has_one_optimum``.
     """
-    n_starts = len(_kinds(template)) + 1
-
-    def lower(s: Multistart) -> Array:
-        return False if glimpse is None else (s.attempt == 0) & (glimpse.value < s.best.value - SAME)
+    glimpsed = [] if seen is None else list(seen.x)
+    n_starts = len(_kinds(template)) + 1 + len(glimpsed)
 
     def again(s: Multistart) -> Array:
         singular = covariance.smallest_root(s.best.x, template) < SINGULAR_BELOW
         failed = (s.best.status != Status.CONVERGED) | (s.now.status != Status.CONVERGED)
-        wanted = (s.attempt + 1 < searches) | singular | failed | (s.optima > 1) | lower(s)
+        lower = False if seen is None else seen.value[0] < s.best.value - SAME
+        wanted = (s.attempt + 1 < searches) | singular | failed | (s.optima > 1) | lower
         return wanted & (s.attempt < n_starts) & ~certain
 
-    def start(s: Multistart) -> Array:
-        x = pick(further_starts(template, s.best.x), s.attempt)
-        return x if glimpse is None else select(lower(s), glimpse.x, x)
-
-    return Plan(again, start)
+    return Plan(again, lambda s: pick([*glimpsed, *further_starts(template, s.best.x)], s.attempt))
 
 
 @functools.lru_cache(maxsize=64)
 def grid(template: Template) -> np.ndarray:
-    """(k, S) scaled θ all over the place, to be glimpsed at: sizes of each effect apart where they are few."""
+    """(k, patterns, S) scaled θ to be glimpsed at: sizes of each effect apart where they are few, correlations."""
     q = sum(block.size for block in template)
     sizes = (0.03, 0.2, 1.0, 4.0, 20.0, 200.0)
     if q <= 3:
@@ -150,7 +159,7 @@ def grid(template: Template) -> np.ndarray:
         chosen = np.concatenate([np.tile(sizes, (q, 1)), *alone], axis=1)
     plain = covariance.start(template, chosen)
     signs = itertools.product((-0.9, 0.9), repeat=min(max(q - 1, 1), 2))
-    return np.concatenate([plain, *(_leaning(template, plain, pattern) for pattern in signs)], axis=1)
+    return np.stack([plain, *(_leaning(template, plain, pattern) for pattern in signs)], axis=1)
 
 
 def _leaning(template: Template, theta: np.ndarray, correlations: tuple[float, ...]) -> np.ndarray:
