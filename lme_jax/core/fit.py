@@ -76,7 +76,7 @@ def search(data: GroupData, x0: Array, tol: Any, max_iter: Any, reml: bool) -> t
     certain = starts.has_one_optimum(template, data.G, -1)
     searches, seen = np.int32(1), None
     if xp is np and not certain and data.count.shape[-1] <= MANY_LEVELS:
-        searches = starts.n_searches(template, data.G, -1)
+        searches = starts.n_searches(template, data.G, -1, glimpsed=True)
         seen = starts.glimpse(template, lambda points: grouped.profile(points, data, reml))
 
     def objective(x: Array) -> tuple[Array, Array, Array, AtOptimum]:

@@ -25,9 +25,11 @@ from .types import Array, Status, namespace
 SMALLEST, LARGEST = 0.04, 1e4
 RIDGE = 1e-9
 # A relative standard deviation so large that a level knows its effects as well as it can.
-FAR = 1000.0
+FAR = 300.0
+# Effects that are tried alone, how large, and how small the others are then.
+MOST_ALONE, ALONE, SLIGHT = 3, 5.0, 0.05
 # Searches of a design whose largest level tells this many times more than its median one.
-IRREGULAR, MANY_SEARCHES = 20.0, 6
+IRREGULAR, MANY_SEARCHES = 20.0, 7
 # Roots of the relative covariance, conditioned, that count as zero.
 SINGULAR_BELOW = 1e-4
 # The least part of a variance that the effects before it must leave unexplained.
@@ -135,7 +137,7 @@ def plan(template: Template, searches: Any, certain: Array, seen: Glimpse | None
     ``has_one_optimum``.
     """
     glimpsed = [] if seen is None else list(seen.x)
-    n_starts = len(_kinds(template)) + 1 + len(glimpsed)
+    n_starts = n_further(template) + len(glimpsed)
 
     def again(s: Multistart) -> Array:
         singular = covariance.smallest_root(s.best.x, template) < SINGULAR_BELOW
@@ -178,9 +180,13 @@ def _leaning(template: Template, theta: np.ndarray, correlations: tuple[float, .
     return theta
 
 
-def n_searches(template: Template, G: np.ndarray, levels: int) -> Any:
-    """How many searches (*lanes) a design earns whatever the first one finds; levels stand on axis ``levels`` of G."""
-    if any(block.structure != "unstructured" and block.size > 1 for block in template):
+def n_searches(template: Template, G: np.ndarray, levels: int, *, glimpsed: bool) -> Any:
+    """How many searches (*lanes) a design earns whatever the first one finds; levels stand on axis ``levels`` of G.
+
+    ``glimpsed``: whether a grid was looked at, which tells of other optima of variances without covariances.
+    """
+    told = ("unstructured", "diagonal", "identity") if glimpsed else ("unstructured",)
+    if any(block.structure not in told and block.size > 1 for block in template):
         return np.int32(MANY_SEARCHES)
     q = len(G) if levels else G.shape[1]
     G = np.moveaxis(G, levels, 0)
@@ -211,8 +217,8 @@ def has_one_optimum(template: Template, G: Array, levels: int) -> Array:
 def _kinds(template: Template) -> list[tuple[float, float]]:
     """(size, correlation) of the further starts, but for the one that turns the best end."""
     correlated = any(b.size > 1 and b.structure in ("unstructured", "ar1") for b in template)
-    across = [(1.0, -0.95), (30.0, 0.95), (30.0, -0.95), (1.0, 0.95)] if correlated else [(30.0, 0.0)]
-    return [(FAR, 0.0), (0.1, 0.0), *across, (1.0, 0.0)]
+    across = [(size, r) for size in (1.0, 30.0) for r in (-0.999, 0.999)] if correlated else []
+    return [(FAR, 0.0), (0.1, 0.0), *across, (10.0, 0.0), (1.0, 0.0)]
 
 
 def further_starts(template: Template, x: Array) -> list[Array]:
@@ -222,7 +228,22 @@ def further_starts(template: Template, x: Array) -> list[Array]:
     mostly of rank one.
     """
     kinds = [_correlated(template, x, *kind) for kind in _kinds(template)]
-    return [*kinds[:3], _opposite(x, template), *kinds[3:]]
+    return [*kinds[:2], *_alone(template, x), *kinds[2:], _opposite(x, template)]
+
+
+def n_further(template: Template) -> int:
+    """How many ``further_starts`` there are."""
+    return len(further_starts(template, np.zeros(covariance.n_theta(template))))
+
+
+def _alone(template: Template, x: Array) -> list[Array]:
+    """θ (k, *lanes) of one effect after the other alone, the others next to nothing."""
+    q = sum(block.size for block in template)
+    if q == 1:
+        return []
+    zero, shape = namespace(x).zeros_like(x), (-1, *[1] * (x.ndim - 1))
+    sizes = np.where(np.eye(q, dtype=bool), ALONE, SLIGHT)[:MOST_ALONE]
+    return [zero + covariance.start(template, own).astype(x.dtype).reshape(shape) for own in sizes]
 
 
 def _correlated(template: Template, x: Array, size: float, correlation: float) -> Array:
