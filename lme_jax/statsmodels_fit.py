@@ -236,6 +236,12 @@ def penalised(
 
     start = np.concatenate([beta0, packed]) / unit
     x = minimize(fun, start, "bfgs" if method in ("newton", "lbfgs") else method, options)
+    # The last digits: a line search ends where differences of the criterion are rounding, its gradient does not.
+    closer = scipy.optimize.root(lambda x: fun(x)[1], x).x
+    if np.abs(fun(closer)[1]).max() < np.abs(fun(x)[1]).max() and np.abs(closer - x).max() < 1e-3 * (
+        1.0 + np.abs(x).max()
+    ):
+        x = closer
     return x[:p] * unit[:p], layout.unpack_theta(x[p:] * unit[p:])
 
 
