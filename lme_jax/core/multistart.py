@@ -25,7 +25,8 @@ class Multistart(NamedTuple):
     ----------
     now : the search under way; its ``status`` is ≥ 0 when the lane is done.
     best : the best end so far; what ``now`` is until the first search ends.
-    attempt : (*lanes) int32, the number of the search; optima : distinct ends that are optima.
+    attempt : (*lanes) int32, the number of the search; optima : distinct ends that are optima; hits : searches that
+        ended in the best one.
     evaluations : (*lanes) int32, of all searches.
     """
 
@@ -33,6 +34,7 @@ class Multistart(NamedTuple):
     best: NewtonState
     attempt: Array
     optima: Array
+    hits: Array
     evaluations: Array
 
     @property
@@ -60,7 +62,7 @@ def begin(x: Array, aux: Any) -> Multistart:
     """Before the first evaluation at ``x`` (k, *lanes); ``aux`` is shaped as the objective's."""
     state = initial_state(x, aux)
     none = state.iterations
-    return Multistart(state, state, none, none, none)
+    return Multistart(state, state, none, none, none, none)
 
 
 def minimise(
@@ -118,7 +120,9 @@ def _next(s: Multistart, plan: Plan) -> Multistart:
     other = first | (abs(gain) > size)
     best = tree_map(lambda new, old: select(ended & (first | better), new, old), now, s.best)
     optima = s.optima + (ended & is_optimum & other).astype(np.int32)
-    kept = Multistart(now, best, s.attempt, optima, s.evaluations)
+    ahead = ended & (first | better)
+    hits = select(ahead, np.int32(0), s.hits) + (ended & is_optimum & (ahead | (abs(gain) <= size))).astype(np.int32)
+    kept = Multistart(now, best, s.attempt, optima, hits, s.evaluations)
     again = ended & plan.again(kept)
     if type(again) is np.bool_ and not again:
         return kept

@@ -26,6 +26,8 @@ SMALLEST, LARGEST = 0.04, 1e4
 RIDGE = 1e-9
 # A relative standard deviation so large that a level knows its effects as well as it can.
 FAR = 300.0
+# Searches of a regular design that end in one optimum until it is beyond doubt.
+ENOUGH = 4
 # Effects that are tried alone, how large, and how small the others are then.
 MOST_ALONE, ALONE, SLIGHT = 3, 5.0, 0.05
 # Searches of a design whose largest level tells this many times more than its median one.
@@ -143,7 +145,8 @@ def plan(template: Template, searches: Any, certain: Array, seen: Glimpse | None
         singular = covariance.smallest_root(s.best.x, template) < SINGULAR_BELOW
         failed = (s.best.status != Status.CONVERGED) | (s.now.status != Status.CONVERGED)
         lower = False if seen is None else seen.value[0] < s.best.value - SAME
-        wanted = (s.attempt + 1 < searches) | singular | failed | (s.optima > 1) | lower
+        doubt = (singular | failed | (s.optima > 1) | lower) & ((s.hits < ENOUGH) | (searches > 1))
+        wanted = (s.attempt + 1 < searches) | doubt
         return wanted & (s.attempt < n_starts) & ~certain
 
     return Plan(again, lambda s: pick([*glimpsed, *further_starts(template, s.best.x)], s.attempt))
