@@ -30,8 +30,8 @@ FAR = 300.0
 ENOUGH = 4
 # Effects that are tried alone, how large, and how small the others are then.
 MOST_ALONE, ALONE, SLIGHT = 3, 5.0, 0.05
-# Searches of a design whose largest level tells this many times more than its median one.
-IRREGULAR, MANY_SEARCHES = 20.0, 7
+# Searches of a design whose largest level tells this many times more than its median, or than its smallest one.
+IRREGULAR, SPREAD, MANY_SEARCHES = 8.0, 1e4, 7
 # Roots of the relative covariance, conditioned, that count as zero.
 SINGULAR_BELOW = 1e-4
 # The least part of a variance that the effects before it must leave unexplained.
@@ -163,7 +163,7 @@ def grid(template: Template) -> np.ndarray:
         alone = [np.where(np.eye(q, dtype=bool), s, 0.03) for s in sizes]
         chosen = np.concatenate([np.tile(sizes, (q, 1)), *alone], axis=1)
     plain = covariance.start(template, chosen)
-    signs = itertools.product((-0.9, 0.9), repeat=min(max(q - 1, 1), 2))
+    signs = itertools.product((-0.9, 0.9), repeat=min(max(q - 1, 1), 2)) if _may_correlate(template) else ()
     return np.stack([plain, *(_leaning(template, plain, pattern) for pattern in signs)], axis=1)
 
 
@@ -188,16 +188,17 @@ def n_searches(template: Template, G: np.ndarray, levels: int, *, glimpsed: bool
 
     ``glimpsed``: whether a grid was looked at, which tells of other optima of variances without covariances.
     """
-    told = ("unstructured", "diagonal", "identity") if glimpsed else ("unstructured",)
-    if any(block.structure not in told and block.size > 1 for block in template):
+    plain = ("unstructured", "diagonal", "identity") if glimpsed else ("unstructured",)
+    if any(block.structure not in plain and block.size > 1 for block in template):
         return np.int32(MANY_SEARCHES)
     q = len(G) if levels else G.shape[1]
     G = np.moveaxis(G, levels, 0)
     own = G[:, np.arange(q), np.arange(q)]
     with np.errstate(all="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
-        median = np.nanmedian(np.where(own > 0, own, np.nan), axis=0)
-    irregular = (own.max(0) > IRREGULAR * median).any(0)
+        told = np.where(own > 0, own, np.nan)
+        median, least = np.nanmedian(told, axis=0), np.nanmin(told, axis=0)
+    irregular = ((own.max(0) > IRREGULAR * median) | (own.max(0) > SPREAD * least)).any(0)
     return np.where(irregular, np.int32(MANY_SEARCHES), np.int32(1))
 
 
@@ -217,10 +218,13 @@ def has_one_optimum(template: Template, G: Array, levels: int) -> Array:
     return (abs(high - low) <= 1e-12 * abs(high)).all((0, 1))
 
 
+def _may_correlate(template: Template) -> bool:
+    return any(block.size > 1 and block.structure in ("unstructured", "ar1") for block in template)
+
+
 def _kinds(template: Template) -> list[tuple[float, float]]:
     """(size, correlation) of the further starts, but for the one that turns the best end."""
-    correlated = any(b.size > 1 and b.structure in ("unstructured", "ar1") for b in template)
-    across = [(size, r) for size in (1.0, 30.0) for r in (-0.999, 0.999)] if correlated else []
+    across = [(size, r) for size in (1.0, 30.0) for r in (-0.999, 0.999)] if _may_correlate(template) else []
     return [(FAR, 0.0), (0.1, 0.0), *across, (10.0, 0.0), (1.0, 0.0)]
 
 
