@@ -10,6 +10,7 @@ import pandas as pd
 
 from .core.fit import fit
 from .core.optimize import NewtonOptions
+from .core.programs import check_backend
 from .core.records import Fit
 from .core.types import Status
 from .data import ModelData
@@ -83,6 +84,11 @@ def read_start(start: Any, names: Sequence[str]) -> np.ndarray | None:
     if not np.isfinite(theta).all():
         raise DataError(f"start={theta.tolist()} is not finite: {expected}")
     return theta
+
+
+def with_backend(options: Any, backend: Any) -> Any:
+    """The options with what computes pinned, where it is said."""
+    return options if backend is None else read_options(options)._replace(backend=check_backend(backend))
 
 
 # ---------------------------------------------------------------- one fit

@@ -15,10 +15,11 @@ from .core.covariance import STRUCTURES
 from .core.data_sets import DataSets
 from .core.lanes import LaneData
 from .core.optimize import NewtonOptions
+from .core.programs import Backend
 from .core.records import Fit
 from .data import ModelData
 from .errors import DataError, UnsupportedError
-from .fitting import fit_without_lost_columns, read_options, read_reml, read_start, settle
+from .fitting import fit_without_lost_columns, read_options, read_reml, read_start, settle, with_backend
 from .formula import design_from_arrays, design_from_formula
 from .formula.values import as_frame, column
 from .many_results import ManyFits
@@ -47,6 +48,7 @@ def fit_many(
     memory_limit: int = MEMORY_LIMIT,
     progress: bool = True,
     options: NewtonOptions = NewtonOptions(),
+    backend: Backend | None = None,
 ) -> ManyFits:
     """Fit one design with one grouping factor to many responses at once.
 
@@ -68,6 +70,9 @@ def fit_many(
     memory_limit : bytes of working memory, beside Y, the copy of it that the results keep, and the results.
     progress : show a bar for what takes more than two seconds.
     options : NewtonOptions
+    backend : {"numpy", "jax"}, optional
+        What computes: NumPy at once, or a compiled program; what is sooner ready by default. ``.backend`` of the
+        result says which it was.
 
     Returns
     -------
@@ -98,7 +103,9 @@ def fit_many(
         check_rows(X=design.X, offset=offset)
     design = replace(design, offset=offset)
     data = ModelData.from_design(design, factor_in_names=False)
-    return refit_responses(data, responses, reml, start, BatchOptions(progress, memory_limit, options))
+    return refit_responses(
+        data, responses, reml, start, BatchOptions(progress, memory_limit, with_backend(options, backend))
+    )
 
 
 def lmer_many(
@@ -113,6 +120,7 @@ def lmer_many(
     memory_limit: int = MEMORY_LIMIT,
     progress: bool = True,
     options: NewtonOptions = NewtonOptions(),
+    backend: Backend | None = None,
     **arguments: Any,
 ) -> Any:
     """Fit an ``lmer`` formula to many responses or many data sets; or several formulas to the same.
@@ -131,6 +139,7 @@ def lmer_many(
         rows of a subset do not tell apart are left out of its fit, NaN and named in ``dropped_columns``.
         Transforms that learn from data, such as ``scale`` and ``poly``, learn from all rows.
     mask : (n, R) booleans, optional, with ``responses``.
+    backend : {"numpy", "jax"}, optional; see ``fit_many``.
     **arguments
         What else ``lmer`` takes: weights, offset, contrasts, subset (not with ``by``), structures …
 
@@ -138,6 +147,7 @@ def lmer_many(
     -------
     ManyFits, or a dict of them for several formulas; ``compare`` puts their AIC and BIC side by side.
     """
+    options = with_backend(options, backend)
     if not isinstance(formula, str):
         named = formula if isinstance(formula, Mapping) else {text: text for text in formula}
         common = dict(by=by, mask=mask, reml=reml, start=start, memory_limit=memory_limit, progress=progress)

@@ -153,6 +153,11 @@ class ManyFits:
         return np.isin(self.fit.status, [s for s in Status if s.is_optimum])
 
     @property
+    def backend(self) -> str:
+        """What computed the fits: "numpy", or "jax" for compiled programs."""
+        return "jax" if np.any(self.fit.compiled) else "numpy"
+
+    @property
     def llf(self) -> pd.Series:
         """Log-likelihoods (restricted under REML)."""
         return pd.Series(-0.5 * self.fit.deviance, index=self.names, name="llf")

@@ -9,7 +9,9 @@ from typing import Any
 import pandas as pd
 
 from .core.optimize import NewtonOptions
+from .core.programs import Backend
 from .data import ModelData
+from .fitting import with_backend
 from .formula import design_from_formula
 from .formula.terms import update_formula
 from .results import MixedLMResults, fit_model
@@ -30,6 +32,7 @@ def lmer(
     relatedness: Mapping[str, Any] | None = None,
     start: Any = None,
     options: NewtonOptions = NewtonOptions(),
+    backend: Backend | None = None,
 ) -> MixedLMResults:
     """Fit a linear mixed model written the way R's lme4 writes it.
 
@@ -63,6 +66,8 @@ def lmer(
     start : (k,), optional
         θ to start from.
     options : NewtonOptions
+    backend : {"numpy", "jax"}, optional
+        What computes: NumPy at once (default), or a compiled program; ``.backend`` of the result says which it was.
 
     Returns
     -------
@@ -92,6 +97,7 @@ def lmer(
     design = design_from_formula(formula, data, **arguments, context=callers_names(2))
     # A shallow copy: columns that the person replaces or adds later do not reach an update.
     kept = data.copy(deep=False) if isinstance(data, pd.DataFrame) else data
+    options = with_backend(options, backend)
     arguments |= dict(formula=formula, data=kept, reml=reml, options=options)
     again = partial(_fit_again, arguments, design.state.context)  # type: ignore[attr-defined]
     return fit_model(ModelData.from_design(design, factor_in_names=True), reml, start, options, again)

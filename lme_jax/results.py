@@ -126,6 +126,16 @@ class MixedLMResults(StatsmodelsResults):
         return Status(int(self.fit.status))
 
     @property
+    def backend(self) -> str:
+        """What computed the fit: "numpy", or "jax" for a compiled program."""
+        return "jax" if bool(self.fit.compiled) else "numpy"
+
+    @property
+    def n_optima(self) -> int:
+        """How many distinct optima the searches of this fit ended in; the best is reported."""
+        return int(self.fit.optima)
+
+    @property
     def converged(self) -> bool:
         return self.status.is_optimum
 

@@ -92,7 +92,6 @@ def fit_lanes(
     reml: bool = True,
     options: NewtonOptions = NewtonOptions(),
     progress: bool = False,
-    backend: Backend | None = None,
 ) -> Fit:
     """Fit all the lanes of some families, which number them from 0 together.
 
@@ -100,8 +99,7 @@ def fit_lanes(
     ----------
     families : compiled apart.
     progress : whether to show a bar.
-    backend : {"numpy", "jax"}, optional
-        NumPy or a compiled program; by default what is sooner ready, compiling included.
+    options : with ``backend`` None what is sooner ready, compiling included; see ``programs.sooner``.
 
     Returns
     -------
@@ -110,6 +108,7 @@ def fit_lanes(
         KeyboardInterrupt the lanes that are done are returned, the others are NaN and ``INTERRUPTED``.
     """
     n_lanes = sum(family.n_lanes for family in families)
+    backend = programs.check_backend(options.backend)
     with _Collector(n_lanes, progress) as collector:
         try:
             for pieces, n, width in families:

@@ -52,7 +52,7 @@ def fit(
     Newton with a trust region on θ alone, unbounded. One factor: about 6 evaluations; see ``grouped.objective``.
     Several: see ``core.crossed``.
     """
-    backend = programs.check_backend(backend)
+    backend = programs.check_backend(options.backend if backend is None else backend)
     start = None if start is None else at_least_float(start)
     if isinstance(data, GroupData):
         return programs.run(_fit, data, start, *options.limits(data.C.dtype), reml=reml, backend=backend)

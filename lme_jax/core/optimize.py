@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import linalg
+from .programs import Backend
 from .pytrees import tree_map
 from .types import Array, Status, namespace, select
 
@@ -29,10 +30,12 @@ class NewtonOptions(NamedTuple):
     max_iter : evaluations allowed.
     tol : predicted decrease ½gᵀH⁻¹g, in deviance units, at which the *next* point is final; None
         means 1e-10 in float64 and 1e-5 in float32. Newton's last step then leaves errors of order tol.
+    backend : "numpy" (at once) or "jax" (a compiled program) for NumPy data; None lets the work decide.
     """
 
     max_iter: int = 100
     tol: float | None = None
+    backend: Backend | None = None
 
     def limits(self, dtype: Any) -> tuple[Any, Any]:
         """(tol, max_iter) as numbers for a compiled program: changed values compile nothing anew."""
