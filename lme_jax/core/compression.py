@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import DataError
+from . import linalg
 from .checks import check_rows, group_codes, real_array
 from .covariance import Template, make_template
 from .moments import Basis, GroupData, GroupMoments, add_by_code, group_moments, merge, rows_with_residual
@@ -43,7 +44,11 @@ def bucket(size: int) -> int:
 
 
 def _pad_last(array: np.ndarray, length: int) -> np.ndarray:
-    return np.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, length - array.shape[-1])])
+    if length == array.shape[-1]:
+        return array
+    out = np.zeros((*array.shape[:-1], length))
+    out[..., : array.shape[-1]] = array
+    return out
 
 
 def pool(moments: GroupMoments) -> GroupData:
@@ -123,7 +128,7 @@ def enough_rows(n_rows: np.ndarray, n_levels: np.ndarray, n_fixed: int, template
 def distinct_levels(ZtZ: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """A level of each distinct ZᵀZ (q, q, G), and the number of its pattern for every level."""
     n_groups = ZtZ.shape[-1]
-    packed = ZtZ[np.tril_indices(len(ZtZ))]
+    packed = ZtZ[linalg.tril(len(ZtZ))]
     # Hash columns by one random projection; equal ones meet, and a collision of unequal ones is checked away.
     key = np.random.default_rng(0).uniform(1.0, 2.0, len(packed)) @ packed
     sample = key[: min(n_groups, PATTERN_SAMPLE)]
@@ -139,7 +144,7 @@ def distinct_levels(ZtZ: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _roots(vectors: np.ndarray, owner: np.ndarray, n_owners: int) -> tuple[np.ndarray, np.ndarray]:
     """Rows r with Σ r rᵀ = Σ v vᵀ over the columns v of each owner; whose they are: at least one each, in order."""
     width = len(vectors)
-    i, j = np.tril_indices(width)
+    i, j = linalg.tril(width)
     sums = np.zeros((len(i), n_owners))
     add_by_code(sums, owner, (vectors[a] * vectors[b] for a, b in zip(i, j, strict=True)))
     gram = np.empty((n_owners, width, width))

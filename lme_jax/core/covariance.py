@@ -14,15 +14,10 @@ import scipy.linalg
 
 from ..errors import UnsupportedError
 from . import linalg
+from .linalg import tril
 from .types import Array, namespace
 
 STRUCTURES = ("unstructured", "diagonal", "identity", "compound_symmetry", "ar1")
-
-
-@functools.lru_cache(maxsize=64)
-def tril(q: int) -> tuple[np.ndarray, np.ndarray]:
-    """``np.tril_indices``: rows and columns of a packed symmetric matrix; not to be written to."""
-    return np.tril_indices(q)
 
 
 class Block(NamedTuple):

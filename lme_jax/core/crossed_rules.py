@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from . import levels, linalg
 from .crossed_data import CrossedData, Layout
@@ -86,7 +85,7 @@ def crossed_log_det_and_cross(Ls: list[Array], data: CrossedData) -> tuple[Array
     log_det, M, _ = levels.eliminated(L1, data.G)
     n_pairs, n_products = data.base.shape[0], data.product_pattern.shape[0]
     pair = jnp.repeat(jnp.arange(n_pairs), jnp.diff(data.product_ends), total_repeat_length=n_products)
-    products = (M[np.tril_indices(q1)][:, data.product_pattern] * data.product_value).sum(0)
+    products = (M[linalg.tril(q1)][:, data.product_pattern] * data.product_value).sum(0)
     N_pairs = data.base - jax.ops.segment_sum(products, pair, n_pairs, indices_are_sorted=True)
     lower = jnp.zeros((K, K), N_pairs.dtype).at[data.pair_row, data.pair_column].set(N_pairs, unique_indices=True)
     N = lower + jnp.tril(lower, -1).T

@@ -88,7 +88,7 @@ class Dense:
         # What runs over all pairs is done some pairs at a time, so that no temporary is as long as the lists.
         self.blocks = [slice(lo, lo + PAIRS_AT_ONCE) for lo in range(0, shape[0], PAIRS_AT_ONCE)]
         self.scalar = all(data.layout.sizes[j] == 1 for j, _ in data.layout.dense_slices)
-        rows, columns = np.tril_indices(self.q1)
+        rows, columns = linalg.tril(self.q1)
         self.packed = (rows, columns, np.where(rows == columns, 1.0, 0.5))
 
     # ---- linear maps

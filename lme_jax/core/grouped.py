@@ -139,7 +139,7 @@ def _pieces(data: GroupData) -> list[_Piece]:
 def _level_sums(U: Packed, T: list[Array], count: Array, reml: bool) -> LevelSums:
     """Sums of U and of the whitened T = [T e], q arrays (p+1, P)."""
     xp = namespace(*U, *T)
-    i, j = np.tril_indices(len(T))
+    i, j = linalg.tril(len(T))
     packed, effects = xp.stack(U), xp.stack(T)
     kq, w, P = len(U), effects.shape[1], effects.shape[2]
     counted = packed * count
@@ -157,7 +157,7 @@ def _level_sums(U: Packed, T: list[Array], count: Array, reml: bool) -> LevelSum
 
 def residual_moments(data: GroupData) -> tuple[Array, Array, Array, Array, Array]:
     """K, t, cᵀE_xc, rᵀr and n − p of ``starts.from_moments``: the sums of ``objective`` at Ψ = 0."""
-    lower, moments = np.tril_indices(len(data.G)), data.moments
+    lower, moments = linalg.tril(len(data.G)), data.moments
     R = linalg.cholesky(moments.WtW)
     A, p = assembly.whitening(R), data.n_fixed
     sums = _level_sums(tuple(data.G[lower]), [A.T @ c for c in data.C], data.count, True)

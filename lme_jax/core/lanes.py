@@ -48,7 +48,7 @@ class LaneData:
 
 def moment_start(data: LaneData) -> Array:
     """Scaled θ (k, R) from moments of the residuals of least squares; see ``starts``."""
-    lower = np.tril_indices(data.G.shape[1])
+    lower = linalg.tril(data.G.shape[1])
     weight = np.where(lower[0] == lower[1], 1.0, 2.0).astype(data.Cy.dtype)[:, None]
     G = data.G[:, lower[0], lower[1]]
     counted = data.count[:, None] * G

@@ -5,6 +5,7 @@ LAPACK, which can hang in jaxlib 0.10 on CPU): unrolled for small matrices, a lo
 ones. All are differentiable.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,12 @@ from scipy.linalg import blas, lapack
 from .types import Array, namespace, select
 
 UNROLL_UP_TO = 5
+
+
+@functools.lru_cache(maxsize=64)
+def tril(q: int) -> tuple[np.ndarray, np.ndarray]:
+    """``np.tril_indices``: rows and columns of a packed symmetric matrix; not to be written to."""
+    return np.tril_indices(q)
 
 
 def is_one(M: Array) -> bool:

@@ -180,7 +180,7 @@ def unpack_products(sums: Any, q: int, w: int) -> tuple[Any, Any]:
     """(kq + qw, G) sums → ZtZ (q, q, G) and ZtW (q, w, G)."""
     kq = q * (q + 1) // 2
     position = np.zeros((q, q), int)
-    position[np.tril_indices(q)] = np.arange(kq)
+    position[linalg.tril(q)] = np.arange(kq)
     return sums[np.maximum(position, position.T)], sums[kq:].reshape(q, w, -1)
 
 
@@ -319,8 +319,12 @@ def rows_with_residual(n_rows: Any, WtW: np.ndarray, basis: Basis) -> np.float64
     p = len(WtW) - 1
     last = np.sqrt(np.maximum(np.diag(WtW), np.finfo(float).tiny))
     scaled = WtW / np.outer(last, last)
-    explained = scaled[p, :p] @ np.linalg.lstsq(scaled[:p, :p], scaled[:p, p], rcond=1e-12)[0] if p else 0.0
-    residual = last[p] ** 2 * (1.0 - explained) / np.asarray(basis.map)[p, p] ** 2
-    y = np.linalg.solve(np.asarray(basis.map), np.eye(p + 1)[p])  # y = W @ this
+    root = linalg.cholesky(scaled)
+    if np.isfinite(root[p, p]):
+        left = root[p, p] ** 2
+    else:
+        left = 1.0 - (scaled[p, :p] @ np.linalg.lstsq(scaled[:p, :p], scaled[:p, p], rcond=1e-12)[0] if p else 0.0)
+    residual = last[p] ** 2 * left / np.asarray(basis.map)[p, p] ** 2
+    y = linalg.solve_upper(np.asarray(basis.map).T, np.eye(p + 1)[:, p:])[:, 0]  # y = W @ this
     total = y @ WtW @ y
     return np.float64(n_rows if residual > NO_RESIDUAL**2 * total else np.nan)

@@ -234,27 +234,32 @@ def further_starts(template: Template, x: Array) -> list[Array]:
     Effects that are far too large come down to an optimum that small ones never see; optima that are missed are
     mostly of rank one.
     """
-    kinds = [_correlated(template, x, *kind) for kind in _kinds(template)]
-    return [*kinds[:2], *_alone(template, x), *kinds[2:], _opposite(x, template)]
+    zero, shape = namespace(x).zeros_like(x), (-1, *[1] * (x.ndim - 1))
+    return [*(zero + theta.astype(x.dtype).reshape(shape) for theta in _fixed(template)), _opposite(x, template)]
 
 
 def n_further(template: Template) -> int:
     """How many ``further_starts`` there are."""
-    return len(further_starts(template, np.zeros(covariance.n_theta(template))))
+    return len(_fixed(template)) + 1
 
 
-def _alone(template: Template, x: Array) -> list[Array]:
-    """θ (k, *lanes) of one effect after the other alone, the others next to nothing."""
+@functools.lru_cache(maxsize=64)
+def _fixed(template: Template) -> list[np.ndarray]:
+    """The further starts (k,) that do not depend on the best end."""
+    kinds = [_correlated(template, *kind) for kind in _kinds(template)]
+    return [*kinds[:2], *_alone(template), *kinds[2:]]
+
+
+def _alone(template: Template) -> list[np.ndarray]:
+    """θ (k,) of one effect after the other alone, the others next to nothing."""
     q = sum(block.size for block in template)
     if q == 1:
         return []
-    zero, shape = namespace(x).zeros_like(x), (-1, *[1] * (x.ndim - 1))
-    sizes = np.where(np.eye(q, dtype=bool), ALONE, SLIGHT)[:MOST_ALONE]
-    return [zero + covariance.start(template, own).astype(x.dtype).reshape(shape) for own in sizes]
+    return [covariance.start(template, own) for own in np.where(np.eye(q, dtype=bool), ALONE, SLIGHT)[:MOST_ALONE]]
 
 
-def _correlated(template: Template, x: Array, size: float, correlation: float) -> Array:
-    """θ (k, *lanes) of effects of one size, correlated with the first one in alternating signs where it is negative."""
+def _correlated(template: Template, size: float, correlation: float) -> np.ndarray:
+    """θ (k,) of effects of one size, correlated with the first one in alternating signs where it is negative."""
     parts = []
     for block in template:
         theta = np.zeros(block.n_theta)
@@ -262,14 +267,13 @@ def _correlated(template: Template, x: Array, size: float, correlation: float) -
             L = np.diag(np.full(block.size, size * np.sqrt(1.0 - correlation**2)))
             L[:, 0] = size * np.where(np.arange(block.size) % 2, correlation, abs(correlation))
             L[0, 0] = size
-            theta[:] = L[np.tril_indices(block.size)]
+            theta[:] = L[linalg.tril(block.size)]
         elif block.structure == "ar1" and block.size > 1:
             theta[:] = size, np.arcsin(correlation)
         else:
             theta[:] = size
         parts.append(theta)
-    whole = np.concatenate(parts).astype(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
-    return namespace(x).zeros_like(x) + whole
+    return np.concatenate(parts)
 
 
 def _opposite(x: Array, template: Template) -> Array:
@@ -277,7 +281,7 @@ def _opposite(x: Array, template: Template) -> Array:
     xp, parts = namespace(x), []
     for part, block in zip(covariance.split(x, template), template, strict=True):
         if block.structure == "unstructured":
-            rows, columns = np.tril_indices(block.size)
+            rows, columns = linalg.tril(block.size)
             on_diagonal = (rows == columns).reshape(-1, *[1] * (x.ndim - 1))
             parts.append(xp.where(on_diagonal, xp.abs(part) + 0.1, -part))
         elif block.structure == "ar1" and block.size > 1:
