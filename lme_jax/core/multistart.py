@@ -16,6 +16,8 @@ from .types import Array, Status, namespace, select
 
 # Deviances that differ by less belong to one optimum.
 SAME = 1e-7
+# So many times more may separate two searches that were stopped on their way to one optimum.
+NEAR = 1e3
 
 
 class Multistart(NamedTuple):
@@ -26,7 +28,7 @@ class Multistart(NamedTuple):
     now : the search under way; its ``status`` is ≥ 0 when the lane is done.
     best : the best end so far; what ``now`` is until the first search ends.
     attempt : (*lanes) int32, the number of the search; optima : distinct ends that are optima; hits : searches that
-        ended in the best one.
+        ended in the best one, or near it.
     evaluations : (*lanes) int32, of all searches.
     """
 
@@ -121,7 +123,8 @@ def _next(s: Multistart, plan: Plan) -> Multistart:
     best = tree_map(lambda new, old: select(ended & (first | better), new, old), now, s.best)
     optima = s.optima + (ended & is_optimum & other).astype(np.int32)
     ahead = ended & (first | better)
-    hits = select(ahead, np.int32(0), s.hits) + (ended & is_optimum & (ahead | (abs(gain) <= size))).astype(np.int32)
+    near = ahead | (abs(gain) <= NEAR * size)
+    hits = select(ahead, np.int32(0), s.hits) + (ended & near).astype(np.int32)
     kept = Multistart(now, best, s.attempt, optima, hits, s.evaluations)
     again = ended & plan.again(kept)
     if type(again) is np.bool_ and not again:

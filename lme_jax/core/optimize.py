@@ -46,8 +46,8 @@ class NewtonOptions(NamedTuple):
 class NewtonState(NamedTuple):
     """The best point so far with its derivatives, and the step to try: x (k, *lanes), Hessian (k, k, *lanes).
 
-    ``decrease`` is ½gᵀ|H|⁻¹g, the scale-free size of the gradient; ``aux`` is what the objective
-    returned beside its derivatives.
+    ``decrease`` is ½gᵀ|H|⁻¹g, the scale-free size of the gradient; ``curvature`` the smallest pivot of H relative to
+    its size, negative at a saddle; ``aux`` is what the objective returned beside its derivatives.
     """
 
     x: Array
@@ -58,6 +58,7 @@ class NewtonState(NamedTuple):
     step: Array
     predicted: Array
     decrease: Array
+    curvature: Array
     radius: Array
     iterations: Array
     status: Array
@@ -79,6 +80,7 @@ def initial_state(x: Array, aux: Any) -> NewtonState:
         step=xp.zeros_like(x),
         predicted=_full(xp, lanes, 0.0, dtype),
         decrease=_full(xp, lanes, np.inf, dtype),
+        curvature=_full(xp, lanes, 1.0, dtype),
         radius=xp.maximum(1.0, 0.5 * _length(x)),
         iterations=_full(xp, lanes, 0, np.int32),
         status=_full(xp, lanes, RUNNING, np.int32),
@@ -132,7 +134,7 @@ def _propose(state: NewtonState, tol: Any) -> NewtonState:
     predicted = decrease * clip * (2.0 - clip)
     small = decrease < tol
     exact = decrease < 1e-8 * tol
-    saddle = small & (curvature < -(info.eps**0.5))
+    saddle = small & (curvature < -(info.eps**0.5))  # what rounding makes of a flat direction is no saddle
     leave = escape / _length(escape) * xp.minimum(state.radius, 0.1)
     gain = -0.5 * (leave[:, None] * state.hessian * leave[None]).sum((0, 1))
     done = select(exact, _status(xp, Status.CONVERGED), _status(xp, LAST))
@@ -140,6 +142,7 @@ def _propose(state: NewtonState, tol: Any) -> NewtonState:
         step=select(saddle, leave, clip * step),
         predicted=select(saddle, gain, predicted),
         decrease=decrease,
+        curvature=curvature,
         status=select(small & ~saddle, done, state.status),
     )
 
@@ -177,15 +180,19 @@ def advance(state: NewtonState, objective: Objective, tol: Any, max_iter: Any) -
         step=state.step,
         predicted=state.predicted,
         decrease=state.decrease,
+        curvature=state.curvature,
         radius=select(finite, radius, 0.25 * length),
         iterations=state.iterations + np.int32(1),
         status=select(was_last, _status(xp, Status.CONVERGED), _status(xp, RUNNING)),
     )
     tiny = moved.radius < 1e3 * info.eps * (1.0 + abs(moved.x).max(0))
     failed = first & ~finite
-    stalled = select(state.decrease < 100.0 * tol, _status(xp, Status.CONVERGED), _status(xp, Status.STALLED))
+    # What no step lowers any more has converged to rounding, unless it is a saddle.
+    there = (state.decrease < 100.0 * tol) & (state.curvature > -(info.eps**0.5))
+    stalled = select(there, _status(xp, Status.CONVERGED), _status(xp, Status.STALLED))
+    spent = select(there, _status(xp, Status.CONVERGED), _status(xp, Status.MAX_ITER))
     status = select(~was_last & tiny, stalled, moved.status)
-    status = select(~was_last & (moved.iterations >= max_iter), _status(xp, Status.MAX_ITER), status)
+    status = select(~was_last & (moved.iterations >= max_iter), spent, status)
     status = select(failed, _status(xp, Status.NOT_FINITE), status)
     moved = moved._replace(status=status)
     proposed = _propose(moved, tol)

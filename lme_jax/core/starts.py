@@ -23,7 +23,7 @@ from .types import Array, Status, namespace
 # Variances of a conditioned effect relative to σ²: not at zero, where the deviance is stationary whatever the
 # data; not so far out that it is flat.
 SMALLEST, LARGEST = 0.04, 1e4
-RIDGE = 1e-9
+RIDGE = 1e-13
 # A relative standard deviation so large that a level knows its effects as well as it can.
 FAR = 300.0
 # Searches of a regular design that end in one optimum until it is beyond doubt.
