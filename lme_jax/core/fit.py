@@ -17,6 +17,8 @@ from .types import Array, Status, at_least_float, namespace
 
 # Levels from which a second search is no longer a matter of milliseconds.
 MANY_LEVELS = 1000
+# Levels up to which a look at a hundred points costs no more than a few evaluations.
+LEVELS_TO_GLIMPSE = 200
 
 ModelStatistics = GroupData | CrossedData | NestedData
 
@@ -75,9 +77,11 @@ def search(data: GroupData, x0: Array, tol: Any, max_iter: Any, reml: bool) -> t
     template, xp = data.template, namespace(data.G, data.C)
     certain = starts.has_one_optimum(template, data.G, -1)
     searches, seen = np.int32(1), None
-    if xp is np and not certain and data.count.shape[-1] <= MANY_LEVELS:
-        searches = starts.n_searches(template, data.G, -1, glimpsed=True)
-        seen = starts.glimpse(template, lambda points: grouped.profile(points, data, reml))
+    n_levels = data.count.shape[-1]
+    if xp is np and not certain and n_levels <= MANY_LEVELS:
+        look = n_levels <= LEVELS_TO_GLIMPSE
+        searches = starts.n_searches(template, data.G, -1, glimpsed=look)
+        seen = starts.glimpse(template, lambda points: grouped.profile(points, data, reml)) if look else None
 
     def objective(x: Array) -> tuple[Array, Array, Array, AtOptimum]:
         return grouped.objective(x, data, reml)

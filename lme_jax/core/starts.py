@@ -8,7 +8,6 @@ which gives all of them together (Henderson 1953; MINQUE(0), Rao 1971). Arrays m
 
 import functools
 import itertools
-import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -194,11 +193,10 @@ def n_searches(template: Template, G: np.ndarray, levels: int, *, glimpsed: bool
     q = len(G) if levels else G.shape[1]
     G = np.moveaxis(G, levels, 0)
     own = G[:, np.arange(q), np.arange(q)]
-    with np.errstate(all="ignore"), warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)
-        told = np.where(own > 0, own, np.nan)
-        median, least = np.nanmedian(told, axis=0), np.nanmin(told, axis=0)
-    irregular = ((own.max(0) > IRREGULAR * median) | (own.max(0) > SPREAD * least)).any(0)
+    told = np.sort(np.where(own > 0, own, np.inf), axis=0)
+    middle = np.maximum((own > 0).sum(0) - 1, 0) // 2
+    median, least, most = np.take_along_axis(told, middle[None], 0)[0], told[0], own.max(0)
+    irregular = ((most > IRREGULAR * median) | (most > SPREAD * least)).any(0)
     return np.where(irregular, np.int32(MANY_SEARCHES), np.int32(1))
 
 
