@@ -183,14 +183,14 @@ def test_the_command_line_explains_itself():
 
 def run_of(problem, rows):
     machine = {"cpu": "c", "threads": 2, "memory_gb": 1.0, "load": 0.0, "bytes_per_s": 1e9, "flops_per_s": 1e9}
-    entry = {"name": problem.name, "title": problem.title, "sweep": None, "size": 0.0, "rows": rows}
+    entry = {"name": problem.name, "title": problem.title, "sweep": None, "size": 0.0, "responses": 0, "rows": rows}
     return {
         "configuration": "small",
         "date": "2000-01-01",
         "commit": "c",
         "machine": machine,
         "wall_s": 60.0,
-        "cold": [],
+        "ready": None,
         "derivatives": [],
         "problems": [entry | {"floor": floor(problem, Rates(1e9, 1e9))}],
     }
