@@ -22,4 +22,4 @@ class _Elsewhere:
 
 
 if os.environ.get(CHECKOUT):
-    sys.meta_path.insert(0, _Elsewhere(os.environ[CHECKOUT]))  # type: ignore[arg-type]
+    sys.meta_path.insert(0, _Elsewhere(os.environ[CHECKOUT]))

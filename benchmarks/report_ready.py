@@ -53,7 +53,7 @@ def _exploration(found: dict[str, Any]) -> str:
     return f"### {found['title']}\n\n{text}\n\n{table(columns, rows)}" + _cannot(found)
 
 
-def _explored(row: dict[str, Any], models: int, unit: float) -> list[str]:
+def _explored(row: dict[str, Any], models: int, unit: Any) -> list[str]:
     each = [sum(parts) for parts in zip(row["first_fit"], row["first_summary"], strict=True)]
     again = sum(row["next_fit"]) + sum(row["next_summary"])
     times = (row["import"], sum(row["first_fit"]), sum(row["first_summary"]), median(each), max(each), again)
@@ -103,7 +103,7 @@ def _batches(run: dict[str, Any]) -> str:
             if row["skipped"] is None and row["warm"] is not None and problem["responses"]:
                 rows.append([problem["title"], ENGINES[row["engine"]].label, *_batch(row, problem["responses"])])
     text = (
-        "All the responses: the first call of a process, the next one, and one after the programs are compiled. Engines "
+        "All the responses: the first call of a process, the next one, and one once programs are compiled. Engines "
         "that fit one response after another are in `warm`; `≈`: of as many as the time allowed, extrapolated."
     )
     columns = ("problem", "engine", "first", "next", "warm")
