@@ -1,7 +1,7 @@
 """Bootstrap of a fitted model, streamed through the batch engine."""
 
-import warnings
 from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -11,11 +11,12 @@ from .core.batch import Family, Lanes, fit_lanes
 from .core.records import Fit
 from .core.types import Status
 from .data import ModelData
-from .errors import ConvergenceWarning, DataError, UnsupportedError
+from .errors import ConvergenceWarning, DataError, UnsupportedError, warn_caller
+from .fitting import settle
 from .inference.intervals import basic, bca, percentile
-from .inference.resampling import LevelSamples, parametric_responses, residual_responses
+from .inference.resampling import BLOCK, LevelSamples, parametric_responses, residual_responses
 from .many_results import ManyFits
-from .responses import BatchOptions, Responses, fit_responses
+from .responses import BatchOptions, fit_one_by_one, why_not_one_factor
 
 Kind = Literal["parametric", "residual", "cases"]
 Method = Literal["percentile", "basic", "bca"]
@@ -118,14 +119,17 @@ def bootstrap(
     """Draw and fit n samples; see ``MixedLMResults.bootstrap``."""
     if kind not in get_args(Kind):
         raise DataError(f"kind={kind!r} is unknown; use one of {', '.join(get_args(Kind))}")
-    if n < 1:
-        raise DataError(f"n={n}: draw at least one sample")
+    if not isinstance(n, (int, np.integer)) or n < 1:
+        raise DataError(f"n={n!r}: draw a whole number of samples, 1 or more")
     if kind == "residual" and any(factor.root is not None for factor in data.factors):
         raise UnsupportedError("residuals of related levels cannot be resampled: use kind='parametric'")
     if not data.has_one_factor and kind == "cases":
-        raise UnsupportedError("kind='cases' resamples the levels of one grouping factor; this model has several")
+        raise UnsupportedError(
+            "kind='cases' resamples the levels of one grouping factor of independent levels; "
+            f"{why_not_one_factor(data)}"
+        )
     if kind == "cases":
-        found = _fit_samples(data, fit, reml, settings, n, seed)
+        fits = _fit_samples(data, fit, reml, settings, lambda samples, w, start: samples.bootstrap(n, seed, w, start))
     else:
         source = (
             parametric_responses(data, fit, n, seed)
@@ -133,30 +137,55 @@ def bootstrap(
             else residual_responses(data, fit, b, n, seed)
         )
         found = _fit_drawn(data, fit, source, n, reml, settings)
-    original = Fit(**{name: np.asarray(getattr(fit, name))[None] for name in vars(fit)})
-    fits = _labelled(data, found, reml)
+        fits = _labelled(data, found, np.full(n, data.n_rows), np.ones(n, bool), reml)
+    single = Fit(**{name: np.asarray(getattr(fit, name))[None] for name in vars(fit)})
+    original = _labelled(data, single, np.array([data.n_rows]), np.ones(1, bool), reml)
     _warn(fits)
-    return Bootstrap(fits, _labelled(data, original, reml), lambda: _jackknife(data, fit, reml, settings), kind, seed)
+    return Bootstrap(fits, original, Jackknife(data, fit, reml, settings), kind, seed)
 
 
-def _labelled(data: ModelData, fit: Fit, reml: bool) -> ManyFits:
-    def no_view(number: int, lane: Fit) -> Any:
+@dataclass(frozen=True)
+class Jackknife:
+    """The fits that leave out each level of the grouping factor once, when they are asked for."""
+
+    data: ModelData
+    fit: Fit
+    reml: bool
+    settings: BatchOptions
+
+    def __call__(self) -> ManyFits:
+        if not self.data.has_one_factor:
+            raise UnsupportedError(
+                "BCa intervals leave out the levels of one grouping factor of independent levels; "
+                f"{why_not_one_factor(self.data)}: use 'percentile' or 'basic'"
+            )
+        return _fit_samples(self.data, self.fit, self.reml, self.settings, LevelSamples.jackknife)
+
+
+class NoViews:
+    """A bootstrap keeps estimates, not samples."""
+
+    def data(self, number: int) -> ModelData:
         raise UnsupportedError("a bootstrap keeps estimates, not samples: refit a column of simulate() to look at one")
 
-    n = len(fit.deviance)
-    names = pd.RangeIndex(n, name="sample")
-    return ManyFits(fit, data, names, reml=reml, n_obs=np.full(n, data.n_rows), view=no_view)
+    def result(self, number: int, lane: Fit) -> Any:
+        return self.data(number)
+
+
+def _labelled(data: ModelData, found: Fit, n_obs: np.ndarray, identified: np.ndarray, reml: bool) -> ManyFits:
+    names = pd.RangeIndex(len(found.deviance), name="sample")
+    fit = settle(found, identified)
+    return ManyFits(fit, data, names, reml=reml, n_obs=n_obs.astype(int), views=NoViews())
 
 
 def _warn(fits: ManyFits) -> None:
     failed = ~fits.converged & (fits.fit.status != Status.INTERRUPTED)
     if failed.any():
         counts = ", ".join(f"{n} {status}" for status, n in fits.status[failed].value_counts().items())
-        warnings.warn(
+        warn_caller(
             f"{int(failed.sum())} of {len(fits)} bootstrap fits did not reach an optimum ({counts}); summaries leave "
             "them out",
             ConvergenceWarning,
-            stacklevel=4,
         )
 
 
@@ -168,10 +197,10 @@ def _start(fit: Fit) -> np.ndarray | None:
 def _fit_drawn(
     data: ModelData, fit: Fit, blocks: Iterator[np.ndarray], n: int, reml: bool, settings: BatchOptions
 ) -> Fit:
+    """Fit the responses as they are drawn: no more of them are in memory than one call takes."""
     if not data.has_one_factor:
-        values = np.concatenate(list(blocks), axis=1)
-        responses = Responses(values, pd.RangeIndex(n), None)
-        return fit_responses(data, responses, reml=reml, start=_start(fit), options=settings)[0]
+        columns = (y for block in blocks for y in np.ascontiguousarray(block.T))
+        return fit_one_by_one(data, columns, n, reml, _start(fit), settings)[0]
     design, theta = data.shared_design, _start(fit)
     q, p = len(data.factors[0].columns), data.X.shape[1]
     width = settings.width(design.n_levels, q, q, p)
@@ -179,12 +208,11 @@ def _fit_drawn(
     def work() -> Iterator[Lanes]:
         held: list[np.ndarray] = []
         for block in blocks:
-            held.append(block)
-            if sum(part.shape[1] for part in held) >= width:
+            if held and sum(part.shape[1] for part in held) + block.shape[1] > width:
                 yield cut(held)
                 held = []
-        if held:
-            yield cut(held)
+            held.append(block)
+        yield cut(held)
 
     done = 0
 
@@ -196,25 +224,21 @@ def _fit_drawn(
         start = None if theta is None else np.repeat(theta[:, None], Y.shape[1], axis=1)
         return Lanes(index, design.compress(Y), start)
 
-    family = Family(work(), n, max(width, 256))
+    family = Family(work(), n, max(width, BLOCK))
     return fit_lanes([family], reml=reml, options=settings.newton, progress=settings.progress)
 
 
-def _fit_samples(data: ModelData, fit: Fit, reml: bool, settings: BatchOptions, n: int, seed: int) -> Fit:
-    samples, width = LevelSamples(data), _samples_width(data, settings)
-    family = samples.bootstrap(n, seed, width, _start(fit))
-    return fit_lanes([family], reml=reml, options=settings.newton, progress=settings.progress)
-
-
-def _jackknife(data: ModelData, fit: Fit, reml: bool, settings: BatchOptions) -> ManyFits:
-    if not data.has_one_factor:
-        raise UnsupportedError("BCa intervals need a model with one grouping factor: use 'percentile' or 'basic'")
-    samples, width = LevelSamples(data), _samples_width(data, settings)
-    family = samples.jackknife(width, _start(fit))
-    found = fit_lanes([family], reml=reml, options=settings.newton, progress=settings.progress)
-    return _labelled(data, found, reml)
-
-
-def _samples_width(data: ModelData, settings: BatchOptions) -> int:
+def _fit_samples(
+    data: ModelData,
+    fit: Fit,
+    reml: bool,
+    settings: BatchOptions,
+    draw: Callable[[LevelSamples, int, np.ndarray | None], Family],
+) -> ManyFits:
+    """Fit samples of whole levels."""
     q, p = len(data.factors[0].columns), data.X.shape[1]
-    return settings.width(len(data.factors[0].levels), q * (p + 1), q, p)
+    width = settings.width(len(data.factors[0].levels), q * (p + 1), q, p)
+    samples = LevelSamples(data)
+    family = draw(samples, width, _start(fit))
+    found = fit_lanes([family], reml=reml, options=settings.newton, progress=settings.progress)
+    return _labelled(data, found, samples.n_obs, samples.identified, reml)

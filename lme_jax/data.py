@@ -16,7 +16,7 @@ from .core.henderson import MixedModelEquations
 from .core.lane_data import SharedDesign
 from .core.records import Fit
 from .core.rotation import compress_rotated
-from .errors import UnsupportedError
+from .errors import DataError, UnsupportedError
 from .formula import Design, RandomTerm
 
 
@@ -112,7 +112,11 @@ class ModelData:
 
     @classmethod
     def from_design(cls, design: Design, *, factor_in_names: bool) -> "ModelData":
-        """Merge the terms of each factor; ``factor_in_names`` puts the factor's label before each effect's name."""
+        """Merge the terms of each factor; ``factor_in_names`` puts the factor's label before each effect's name.
+
+        The arrays become the model's own: what the person does to theirs afterwards does not reach it.
+        """
+        design = _owned(design)
         by_factor: dict[str, list[RandomTerm]] = {}
         for term in design.terms:
             by_factor.setdefault(term.factor, []).append(term)
@@ -132,17 +136,36 @@ class ModelData:
             return replace(part, Z=part.Z[which], codes=part.codes[which], membership=membership)
 
         old = self.design
+        # The design and the model hold the same terms in two orders: each is cut once, so that they stay the same.
+        terms = {id(term): cut(term) for term in old.terms}
         design = replace(
             old,
             y=old.y[which],
             X=old.X[which],
             index=old.index[which],
-            terms=tuple(cut(term) for term in old.terms),
+            terms=tuple(terms[id(term)] for term in old.terms),
             weights=None if old.weights is None else old.weights[which],
             offset=None if old.offset is None else old.offset[which],
         )
         cut_factors = tuple(cut(factor) for factor in self.factors)
-        return replace(self, design=design, terms=tuple(cut(term) for term in self.terms), factors=cut_factors)
+        own = tuple(terms[id(term)] for term in self.terms)
+        return replace(self, design=design, terms=own, factors=cut_factors)
+
+    def columns(self, keep: np.ndarray) -> "ModelData":
+        """The model with some of the fixed effects (positions); the others count as dropped."""
+        old = self.design
+        lost = tuple(name for j, name in enumerate(old.exog_names) if j not in keep)
+        state: Any = old.state
+        if hasattr(state, "keep"):
+            state = replace(state, keep=np.asarray(state.keep)[keep])
+        design = replace(
+            old,
+            X=np.ascontiguousarray(old.X[:, keep]),
+            exog_names=tuple(old.exog_names[j] for j in keep),
+            dropped_columns=(*old.dropped_columns, *lost),
+            state=state,
+        )
+        return replace(self, design=design)
 
     @cached_property
     def compressed(self) -> ModelStatistics:
@@ -262,6 +285,36 @@ class ModelData:
                 rows.append(part.start + i)
                 columns.append(part.start + j)
         return np.array(rows, int), np.array(columns, int)
+
+
+def aligned(values: Any, index: pd.Index, what: str) -> Any:
+    """A Series or DataFrame in the order of ``index`` by its own labels, which must hold these, each once.
+
+    Labels that are equal in equal order are positions, unique or not.
+    """
+    if values.index.equals(index):
+        return values
+    if not (values.index.is_unique and index.is_unique and index.isin(values.index).all()):
+        raise DataError(
+            f"the row labels of {what} are not those of the data (or not unique), so rows cannot be matched: give the "
+            "same index, or an array (.to_numpy()) in the order of the data's rows"
+        )
+    return values.loc[index]
+
+
+def _owned(design: Design) -> Design:
+    """The design with arrays of its own, read-only; X and Z are copied only where they are views of others."""
+
+    def own(array: Any, always: bool) -> Any:
+        if array is None:
+            return None
+        copy = np.array(array) if always or not array.flags.owndata else array.view()
+        copy.setflags(write=False)
+        return copy
+
+    terms = tuple(replace(term, Z=own(term.Z, False)) for term in design.terms)
+    vectors = {name: own(getattr(design, name), True) for name in ("y", "weights", "offset")}
+    return replace(design, X=own(design.X, False), terms=terms, **vectors)
 
 
 def _compress(design: Design, factors: tuple[Factor, ...]) -> ModelStatistics:

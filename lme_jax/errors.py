@@ -1,5 +1,8 @@
 """Exceptions and warnings; every message says what, where and what to do."""
 
+import sys
+import warnings
+
 
 class LmeJaxError(Exception):
     """Base class of everything that lme_jax raises on purpose."""
@@ -39,3 +42,12 @@ class RankWarning(LmeJaxWarning):
 
 class DroppedRowsWarning(LmeJaxWarning):
     """Rows with missing values were left out."""
+
+
+def warn_caller(message: str, category: type[Warning]) -> None:
+    """Warn at the person's own line: the nearest one outside this package."""
+    package = __name__.partition(".")[0]
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == package:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level)

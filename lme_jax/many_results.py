@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -12,8 +12,19 @@ import pandas as pd
 from .core.records import Fit
 from .core.types import Status
 from .data import ModelData
-from .errors import DataError
-from .inference.wald import covariance_standard_errors, wald_table
+from .errors import ConvergenceError, ConvergenceWarning, DataError, RankWarning, UnsupportedError, warn_caller
+from .fitting import WITHOUT_ESTIMATES, read_only, reason
+from .inference.wald import covariance_standard_errors, variance_parameter_covariance, wald_table
+
+
+class SingleResults(Protocol):
+    """Single results by number; see ``views``."""
+
+    def data(self, number: int) -> ModelData:
+        """The rows and the response of one fit."""
+
+    def result(self, number: int, lane: Fit) -> Any:
+        """The result of one fit, whose arrays are ``lane``."""
 
 
 class ManyFits:
@@ -28,7 +39,7 @@ class ManyFits:
     names : R labels of the fits.
     reml : the criterion.
     n_obs : (R,) rows that counted.
-    view : from a fit's number and Fit to its ``MixedLMResults``.
+    views : for single results.
     """
 
     def __init__(
@@ -39,14 +50,24 @@ class ManyFits:
         *,
         reml: bool,
         n_obs: np.ndarray,
-        view: Callable[[int, Fit], Any],
+        views: SingleResults,
     ) -> None:
-        self.fit = fit
+        self._fit = read_only(fit, copy=False)
         self.names = names
         self.reml = reml
         self.n_obs = n_obs
+        self.n_obs.setflags(write=False)
         self._data = data
-        self._view = view
+        self._views = views
+
+    @property
+    def fit(self) -> Fit:
+        """The arrays, read-only."""
+        return self._fit
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._fit = read_only(self._fit, copy=False)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -57,12 +78,30 @@ class ManyFits:
         return f"ManyFits of {len(self)} {self._data.endog_name} fits ({'REML' if self.reml else 'ML'}): {ended}"
 
     def one(self, name: Any) -> Any:
-        """The ``MixedLMResults`` of one fit, by its label: everything a single fit offers, without fitting again."""
-        where = np.flatnonzero(self.names == name)
+        """The ``MixedLMResults`` of one fit, by its label: everything a single fit offers, without fitting again.
+
+        Raises
+        ------
+        ConvergenceError
+            For a fit without estimates, with the reason.
+        """
+        try:
+            where = np.flatnonzero(self.names.isin([name]))
+        except TypeError:
+            where = np.zeros(0, int)
         if len(where) != 1:
             raise DataError(f"{len(where)} of the {len(self)} fits are called {name!r}: give one of .names")
         number = int(where[0])
-        return self._view(number, self._lane(number))
+        status = Status(int(self.fit.status[number]))
+        if status in WITHOUT_ESTIMATES:
+            raise ConvergenceError(f"the fit {name!r} has no estimates ({status.text}). {self._reason(number)}")
+        return self._views.result(number, self._lane(number))
+
+    def _reason(self, number: int) -> str:
+        try:
+            return reason(self._views.data(number), Status(int(self.fit.status[number])))
+        except UnsupportedError:
+            return ""
 
     def _lane(self, number: int) -> Fit:
         return Fit(**{name: getattr(self.fit, name)[number] for name in vars(self.fit)})
@@ -71,9 +110,42 @@ class ManyFits:
 
     @property
     def status(self) -> pd.Series:
-        """How each search ended: converged, singular, max_iter, stalled, not_finite, interrupted."""
+        """How each search ended: converged, singular, max_iter, stalled, not_finite, interrupted, not_identified.
+
+        The last are fits that ``lmer`` refuses (one level, columns that their rows do not tell apart, …); ``reasons``
+        says which.
+        """
         text = np.array([s.name.lower() for s in Status])
         return pd.Series(text[self.fit.status], index=self.names, name="status")
+
+    @cached_property
+    def reasons(self) -> pd.Series:
+        """Why fits have no estimates, in words: of those that are not identified or leave no residual variation."""
+        which = np.flatnonzero(np.isin(self.fit.status, WITHOUT_ESTIMATES))
+        return pd.Series([self._reason(number) for number in which.tolist()], self.names[which], str, name="reasons")
+
+    def warn_of_failures(self) -> None:
+        """One warning for all the fits that did not reach an optimum, and one for those that left columns out."""
+        dropped = self.dropped_columns
+        if len(dropped):
+            warn_caller(
+                f"{len(dropped)} of {len(self)} fits leave out fixed effects that their rows do not tell apart (see "
+                f".dropped_columns); the first is {dropped.index[0]!r}, without {', '.join(dropped.iloc[0])}",
+                RankWarning,
+            )
+        failed = ~self.converged & (self.fit.status != Status.INTERRUPTED)
+        if not failed.any():
+            return
+        counts = self.status[failed].value_counts()
+        which = ", ".join(f"{n} {status}" for status, n in counts.items())
+        first = ", ".join(repr(name) for name in self.names[failed][:5].tolist())
+        lost = np.flatnonzero(failed & np.isin(self.fit.status, WITHOUT_ESTIMATES))[:1].tolist()
+        example = f" Of {self.names[lost[0]]!r}: {self._reason(lost[0])}" if lost else ""
+        warn_caller(
+            f"{int(failed.sum())} of {len(self)} fits did not reach an optimum ({which}; the first are {first}): "
+            f"see .status and .reasons; their numbers are not estimates.{example}",
+            ConvergenceWarning,
+        )
 
     @property
     def converged(self) -> np.ndarray:
@@ -86,9 +158,23 @@ class ManyFits:
         return pd.Series(-0.5 * self.fit.deviance, index=self.names, name="llf")
 
     @property
-    def n_params(self) -> int:
-        """Fixed effects, covariance parameters and σ of each model."""
-        return self.fit.beta.shape[1] + self.fit.theta.shape[1] + 1
+    def _n_fixed(self) -> np.ndarray:
+        """(R,) fixed effects of each fit."""
+        lost = np.isin(self.fit.status, WITHOUT_ESTIMATES)
+        return np.where(lost, self.fit.beta.shape[1], np.isfinite(self.fit.beta).sum(1))
+
+    @property
+    def n_params(self) -> np.ndarray:
+        """(R,) fixed effects, covariance parameters and σ of each fit."""
+        return self._n_fixed + self.fit.theta.shape[1] + 1
+
+    @cached_property
+    def dropped_columns(self) -> pd.Series:
+        """Fixed effects that the rows of a fit do not tell apart and that it leaves out, of the fits that have such."""
+        names = np.array(self._data.exog_names, dtype=object)
+        which = np.flatnonzero(self._n_fixed < len(names))
+        lost = [tuple(names[~np.isfinite(self.fit.beta[number])]) for number in which.tolist()]
+        return pd.Series(lost, self.names[which], object, name="dropped_columns")
 
     @property
     def fits(self) -> pd.DataFrame:
@@ -140,11 +226,11 @@ class ManyFits:
     @property
     def bse_vcov(self) -> pd.DataFrame:
         """Standard errors of ``vcov`` by the delta method; NaN at singular fits."""
-        dof = self.n_obs - (self.fit.beta.shape[1] if self.reml else 0)
+        dof = self.n_obs - (self._n_fixed if self.reml else 0)
         errors = covariance_standard_errors(self.fit, self._data.template, dof)
         rows, columns = self._data.covariance_positions
         out = pd.DataFrame(errors[:, rows, columns], index=self.names, columns=list(self._data.covariance_names))
-        out["Residual Var"] = self.fit.sigma**2 * np.sqrt(2.0 / dof)
+        out["Residual Var"] = self.fit.sigma**2 * np.sqrt(variance_parameter_covariance(self.fit, dof)[:, -1, -1])
         return out
 
     @property
@@ -191,6 +277,8 @@ def compare(models: dict[str, ManyFits] | Sequence[ManyFits]) -> pd.DataFrame:
     Models are comparable under ML, or under REML with equal fixed effects.
     """
     named = models if isinstance(models, dict) else {f"model{i + 1}": m for i, m in enumerate(models)}
+    if not named or not all(isinstance(many, ManyFits) for many in named.values()):
+        raise DataError("compare takes several ManyFits, as a list or a dict of names: see lmer_many")
     rows = [
         many.fits[["n_obs", "llf", "aic", "bic", "status"]].assign(model=name).rename_axis("response").reset_index()
         for name, many in named.items()

@@ -1,7 +1,6 @@
 """``MixedLM`` and ``mixedlm``: statsmodels' names and habits."""
 
 import dataclasses
-import warnings
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from types import SimpleNamespace
@@ -17,17 +16,30 @@ from .core.records import Fit
 from .core.types import Status
 from .data import ModelData
 from .errors import DataError, UnsupportedError
+from .fitting import read_options, read_reml, read_start, report
 from .formula import Design, RandomTerm, design_from_arrays, design_from_statsmodels
 from .formula.values import as_frame, column, factorize
+from .mixed_lm_design import (
+    design_with_components,
+    group_codes_of,
+    group_matrix,
+    is_plain,
+    own_array,
+    with_component_names,
+    with_diagonal,
+    with_statsmodels_names,
+    without_columns,
+)
 from .mixed_lm_results import StatsmodelsFit
 from .model import callers_names
-from .results import report
 from .statsmodels_fit import (
-    METHODS,
     ascent_start,
+    checked_methods,
+    checked_options,
     default_start,
     em_start,
     fit_at,
+    lasso,
     newton_held,
     penalised,
     search,
@@ -35,8 +47,6 @@ from .statsmodels_fit import (
 from .statsmodels_layout import Layout
 from .statsmodels_params import MixedLMParams, VCSpec
 from .statsmodels_results import without_rows
-
-_FIT_OPTIONS = ("gtol", "maxiter", "eps", "maxcor", "ftol", "xtol", "tol", "disp", "maxls", "m", "pgtol", "use_t")
 
 _ADVICE = "Try method='newton', another start, or a larger maxiter."
 
@@ -82,15 +92,19 @@ class MixedLM:
     ) -> None:
         if kwargs:
             raise DataError(f"MixedLM has no argument {', '.join(map(repr, kwargs))}")
+        for name, given in (("endog", endog), ("exog", exog), ("exog_re", exog_re), ("weights", weights)):
+            if np.iscomplexobj(given):
+                raise DataError(f"{name} is complex: give real numbers")
+        endog, exog, exog_re, weights = (own_array(a) for a in (endog, exog, exog_re, weights))
         if exog_vc is None:
             design = design_from_arrays(endog, exog, groups, exog_re, weights=weights, missing=missing)
-            design = _statsmodels_names(design, exog_re)
+            design = with_statsmodels_names(design, exog_re)
             labels = factorize(groups, "groups")
-            codes = _group_codes_of(design, labels.codes, len(labels.codes))
-            self._set_up(design, labels.levels, codes, "Group", [None], use_sqrt, from_arrays=_plain(endog, exog))
+            codes = group_codes_of(design, labels.codes, len(labels.codes))
+            self._set_up(design, labels.levels, codes, "Group", [None], use_sqrt, from_arrays=is_plain(endog, exog))
             return
-        design, levels, codes, names = _design_with_components(endog, exog, groups, exog_re, exog_vc, weights, missing)
-        self._set_up(design, levels, codes, "Group", names, use_sqrt, from_arrays=_plain(endog, exog))
+        design, levels, codes, names = design_with_components(endog, exog, groups, exog_re, exog_vc, weights, missing)
+        self._set_up(design, levels, codes, "Group", names, use_sqrt, from_arrays=is_plain(endog, exog))
 
     def _set_up(
         self,
@@ -109,7 +123,8 @@ class MixedLM:
         self.use_sqrt, self.reml = use_sqrt, True
         self.fe_pen: Any = None
         self.cov_pen: Any = None
-        self._data = _named(ModelData.from_design(design, factor_in_names=False), self._named_of(design))
+        data = ModelData.from_design(design, factor_in_names=False)
+        self._data = with_component_names(data, self._named_of(data.design))
 
     def _named_of(self, design: Design) -> list[tuple[str | None, RandomTerm]]:
         return list(zip(self._components, design.terms, strict=True))
@@ -173,7 +188,7 @@ class MixedLM:
             context=context,
         )
         rows = design.index.to_numpy()
-        design = dataclasses.replace(_drop_columns(design, drop_cols), index=frame.index[rows])
+        design = dataclasses.replace(without_columns(design, drop_cols), index=frame.index[rows])
         named = isinstance(groups, str)
         labels = factorize(column(frame, groups) if named else np.asarray(groups).ravel(), "groups")
         model = cls.__new__(cls)
@@ -289,7 +304,7 @@ class MixedLM:
             if component is None:
                 continue
             names.append(component)
-            per_group = [_group_matrix(term, rows) for rows in self.row_indices.values()]
+            per_group = [group_matrix(term, rows) for rows in self.row_indices.values()]
             colnames.append([names_ for names_, _ in per_group])
             mats.append([matrix for _, matrix in per_group])
         return VCSpec(names, colnames, mats)
@@ -458,12 +473,14 @@ class MixedLM:
         **fit_kwargs
             gtol, ftol, xtol, maxiter, maxcor; ``use_t=True`` for t instead of z.
         """
-        settings = _checked_options(fit_kwargs)
+        settings, reml, options = checked_options(fit_kwargs), read_reml(reml), read_options(options)
         if "maxiter" in settings and options == NewtonOptions():
             options = NewtonOptions(max_iter=max(int(settings["maxiter"]), 1))
-        methods = _checked_methods(method)
+        methods = checked_methods(method)
+        if free is not None and not hasattr(free, "get_packed"):
+            raise DataError(f"free={free!r} must be a MixedLMParams of ones and zeros")
         independent = free is not None and self._means_independent(free, start_params)
-        data = _diagonal(self._data, self._data.design.terms[0]) if independent else self._data
+        data = with_diagonal(self._data, self._data.design.terms[0]) if independent else self._data
         mask = np.ones(len(default_start(data)), bool) if free is None or independent else self._mask(free)
         theta = self._start(start_params, start, data)
         hist: list[dict[str, Any]] = []
@@ -482,10 +499,10 @@ class MixedLM:
             if not mask.all():
                 raise UnsupportedError("penalties with held covariance parameters are not supported: drop one")
             found = self._penalised(layout, reml, np.asarray(theta), fe_pen, cov_pen, settings, methods[0])
-            report(found, data, advice=_ADVICE, stacklevel=3)
+            report(found, data, advice=_ADVICE)
         else:
             found = self._search(layout, reml, theta, mask, methods, settings, options, hist)
-            report(found, data, advice=_ADVICE, stacklevel=3)
+            report(found, data, advice=_ADVICE)
         self.reml, self.fe_pen, self.cov_pen = reml, fe_pen, cov_pen
         result = StatsmodelsFit(data, found, reml=reml, options=options)
         result.model, result._from_arrays = self, self._from_arrays  # type: ignore[attr-defined]
@@ -592,7 +609,7 @@ class MixedLM:
         alphas = np.broadcast_to(np.asarray(alpha, float), (self.k_fe,))
         if not alphas.any():
             return result
-        beta = _lasso(np.asarray(result.cov_fe), np.asarray(result.fit.beta), alphas, start_params, ptol, maxit)
+        beta = lasso(np.asarray(result.cov_fe), np.asarray(result.fit.beta), alphas, start_params, ptol, maxit)
         model, omega = result._layout.components, result._omega
         deviance = np.float64(-2.0 * model.loglike(beta, omega, result.reml))
         penalised_fit = dataclasses.replace(result.fit, beta=beta, deviance=deviance)
@@ -606,7 +623,7 @@ class MixedLM:
     def _start(self, start_params: Any, theta: Any, data: ModelData) -> np.ndarray | None:
         """θ in the order of ``data`` (some terms of which may be diagonal)."""
         if theta is not None:
-            return np.asarray(theta, float)
+            return read_start(theta, data.theta_names)
         if start_params is None:
             return None
         packed = self._unpack(start_params).get_packed(use_sqrt=True)
@@ -726,151 +743,3 @@ class MixedLMDistribution:
             y = y + np.sqrt(self.scale) * np.einsum("nq,nq->n", term.Z, u[term.codes])
         weights = 1.0 if data.design.weights is None else data.design.weights
         return y + np.sqrt(self.scale / weights) * rng.normal(size=len(y))
-
-
-# ---------------------------------------------------------------- helpers
-
-
-def _plain(endog: Any, exog: Any) -> bool:
-    """Whether the model came without labels, so that people index its results by position."""
-    return not isinstance(endog, (pd.Series, pd.DataFrame)) and not isinstance(exog, (pd.Series, pd.DataFrame))
-
-
-def _statsmodels_names(design: Design, exog_re: Any) -> Design:
-    """Unnamed random-effects columns are x_re1, x_re2, … as in statsmodels."""
-    if exog_re is None or isinstance(exog_re, (pd.Series, pd.DataFrame)):
-        return design
-    first = design.terms[0]
-    columns = tuple(f"x_re{j + 1}" for j in range(len(first.columns)))
-    return dataclasses.replace(design, terms=(dataclasses.replace(first, columns=columns), *design.terms[1:]))
-
-
-def _group_codes_of(design: Design, codes: np.ndarray, n: int) -> np.ndarray:
-    """Codes of the groups of the rows that were kept."""
-    if len(design.y) == n:
-        return codes
-    # The levels that occur are in sorted order in both codings.
-    kept = design.terms[0].codes
-    used = np.unique(codes[codes >= 0])
-    return used[kept] if len(used) == len(design.terms[0].levels) else kept
-
-
-def _design_with_components(
-    endog: Any, exog: Any, groups: Any, exog_re: Any, exog_vc: Any, weights: Any, missing: str
-) -> tuple[Design, np.ndarray, np.ndarray, list[str | None]]:
-    n = len(np.asarray(endog))
-    grouping = factorize(groups, "groups")
-    if len(grouping.codes) != n:
-        raise DataError(f"groups has {len(grouping.codes)} rows, endog has {n}: give one label per observation")
-    # Without correlated effects the groups only delimit the matrices: any valid grouping serves the checks.
-    stand_in = groups if exog_re is not None else np.arange(n) // 2
-    design = design_from_arrays(endog, exog, stand_in, exog_re, weights=weights, missing=missing)
-    if len(design.y) != n:
-        raise UnsupportedError("missing='drop' cannot drop rows of the matrices in exog_vc: leave them out first")
-    used, codes = np.unique(grouping.codes, return_inverse=True)
-    levels = np.asarray(grouping.levels)[used]
-    rows = [np.flatnonzero(codes == g) for g in range(len(levels))] if len(levels) < 64 else _rows_of(codes)
-    if not isinstance(exog_vc, VCSpec) and not hasattr(exog_vc, "mats"):
-        warnings.warn(
-            "Using deprecated variance components format: pass a VCSpec(names, colnames, mats) as exog_vc.",
-            FutureWarning,
-            stacklevel=4,
-        )
-        exog_vc = VCSpec.from_dict(exog_vc, list(levels))
-    elif not isinstance(exog_vc, VCSpec):
-        exog_vc = VCSpec(exog_vc.names, exog_vc.colnames, exog_vc.mats)
-    components = exog_vc.terms("Group", list(levels), rows)
-    design = _statsmodels_names(design, exog_re)
-    terms = (*(design.terms if exog_re is not None else ()), *components)
-    names: list[str | None] = [*([None] if exog_re is not None else []), *exog_vc.names]
-    return dataclasses.replace(design, terms=terms), levels, codes.ravel(), names
-
-
-def _rows_of(codes: np.ndarray) -> list[np.ndarray]:
-    order = np.argsort(codes, kind="stable")
-    return np.split(order, np.cumsum(np.bincount(codes))[:-1])
-
-
-def _named(data: ModelData, terms: Sequence[tuple[str | None, RandomTerm]]) -> ModelData:
-    """Covariance names with the components' own names."""
-    component = {id(term): name for name, term in terms}
-    names: list[str] = []
-    at = 0
-    for term in data.terms:
-        size = len(term.columns) * (len(term.columns) + 1) // 2 if term.structure == "unstructured" else 1
-        size = len(term.columns) if term.structure == "diagonal" else size
-        own = component.get(id(term))
-        names += [f"{own} Var"] if own is not None else list(data.covariance_names[at : at + size])
-        at += size
-    return dataclasses.replace(data, covariance_names=tuple(names))
-
-
-def _diagonal(data: ModelData, term: RandomTerm) -> ModelData:
-    """The same data with independent effects in one term."""
-    design = data.design
-    new = dataclasses.replace(term, structure="diagonal")
-    design = dataclasses.replace(design, terms=tuple(new if t is term else t for t in design.terms))
-    out = ModelData.from_design(design, factor_in_names=False)
-    variances = [n for n in data.covariance_names if not n.endswith(" Cov")]
-    return dataclasses.replace(out, covariance_names=tuple(variances))
-
-
-def _drop_columns(design: Design, names: Sequence[str] | None) -> Design:
-    if not names:
-        return design
-    unknown = [name for name in names if name not in design.exog_names]
-    if unknown:
-        raise DataError(f"drop_cols names {unknown}, which are no columns; there are {list(design.exog_names)}")
-    keep = np.array([name not in names for name in design.exog_names])
-    state: Any = design.state
-    return dataclasses.replace(
-        design,
-        X=np.ascontiguousarray(design.X[:, keep]),
-        exog_names=tuple(np.array(design.exog_names, dtype=object)[keep]),
-        state=dataclasses.replace(state, keep=state.keep[keep]),
-    )
-
-
-def _group_matrix(term: RandomTerm, rows: np.ndarray) -> tuple[list[str], np.ndarray]:
-    """Column names and design of one component in one group."""
-    cells, local = np.unique(term.codes[rows], return_inverse=True)
-    q = term.Z.shape[1]
-    out = np.zeros((len(rows), len(cells) * q))
-    for j in range(q):
-        out[np.arange(len(rows)), local.ravel() * q + j] = term.Z[rows, j]
-    labels = [str(term.levels[c]) for c in cells]
-    names = [f"{label}[{c}]" for label in labels for c in term.columns] if q > 1 else labels
-    return names, out
-
-
-def _checked_options(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Tolerances; a FutureWarning names what is not used, as statsmodels gives."""
-    unknown = sorted(set(given) - set(_FIT_OPTIONS))
-    if unknown:
-        plural = "s" if len(unknown) > 1 else ""
-        warnings.warn(f"Argument{plural} {', '.join(unknown)} not used by MixedLM.fit.", FutureWarning, stacklevel=3)
-    return {name: value for name, value in given.items() if name in _FIT_OPTIONS and name != "use_t"}
-
-
-def _checked_methods(method: str | Sequence[str] | None) -> list[str]:
-    methods = ["newton"] if method is None else [method] if isinstance(method, str) else list(method)
-    methods = [m.lower() for m in methods]
-    unknown = [m for m in methods if m not in METHODS]
-    if unknown or not methods:
-        raise DataError(f"unknown method {unknown}; choose from {METHODS}")
-    return methods
-
-
-def _lasso(cov: np.ndarray, beta_hat: np.ndarray, alpha: np.ndarray, start: Any, tol: float, maxit: int) -> np.ndarray:
-    """argmin (β − β̂)ᵀC⁻¹(β − β̂) + Σ α|β| by cyclic coordinate descent; C the GLS covariance of β̂."""
-    precision = np.linalg.inv(cov)
-    beta = beta_hat.copy() if start is None else np.asarray(start, float)[: len(beta_hat)].copy()
-    unit = 1.0 / np.sqrt(np.diag(precision))
-    for _ in range(maxit):
-        before = beta.copy()
-        for j in range(len(beta)):
-            pull = precision[j] @ (beta_hat - beta) + precision[j, j] * beta[j]
-            beta[j] = np.sign(pull) * max(abs(pull) - 0.5 * alpha[j], 0.0) / precision[j, j]
-        if np.max(np.abs(beta - before) / unit) < tol:
-            break
-    return beta

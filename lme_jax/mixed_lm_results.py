@@ -8,7 +8,10 @@ import numpy as np
 import pandas as pd
 
 from .inference.wald import wald_table
+from .lazy import handed_out
 from .results import MixedLMResults
+from .statsmodels_layout import Layout
+from .statsmodels_packed import PackedEstimates
 from .summary import Summary
 
 # Plain arrays in array models, as in statsmodels; everything else keeps its labels and takes positions too.
@@ -51,11 +54,17 @@ class PositionalFrame(pd.DataFrame):
         return super().__getitem__(key)
 
 
-class StatsmodelsFit(MixedLMResults):
+class StatsmodelsFit(PackedEstimates, MixedLMResults):
     """A fit made by ``MixedLM``: ``conf_int`` is that of ``params``, ``random_effects`` are those of the groups.
 
     Models of plain arrays give labelled results that take positions too: ``result.params[0]``.
     """
+
+    model: Any = None
+
+    @property
+    def _layout(self) -> Layout:
+        return self.model._layout if self.model is not None else self._own_layout
 
     def __getattribute__(self, name: str) -> Any:
         value = super().__getattribute__(name)
@@ -66,7 +75,7 @@ class StatsmodelsFit(MixedLMResults):
         return np.array(value) if name in _PLAIN else _positional(value)
 
     def cov_params(self, r_matrix: Any = None, column: Any = None, scale: Any = None) -> Any:
-        """Covariance of ``params``; see ``StatsmodelsResults.cov_params``."""
+        """Covariance of ``params``; see ``PackedEstimates.cov_params``."""
         out = super().cov_params(r_matrix, column, scale)
         return _positional(out) if self.__dict__.get("_from_arrays", False) and isinstance(out, pd.DataFrame) else out
 
@@ -75,14 +84,19 @@ class StatsmodelsFit(MixedLMResults):
         limits = self.conf_int_params(alpha)
         return limits if cols is None else limits.iloc[np.asarray(cols)]
 
-    @property
+    @handed_out
     def cov_re(self) -> pd.DataFrame:
         """Ψ of the correlated random effects, response units²; the components are in ``vcomp``."""
         first = self._layout.data.design.terms[0]
         if first.structure == "identity":
             return pd.DataFrame(np.zeros((0, 0)))
         where = self._data.term_slices[self._layout.positions[0]]
-        return pd.DataFrame(super().cov_re.to_numpy()[where, where], index=first.columns, columns=first.columns)
+        return pd.DataFrame(self._full_cov_re()[where, where], index=first.columns, columns=first.columns)
+
+    def _full_cov_re(self) -> np.ndarray:
+        """Ψ of all effects, components too."""
+        L = np.asarray(self.fit.relative_factor)
+        return self.scale * (L @ L.T)
 
     @property
     def cov_re_unscaled(self) -> pd.DataFrame:
@@ -94,7 +108,7 @@ class StatsmodelsFit(MixedLMResults):
         """Variances of the independent components, response units², in the order of their names."""
         return self.scale * self._omega[self.k_re2 :]
 
-    @cached_property
+    @handed_out
     def bse_re(self) -> pd.Series:
         """Standard errors of the (co)variances on their own scale (k,), NaN at a singular fit."""
         errors = super().bse_re
@@ -156,6 +170,12 @@ class StatsmodelsFit(MixedLMResults):
             out.append(by_factor[term.factor][:, at : at + len(term.columns)])
         return [out[i] for i in self._layout.positions]
 
+    def remove_data(self) -> None:
+        """Forget the rows; see ``MixedLMResults.remove_data``."""
+        super().remove_data()
+        if self.model is not None:
+            self.model = self.model._without_rows()
+
     # ------------------------------------------------------------ prediction and report
 
     def predict(  # type: ignore[override]
@@ -186,7 +206,7 @@ class StatsmodelsFit(MixedLMResults):
         columns = ["Coef.", "Std.Err.", "z", "P>|z|", *limits]
         fixed = pd.DataFrame(dict(zip(columns, table, strict=True)), index=list(self._exog_names))
         rows, cols = self._data.covariance_positions
-        values = super().cov_re.to_numpy()[rows, cols]
+        values = self._full_cov_re()[rows, cols]
         components = pd.DataFrame({"Coef.": values}, index=list(self._data.covariance_names))
         order = None if self.freepat is not None else self._layout.theta_order
         components = _ordered(components, order)

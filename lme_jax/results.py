@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
-import warnings
 from collections.abc import Callable, Mapping
 from functools import cached_property
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import numpy as np
@@ -13,20 +14,25 @@ import pandas as pd
 
 from .bootstrap import Bootstrap, Kind, bootstrap
 from .core.covariance import smallest_root
-from .core.fit import fit, random_effects
+from .core.fit import random_effects
 from .core.henderson import MixedModelEquations
 from .core.optimize import NewtonOptions
 from .core.records import Fit, RandomEffects
 from .core.types import Status
 from .data import Factor, ModelData
-from .errors import ConvergenceError, ConvergenceWarning, DataError, SingularFitWarning, UnsupportedError
+from .errors import DataError, UnsupportedError
+from .fitting import fit_data, fit_without_lost_columns, read_only, read_options, read_reml, read_start, settle
 from .inference.prediction import RandomChoice, predict_mean, prediction_rows, prediction_table, related_effects
 from .inference.simulation import response_for, simulate_responses
 from .inference.wald import covariance_standard_errors, wald_table
+from .lazy import handed_out
 from .many_results import ManyFits
-from .responses import MEMORY_LIMIT, BatchOptions, Responses, fit_responses, read_responses
+from .report import components_table, facts_table
+from .responses import MEMORY_LIMIT, BatchOptions, Responses, fit_observed, fit_responses, read_responses
+from .statsmodels_packed import chosen_covariance
 from .statsmodels_results import StatsmodelsResults
 from .summary import Summary
+from .views import ResponseViews
 
 Refitter = Callable[[Mapping[str, Any], Mapping[str, Any]], "MixedLMResults"]
 
@@ -61,10 +67,24 @@ class MixedLMResults(StatsmodelsResults):
         again: Refitter | None = None,
     ) -> None:
         self._data = data
-        self.fit = fit
-        self.reml = reml
+        self._fit = read_only(fit)
+        self._reml = bool(reml)
         self._options = options
         self._again = again
+
+    @property
+    def fit(self) -> Fit:
+        """The arrays of the optimum, read-only."""
+        return self._fit
+
+    @property
+    def reml(self) -> bool:
+        """Whether the criterion is REML."""
+        return self._reml
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._fit = read_only(self._fit, copy=False)
 
     # ------------------------------------------------------------ criterion
 
@@ -88,8 +108,8 @@ class MixedLMResults(StatsmodelsResults):
 
     @property
     def n_params(self) -> int:
-        """Fixed effects, covariance parameters and σ."""
-        return len(self.fit.beta) + len(self.fit.theta) + 1
+        """Fixed effects, covariance parameters and σ that were estimated; held ones do not count."""
+        return self._n_free + 1
 
     @property
     def aic(self) -> float:
@@ -116,21 +136,57 @@ class MixedLMResults(StatsmodelsResults):
 
     # ------------------------------------------------------------ fixed effects
 
-    @cached_property
+    @handed_out
     def fe_params(self) -> pd.Series:
         """Fixed effects β̂ (p,)."""
         return pd.Series(self.fit.beta, index=self._exog_names, name="fe_params")
 
-    @cached_property
+    @handed_out
     def cov_fe(self) -> pd.DataFrame:
         """Cov β̂ = σ̂²(XᵀV⁻¹X)⁻¹ (p, p): generalised least squares, as lme4, nlme and SAS report it."""
         cov = self.scale * np.asarray(self.fit.unscaled_cov)
         return pd.DataFrame(cov, index=self._exog_names, columns=self._exog_names)
 
-    @cached_property
+    @handed_out
     def bse_fe(self) -> pd.Series:
         """Standard errors of the fixed effects (p,), √diag ``cov_fe``."""
         return pd.Series(np.sqrt(np.diag(self.cov_fe)), index=self._exog_names, name="bse_fe")
+
+    @property
+    def param_names(self) -> list[str]:
+        return list(self._exog_names)
+
+    @property
+    def params(self) -> pd.Series:
+        """The fixed effects, as ``fe_params``.
+
+        ``bse``, ``tvalues``, ``pvalues``, ``cov_params`` and ``conf_int`` are theirs too.
+        """
+        return self.fe_params.rename("params")
+
+    @property
+    def bse(self) -> pd.Series:
+        """Standard errors of the fixed effects by generalised least squares, ``bse_fe``."""
+        return self.bse_fe.rename("bse")
+
+    @property
+    def tvalues(self) -> pd.Series:
+        """Estimate over standard error of the fixed effects."""
+        return (self.fe_params / self.bse_fe).rename("tvalues")
+
+    @property
+    def pvalues(self) -> pd.Series:
+        """Two-sided normal p-values of the fixed effects."""
+        table = wald_table(self.fe_params.to_numpy(), self.bse_fe.to_numpy())
+        return pd.Series(table.p_value, index=self._exog_names, name="pvalues")
+
+    def cov_params(self, r_matrix: Any = None, column: Any = None, scale: Any = None) -> Any:
+        """Covariance of the fixed effects, of some of them (``column``), or of linear combinations R.
+
+        ``scale`` stands in for σ̂².
+        """
+        cov = self.cov_fe if scale is None else self.cov_fe / self.scale * scale
+        return chosen_covariance(cov, r_matrix, column)
 
     # ------------------------------------------------------------ variance components
 
@@ -144,7 +200,7 @@ class MixedLMResults(StatsmodelsResults):
         """Residual standard deviation σ̂."""
         return float(self.fit.sigma)
 
-    @cached_property
+    @handed_out
     def theta(self) -> pd.Series:
         """Relative covariance parameters (k,), dimensionless: the packed factor L per term."""
         return pd.Series(self.fit.theta, index=self._data.theta_names, name="theta")
@@ -156,7 +212,7 @@ class MixedLMResults(StatsmodelsResults):
         Psi = self.scale * (L @ L.T)
         return [Psi[columns, columns] for columns in self._data.term_slices]
 
-    @cached_property
+    @handed_out
     def factor_cov(self) -> Mapping[str, pd.DataFrame]:
         """Ψ of all the effects of each grouping factor, response units²."""
         L = np.asarray(self.fit.relative_factor)
@@ -167,7 +223,7 @@ class MixedLMResults(StatsmodelsResults):
             out[factor.name] = pd.DataFrame(Psi[part, part], index=factor.columns, columns=factor.columns)
         return out
 
-    @cached_property
+    @handed_out
     def cov_re(self) -> pd.DataFrame:
         """Ψ, the covariance of the random effects (block diagonal over the terms), response units²."""
         names = [c for term in self._data.terms for c in term.columns]
@@ -185,7 +241,7 @@ class MixedLMResults(StatsmodelsResults):
         terms = zip(self._data.terms, self._term_covariances, strict=True)
         return np.array([Psi[0, 0] for term, Psi in terms if term.structure == "identity"])
 
-    @cached_property
+    @handed_out
     def varcorr(self) -> pd.DataFrame:
         """lme4's ``as.data.frame(VarCorr(fit))``: columns grp, var1, var2, vcov, sdcor.
 
@@ -206,7 +262,7 @@ class MixedLMResults(StatsmodelsResults):
         rows.append(("Residual", None, None, self.scale, self.sigma))
         return pd.DataFrame(rows, columns=["grp", "var1", "var2", "vcov", "sdcor"])
 
-    @cached_property
+    @handed_out
     def bse_re(self) -> pd.Series:
         """Standard errors of the (co)variances of the random effects (k,), response units².
 
@@ -237,7 +293,7 @@ class MixedLMResults(StatsmodelsResults):
         pairs = zip(self._data.factors, self._random_effects, strict=True)
         return [np.asarray(effects.b)[: len(factor.levels)] for factor, effects in pairs]
 
-    @cached_property
+    @handed_out
     def ranef(self) -> Mapping[str, pd.DataFrame]:
         """BLUPs per grouping factor: a DataFrame (levels × effects)."""
         return {
@@ -249,7 +305,7 @@ class MixedLMResults(StatsmodelsResults):
             for factor, effects in zip(self._data.factors, self._random_effects, strict=True)
         }
 
-    @cached_property
+    @handed_out
     def ranef_cov(self) -> Mapping[str, np.ndarray]:
         """Var(b | y) with β, θ fixed (lme4's condVar) per factor, (levels, q, q) in the order of ``ranef``."""
         return {
@@ -271,7 +327,7 @@ class MixedLMResults(StatsmodelsResults):
         covs = zip(self._factor.levels, self.ranef_cov[self._factor.name], strict=True)
         return {group: pd.DataFrame(cov, index=columns, columns=columns) for group, cov in covs}
 
-    @cached_property
+    @handed_out
     def fittedvalues(self) -> pd.Series:
         """Xβ̂ + Zb̂ + offset, for the rows that were fitted."""
         values = self._data.X @ self.fit.beta + self._data.offset
@@ -280,7 +336,7 @@ class MixedLMResults(StatsmodelsResults):
             values += np.einsum("nq,nq->n", factor.Z, rows)
         return pd.Series(values, index=self._data.index, name="fittedvalues")
 
-    @cached_property
+    @handed_out
     def resid(self) -> pd.Series:
         """y − fittedvalues, response units."""
         return (self._data.y - self.fittedvalues).rename("resid")
@@ -400,11 +456,7 @@ class MixedLMResults(StatsmodelsResults):
         NaN marks a missing value, ``mask`` (n_rows, R) is True where a response was observed; see ``fit_many``.
         Designs with several grouping factors are fitted one response after another.
         """
-        if isinstance(Y, pd.DataFrame) and not Y.index.equals(self._data.index):
-            if not (Y.index.is_unique and self._data.index.isin(Y.index).all()):
-                raise DataError("Y lacks labels of the fitted rows: give one row per fitted row, in order")
-            Y = Y.loc[self._data.index]
-        responses = read_responses(Y, self.nobs, mask)
+        responses = read_responses(Y, self.nobs, mask, self._data.index)
         settings = BatchOptions(progress, memory_limit, self._options)
         return refit_responses(self._data, responses, self.reml, start, settings)
 
@@ -459,6 +511,8 @@ class MixedLMResults(StatsmodelsResults):
         """
         if self._again is None:
             raise UnsupportedError("update() needs a model that lmer() fitted; call the constructor again instead.")
+        if formula is not None and not isinstance(formula, str):
+            raise DataError(f"update(formula={formula!r}): give text such as '. ~ . + x'")
         given = {"formula": formula, "data": data, "reml": reml}
         caller = sys._getframe(1)
         names = {**caller.f_globals, **caller.f_locals}
@@ -502,7 +556,7 @@ class MixedLMResults(StatsmodelsResults):
 
     def summary(self, title: str | None = None, alpha: float = 0.05) -> Summary:
         """Criterion, estimates with standard errors, variance components, and how the fit ended."""
-        tables = [self._facts(), self._estimates(alpha), self._components()]
+        tables = [facts_table(self, self._data), self._estimates(alpha), components_table(self.varcorr)]
         notes = [f"The optimiser {self.status.text} after {int(self.fit.iterations)} evaluations;"]
         notes.append(f"½gᵀH⁻¹g = {float(self.fit.decrease):.1e} deviance units remain.")
         if self._data.n_dropped:
@@ -511,28 +565,6 @@ class MixedLMResults(StatsmodelsResults):
             notes.append(f"Dropped because other columns determine them: {', '.join(self._data.dropped_columns)}.")
         captions = ("", "Estimates (z tests; fixed effects by GLS)", "Random effects")
         return Summary(title or "Linear mixed model fit", tables, captions, tuple(notes))
-
-    def _facts(self) -> pd.DataFrame:
-        names = {True: "REML criterion", False: "−2 log L"}
-        left = [
-            ("Dependent variable:", self._data.endog_name),
-            ("Method:", self.method),
-            (f"{names[self.reml]}:", self.deviance),
-            ("Log-likelihood:", self.llf),
-            ("AIC:", self.aic),
-            ("BIC:", self.bic),
-        ]
-        groups = ", ".join(f"{f.name} {len(f.levels)}" for f in self._data.factors)
-        sizes = self._factor.sizes
-        right = [
-            ("Observations:", self.nobs),
-            ("Groups:", groups),
-            (f"Rows per {self._factor.name}:", f"{sizes.min()} to {sizes.max()}, mean {sizes.mean():.1f}"),
-            ("Residual variance:", self.scale),
-            ("Residual SD:", self.sigma),
-            ("Converged:", "yes, singular" if self.singular else "yes" if self.converged else "NO"),
-        ]
-        return pd.DataFrame([a + b for a, b in zip(left, right, strict=True)])
 
     def _estimates(self, alpha: float) -> pd.DataFrame:
         table = wald_table(self.fe_params.to_numpy(), self.bse_fe.to_numpy(), alpha)
@@ -546,28 +578,6 @@ class MixedLMResults(StatsmodelsResults):
         )
         return pd.concat([fixed, components]).reindex(columns=columns)
 
-    def _components(self) -> pd.DataFrame:
-        frame = self.varcorr
-        variances = frame[frame.var2.isna()]
-        out = pd.DataFrame(
-            {
-                "Effect": variances.var1.fillna(""),
-                "Variance": variances.vcov,
-                "SD": variances.sdcor,
-            }
-        )
-        out.index = pd.Index(list(variances.grp))
-        correlations = frame[frame.var2.notna()]
-        for var1 in correlations.var1.unique():
-            column = []
-            for grp, effect in zip(variances.grp, variances.var1, strict=True):
-                hit = correlations[
-                    (correlations.grp == grp) & (correlations.var1 == var1) & (correlations.var2 == effect)
-                ]
-                column.append(float(hit.sdcor.iloc[0]) if len(hit) else np.nan)
-            out[f"Corr {var1}"] = column
-        return out
-
     def __repr__(self) -> str:
         return str(self.summary())
 
@@ -575,6 +585,13 @@ class MixedLMResults(StatsmodelsResults):
         return self.summary().as_html()
 
     # ------------------------------------------------------------ shorthands
+
+    @property
+    def model(self) -> Any:
+        """Names, where other packages look for them (statsmodels' ``summary_col``); there is no model object."""
+        names = list(self._exog_names)
+        data = SimpleNamespace(xnames=names, ynames=self._data.endog_name, param_names=names, frame=None)
+        return SimpleNamespace(endog_names=self._data.endog_name, exog_names=names, data=data)
 
     @property
     def _exog_names(self) -> tuple[str, ...]:
@@ -585,74 +602,32 @@ class MixedLMResults(StatsmodelsResults):
         return self._data.factors[0]
 
 
-def refit_responses(data: ModelData, responses: Responses, reml: bool, start: Any, settings: BatchOptions) -> ManyFits:
-    """Fit all the responses and label them; warns once of those that did not reach an optimum."""
-    fit, n_obs = fit_responses(data, responses, reml=reml, start=start, options=settings)
-
-    def view(number: int, lane: Fit) -> MixedLMResults:
-        which = np.array([number])
-        y, seen = responses.columns(which)[:, 0], responses.seen(which)[:, 0]
-        own = data if seen.all() else data.rows(seen)
-        return MixedLMResults(own.with_response(y[seen]), lane, reml=reml, options=settings.newton)
-
-    many = ManyFits(fit, data, responses.names, reml=reml, n_obs=n_obs, view=view)
-    warn_of_failures(many)
-    return many
-
-
-def warn_of_failures(many: ManyFits) -> None:
-    """One warning for all the fits that did not reach an optimum."""
-    failed = ~many.converged & (many.fit.status != Status.INTERRUPTED)
-    if failed.any():
-        counts = many.status[failed].value_counts()
-        which = ", ".join(f"{n} {status}" for status, n in counts.items())
-        first = ", ".join(repr(name) for name in many.names[failed][:5])
-        warnings.warn(
-            f"{int(failed.sum())} of {len(many)} fits did not reach an optimum ({which}; the first are {first}): "
-            "see .status; their numbers are not estimates",
-            ConvergenceWarning,
-            stacklevel=4,
-        )
-
-
 def fit_model(
     data: ModelData, reml: bool, start: Any, options: NewtonOptions, again: Refitter | None = None
 ) -> MixedLMResults:
     """Fit compressed data and tell the person how it ended; ``again`` serves ``update``."""
-    result = fit(data.compressed, reml=reml, start=start, options=options)
-    report(result, data)
-    return MixedLMResults(data, result, reml=reml, options=options, again=again)
+    found = fit_data(data, reml, start, options)
+    return MixedLMResults(data, found, reml=reml, options=options, again=again)
 
 
-def report(
-    result: Fit,
-    data: ModelData,
-    *,
-    advice: str = "Try another start=, or options=NewtonOptions(max_iter=…).",
-    stacklevel: int = 4,
-) -> None:
-    """Turn a status into the warning or the error that a person should see.
+# ---------------------------------------------------------------- many fits
 
-    ``advice`` is what to do about a fit that did not converge; ``stacklevel`` leads to the person's own line.
-    """
-    status = Status(int(result.status))
-    spread = np.std(data.y - data.offset)
-    if status is Status.NOT_FINITE or float(result.sigma) <= 1e-10 * spread:
-        raise ConvergenceError(
-            f"the deviance of {data.endog_name!r} ({data.n_rows} rows, {len(result.beta)} fixed effects) has no "
-            "minimum: the model leaves no residual variation. Check for a fixed effect that copies the response."
-        )
-    if status is Status.SINGULAR:
-        warnings.warn(
-            "the random effects are singular: a variance is zero or a correlation is ±1 (see .varcorr). It is a valid "
-            "optimum; a simpler random part would describe these data as well.",
-            SingularFitWarning,
-            stacklevel=stacklevel,
-        )
-    elif not status.is_optimum:
-        warnings.warn(
-            f"the optimiser {status.text}: {int(result.iterations)} evaluations, ½gᵀH⁻¹g = "
-            f"{float(result.decrease):.1e} deviance units. {advice}",
-            ConvergenceWarning,
-            stacklevel=stacklevel,
-        )
+
+def refit_responses(data: ModelData, responses: Responses, reml: bool, start: Any, settings: BatchOptions) -> ManyFits:
+    """Fit all the responses and label them; warns once of those that did not reach an optimum."""
+    reml, newton = read_reml(reml), read_options(settings.newton)
+    views = ResponseViews(make=MixedLMResults, reml=reml, options=newton, design=data, responses=responses)
+    how: dict[str, Any] = dict(reml=reml, start=read_start(start, data.theta_names), options=settings)
+    lanes = fit_responses(data, responses, **how)
+    kept = fit_without_lost_columns(
+        lanes.fit,
+        lanes.identified,
+        lanes.spread,
+        views.data,
+        lambda some, keep: fit_observed(data.columns(keep), responses, some, **how),
+    )
+    views = dataclasses.replace(views, kept=kept)
+    fit = settle(lanes.fit, lanes.identified, lanes.spread, views.data)
+    many = ManyFits(fit, data, responses.names, reml=reml, n_obs=lanes.n_obs, views=views)
+    many.warn_of_failures()
+    return many

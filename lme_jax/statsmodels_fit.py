@@ -3,11 +3,9 @@
 import dataclasses
 import functools
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import scipy  # scipy.optimize loads at its first use
 
@@ -20,10 +18,11 @@ from .core.optimize import NewtonOptions
 from .core.records import SINGULAR_BELOW, Fit
 from .core.types import Status
 from .data import ModelData
-from .errors import ConvergenceError
+from .errors import ConvergenceError, DataError, warn_caller
 from .statsmodels_layout import Layout
 
 METHODS = ("newton", "lbfgs", "bfgs", "cg", "nm", "powell")
+FIT_OPTIONS = ("gtol", "maxiter", "eps", "maxcor", "ftol", "xtol", "tol", "disp", "maxls", "m", "pgtol", "use_t")
 _SCIPY = {"bfgs": "BFGS", "cg": "CG", "nm": "Nelder-Mead", "powell": "Powell"}
 # A fit counts as converged when at most this many deviance units remain to be gained, ½gᵀH⁻¹g.
 REMAINING = 1e-5
@@ -38,8 +37,10 @@ def theta_scale(data: ModelData) -> np.ndarray:
     """(k,) factors that make θ dimensionless in conditioned units of Z."""
     compressed = data.compressed
     basis = compressed.moments.basis if isinstance(compressed, GroupData) else compressed.basis
+    import jax
+
     with jax.enable_x64(True):
-        return np.asarray(covariance.theta_scale(data.template, jnp.asarray(basis.z_scale)))
+        return np.asarray(covariance.theta_scale(data.template, jax.numpy.asarray(basis.z_scale)))
 
 
 def default_start(data: ModelData) -> np.ndarray:
@@ -52,22 +53,46 @@ def default_start(data: ModelData) -> np.ndarray:
     return np.concatenate(parts) / theta_scale(data)
 
 
-@functools.partial(jax.jit, static_argnames="reml")
-def _value_and_gradient(theta: Any, data: Any, reml: bool) -> tuple[Any, Any]:
-    return jax.value_and_grad(lambda t: deviance(t, data, reml=reml))(theta)
+@functools.cache
+def _value_and_gradient(reml: bool) -> Callable[[Any, Any], tuple[Any, Any]]:
+    import jax
+
+    return jax.jit(jax.value_and_grad(lambda theta, data: deviance(theta, data, reml=reml)))
 
 
 def objective(data: ModelData, reml: bool) -> Callable[[np.ndarray], tuple[float, np.ndarray]]:
     """Deviance and exact gradient in θ, float64; +∞ where it is not finite."""
+    import jax
 
     def at(theta: np.ndarray) -> tuple[float, np.ndarray]:
         with jax.enable_x64(True):
-            value, slope = _value_and_gradient(np.asarray(theta, float), data.compressed, reml)
+            value, slope = _value_and_gradient(reml)(np.asarray(theta, float), data.compressed)
         if not np.isfinite(value):
             return np.inf, np.zeros(len(theta))
         return float(value), np.asarray(slope)
 
     return at
+
+
+# ---------------------------------------------------------------- arguments
+
+
+def checked_options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Tolerances; a FutureWarning names what is not used, as statsmodels gives."""
+    unknown = sorted(set(given) - set(FIT_OPTIONS))
+    if unknown:
+        plural = "s" if len(unknown) > 1 else ""
+        warn_caller(f"Argument{plural} {', '.join(unknown)} not used by MixedLM.fit.", FutureWarning)
+    return {name: value for name, value in given.items() if name in FIT_OPTIONS and name != "use_t"}
+
+
+def checked_methods(method: str | Sequence[str] | None) -> list[str]:
+    methods = ["newton"] if method is None else [method] if isinstance(method, str) else list(method)
+    methods = [m.lower() for m in methods]
+    unknown = [m for m in methods if m not in METHODS]
+    if unknown or not methods:
+        raise DataError(f"unknown method {unknown}; choose from {METHODS}")
+    return methods
 
 
 # ---------------------------------------------------------------- searches
@@ -123,6 +148,8 @@ def minimize(fun: Any, x0: np.ndarray, method: str, options: Mapping[str, Any]) 
 
 def _lbfgs(fun: Any, x0: np.ndarray, options: Mapping[str, Any]) -> np.ndarray:
     """optax's L-BFGS; the objective runs on the host, so its line search is driven from here."""
+    import jax
+    import jax.numpy as jnp
     import optax  # only this method needs it
 
     gtol, limit = float(options.get("gtol", options.get("pgtol", 1e-5))), int(options.get("maxiter", 500))
@@ -292,6 +319,21 @@ def _covariance_penalty(pen: Any, omega: np.ndarray, layout: Layout) -> tuple[fl
     return float(pen.func(relative, inverse)), slope
 
 
+def lasso(cov: np.ndarray, beta_hat: np.ndarray, alpha: np.ndarray, start: Any, tol: float, maxit: int) -> np.ndarray:
+    """argmin (β − β̂)ᵀC⁻¹(β − β̂) + Σ α|β| by cyclic coordinate descent; C the GLS covariance of β̂."""
+    precision = np.linalg.inv(cov)
+    beta = beta_hat.copy() if start is None else np.asarray(start, float)[: len(beta_hat)].copy()
+    unit = 1.0 / np.sqrt(np.diag(precision))
+    for _ in range(maxit):
+        before = beta.copy()
+        for j in range(len(beta)):
+            pull = precision[j] @ (beta_hat - beta) + precision[j, j] * beta[j]
+            beta[j] = np.sign(pull) * max(abs(pull) - 0.5 * alpha[j], 0.0) / precision[j, j]
+        if np.max(np.abs(beta - before) / unit) < tol:
+            break
+    return beta
+
+
 # ---------------------------------------------------------------- the record of a point
 
 
@@ -303,8 +345,7 @@ def fit_at(
     if int(found.status) == Status.NOT_FINITE:
         raise ConvergenceError("the deviance is not finite at these parameters: try another start or method")
     remaining = _remaining(np.asarray(found.gradient)[free], np.asarray(found.hessian)[np.ix_(free, free)])
-    with jax.enable_x64(True):
-        smallest = float(covariance.smallest_root(jnp.asarray(found.theta * theta_scale(data)), data.template))
+    smallest = _smallest_root(found.theta * theta_scale(data), data)
     status = Status.CONVERGED if remaining < REMAINING else Status.STALLED
     if status is Status.CONVERGED and smallest < SINGULAR_BELOW:
         status = Status.SINGULAR
@@ -323,6 +364,13 @@ def fit_at(
         status=np.int32(status),
         iterations=np.int32(evaluations),
     )
+
+
+def _smallest_root(theta: np.ndarray, data: ModelData) -> float:
+    import jax
+
+    with jax.enable_x64(True):
+        return float(covariance.smallest_root(jax.numpy.asarray(theta), data.template))
 
 
 def _remaining(gradient: np.ndarray, hessian: np.ndarray) -> float:

@@ -1,10 +1,4 @@
-"""``StatsmodelsResults``: what statsmodels' users expect of results, added to every fitted model.
-
-``params``, ``bse``, ``tvalues``, ``pvalues``, ``cov_params`` are statsmodels' packed *profile-scale* vector:
-β, then Cov(b)/σ² of the correlated effects (row-major lower triangle), then the variance components over σ².
-Standard errors there come from the joint Hessian in (β, Cov/σ²). ``fe_params``, ``bse_fe``, ``cov_fe``,
-``cov_re``, ``vcomp``, ``bse_re`` are on the natural scale, with generalised-least-squares standard errors of β.
-"""
+"""``StatsmodelsResults``: statsmodels' tests, predictions and keeping, added to every fitted model."""
 
 import dataclasses
 import pickle
@@ -21,6 +15,8 @@ from .core.components import Components, root_map, root_of
 from .data import ModelData
 from .errors import DataError, UnsupportedError
 from .inference.contrasts import TTest, WaldTest, hypotheses, reference_distribution, t_test, wald_test
+from .inference.terms import fixed_terms
+from .inference.wald import check_alpha
 from .statsmodels_layout import Layout
 from .statsmodels_params import MixedLMParams
 
@@ -32,16 +28,27 @@ class StatsmodelsResults:
     """Mixin over (``_data``, ``fit``, ``reml``); everything is computed when first asked for."""
 
     _data: ModelData
-    fit: "Fit"
-    reml: bool
     use_t: bool = False
     freepat: MixedLMParams | None = None
     hist: list[dict[str, Any]] | None = None
     cov_pen: Any = None
     fe_pen: Any = None
-    model: Any = None
 
     if TYPE_CHECKING:
+
+        @property
+        def fit(self) -> "Fit": ...
+
+        @property
+        def reml(self) -> bool: ...
+
+        @property
+        def params(self) -> Any: ...
+
+        @property
+        def param_names(self) -> list[str]: ...
+
+        def cov_params(self, r_matrix: Any = None, column: Any = None, scale: Any = None) -> Any: ...
 
         @property
         def nobs(self) -> Any: ...
@@ -80,7 +87,7 @@ class StatsmodelsResults:
 
     @property
     def _layout(self) -> Layout:
-        return self.model._layout if self.model is not None else self._own_layout
+        return self._own_layout
 
     @cached_property
     def _own_layout(self) -> Layout:
@@ -95,14 +102,10 @@ class StatsmodelsResults:
     @cached_property
     def _free(self) -> np.ndarray:
         """(K,) which packed parameters were estimated."""
-        p, k = len(self.fit.beta), len(self._omega)
+        p = len(self.fit.beta)
         if self.freepat is None:
-            return np.ones(p + k, dtype=bool)
+            return np.ones(p + len(self.fit.theta), dtype=bool)
         return np.concatenate([np.ones(p, bool), self.freepat.get_packed(use_sqrt=False) != 0])
-
-    @property
-    def param_names(self) -> list[str]:
-        return [*self._data.exog_names, *self._layout.names]
 
     @property
     def k_fe(self) -> int:
@@ -128,91 +131,12 @@ class StatsmodelsResults:
 
     @property
     def df_modelwc(self) -> int:
-        return self.k_fe
-
-    @property
-    def params_object(self) -> MixedLMParams:
-        """β, Cov(b)/σ², components/σ² in three parts."""
-        return MixedLMParams.from_packed(self._packed, self.k_fe, self.k_re, use_sqrt=False, has_fe=True)
-
-    # ------------------------------------------------------------ packed estimates
-
-    @cached_property
-    def _packed(self) -> np.ndarray:
-        return np.concatenate([np.asarray(self.fit.beta), self._omega])
-
-    @cached_property
-    def params(self) -> pd.Series:
-        """Packed profile-scale parameters (K,): β, Cov(b)/σ², components/σ²."""
-        return self._series(self._packed, "params")
-
-    @cached_property
-    def normalized_cov_params(self) -> pd.DataFrame:
-        """Inverse negative joint Hessian in (β, Cov/σ²), (K, K); zeros beside held parameters.
-
-        The fixed-effects part differs a little from ``cov_fe`` (generalised least squares): it accounts for
-        the estimation of the covariance parameters as far as they correlate with β̂.
-        """
-        hessian = self._layout.components.score_and_hessian(np.asarray(self.fit.beta), self._omega, self.reml)[1]
-        free = np.flatnonzero(self._free)
-        cov = np.zeros_like(hessian)
-        information = -hessian[np.ix_(free, free)]
-        unit = np.sqrt(np.abs(np.diag(information)))
-        cov[np.ix_(free, free)] = np.linalg.pinv(information / np.outer(unit, unit), hermitian=True) / np.outer(
-            unit, unit
-        )
-        return self._frame(cov)
-
-    @cached_property
-    def bse(self) -> pd.Series:
-        """Standard errors of ``params``, joint-Hessian form; NaN where the Hessian gives none."""
-        with np.errstate(invalid="ignore"):
-            return self._series(np.sqrt(np.diag(self.normalized_cov_params)), "bse")
-
-    @cached_property
-    def bse_fe_joint(self) -> pd.Series:
-        """Standard errors of β from the joint Hessian, what statsmodels calls ``bse_fe``."""
-        return pd.Series(np.asarray(self.bse)[: self.k_fe], index=list(self._data.exog_names), name="bse_fe_joint")
-
-    @cached_property
-    def tvalues(self) -> pd.Series:
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return self._series(np.asarray(self.params) / np.asarray(self.bse), "tvalues")
-
-    @cached_property
-    def pvalues(self) -> pd.Series:
-        """Two-sided, normal, or t with ``df_resid`` degrees of freedom where ``use_t``."""
-        return self._series(2.0 * self._reference.sf(np.abs(np.asarray(self.tvalues))), "pvalues")
+        """Number of ``params``."""
+        return len(self.params)
 
     @property
     def _reference(self) -> Any:
         return reference_distribution(self.df_resid if self.use_t else np.inf)
-
-    def conf_int_params(self, alpha: float = 0.05) -> pd.DataFrame:
-        """Wald limits (K, 2) of ``params``; for limits of β alone see ``conf_int``."""
-        half = self._reference.ppf(1.0 - alpha / 2.0) * np.asarray(self.bse)
-        params = np.asarray(self.params)
-        return pd.DataFrame({0: params - half, 1: params + half}, index=self.param_names)
-
-    def cov_params(self, r_matrix: Any = None, column: Any = None, scale: Any = None) -> Any:
-        """Covariance of ``params``, of some of them (``column``), or of linear combinations R."""
-        cov = self.normalized_cov_params
-        if scale is not None:
-            cov = cov * scale
-        if column is not None:
-            places = np.atleast_1d(column)
-            picked = np.asarray(cov)[np.ix_(places, places)]
-            return picked[0, 0] if np.ndim(column) == 0 else picked
-        if r_matrix is None:
-            return cov
-        r = np.asarray(r_matrix, float)
-        return r @ np.asarray(cov) @ r.T
-
-    def _series(self, values: np.ndarray, name: str) -> pd.Series:
-        return pd.Series(values, index=self.param_names, name=name)
-
-    def _frame(self, values: np.ndarray) -> pd.DataFrame:
-        return pd.DataFrame(values, index=self.param_names, columns=self.param_names)
 
     # ------------------------------------------------------------ tests
 
@@ -266,23 +190,10 @@ class StatsmodelsResults:
     def wald_test_terms(self) -> pd.DataFrame:
         """A joint test of each term of the formula (of each column, for arrays): statistic, pvalue, df."""
         rows = {}
-        for name, columns in self._fixed_terms().items():
+        for name, columns in fixed_terms(self._data.design).items():
             test = self.wald_test(np.eye(self.k_fe)[columns])
             rows[name] = {"statistic": test.statistic, "pvalue": test.pvalue, "df_constraint": test.df_num}
         return pd.DataFrame.from_dict(rows, orient="index")
-
-    def _fixed_terms(self) -> dict[str, list[int]]:
-        state: Any = self._data.design.state
-        names = list(self._data.exog_names)
-        if not hasattr(state, "fixed") or not hasattr(state.fixed, "spec"):
-            return {name: [j] for j, name in enumerate(names)}
-        out: dict[str, list[int]] = {}
-        places = {int(column): j for j, column in enumerate(np.arange(len(state.fixed.names))[state.keep])}
-        for term, columns in state.fixed.spec.term_indices.items():
-            kept = [places[c] for c in columns if c in places]
-            if kept:
-                out["Intercept" if str(term) == "1" else str(term)] = kept
-        return out
 
     def compare_lr_test(self, restricted: "StatsmodelsResults", *, boundary: bool = True) -> tuple[float, float, int]:
         """Likelihood-ratio test against a nested model: (statistic, p-value, difference in parameters).
@@ -295,6 +206,8 @@ class StatsmodelsResults:
             reference is then the mixture of χ² of Self & Liang (1987) for uncorrelated boundary parameters
             (½χ²₍df−1₎ + ½χ²₍df₎ for one variance). Without it χ²_df, which is conservative.
         """
+        if not isinstance(restricted, StatsmodelsResults):
+            raise DataError(f"compare_lr_test takes the result of another mixed model, not {type(restricted).__name__}")
         if self.reml != restricted.reml or self.nobs != restricted.nobs:
             raise DataError("compare_lr_test needs two fits of the same rows by the same criterion (ML or REML)")
         if self.reml and tuple(self._data.exog_names) != tuple(restricted._data.exog_names):
@@ -387,7 +300,8 @@ class StatsmodelsResults:
             Whether ``exog`` goes through the formula.
         random_effects : bool
             Add the BLUPs. The standard error is then that of x'β̂ + z'b̂ (Henderson).
-        **options : passed to ``prediction`` (weights, offset, allow_new_levels).
+        **options : passed to ``prediction`` (weights, offset, allow_new_levels); the intervals have a level of their
+            own, ``conf_int(alpha=)``.
 
         Notes
         -----
@@ -395,8 +309,9 @@ class StatsmodelsResults:
         not say what those are, so there they are NaN.
         """
         if exog is None or (transform and isinstance(exog, (pd.DataFrame, Mapping))):
-            table = self.prediction(exog, random_effects=random_effects, **options)
-            half = scipy.stats.norm.ppf(0.975)
+            level = options.pop("level", 0.95)
+            table = self.prediction(exog, random_effects=random_effects, level=level, **options)
+            half = scipy.special.ndtri(0.5 + level / 2.0)
             se_obs = (table["pi_upper"] - table["mean"]).to_numpy() / half
             return Prediction(table["mean"].to_numpy(), table["se"].to_numpy(), se_obs, self._reference, table.index)
         if random_effects:
@@ -429,15 +344,20 @@ class StatsmodelsResults:
         return pickle.loads(Path(fname).read_bytes())
 
     def remove_data(self) -> None:
-        """Forget the rows; estimates, standard errors, tests and the summary stay, row-wise results go."""
-        for name in ("bse_re", "bse", "cov_fe", "pvalues", "_omega", "_free", "normalized_cov_params"):
-            getattr(self, name)
+        """Forget the rows: estimates, standard errors, tests, BLUPs, the summary and ``predict`` of new rows stay.
+
+        Residuals, fitted values, ``prediction``, refits and everything else that reads the rows go.
+        """
+        self._keep_before_removal()
         for name in ("fittedvalues", "resid", "_own_layout", "_equations"):
             self.__dict__.pop(name, None)
-        self.summary()
-        if self.model is not None:
-            self.model = self.model._without_rows()
         self._data = without_rows(self._data)
+
+    def _keep_before_removal(self) -> None:
+        """Compute what needs the rows now and is to stay."""
+        for name in ("bse_re", "cov_fe", "_omega", "_blups", "ranef", "ranef_cov"):
+            getattr(self, name)
+        self.summary()
 
 
 class _NoRows:
@@ -467,8 +387,8 @@ def without_rows(data: ModelData) -> ModelData:
         data.design,
         y=gone,
         X=gone,
-        weights=None,
-        offset=None,
+        weights=None if data.design.weights is None else gone,
+        offset=None if data.design.offset is None else gone,
         index=pd.RangeIndex(0),
         terms=tuple(thin[id(t)] for t in data.design.terms),
     )
@@ -500,7 +420,7 @@ class Prediction:
 
     def conf_int(self, obs: bool = False, alpha: float = 0.05) -> np.ndarray:
         """(n, 2) limits of the mean, or with ``obs`` of a new observation."""
-        half = self.distribution.ppf(1.0 - alpha / 2.0) * (self.se_obs if obs else self.se_mean)
+        half = self.distribution.ppf(1.0 - check_alpha(alpha) / 2.0) * (self.se_obs if obs else self.se_mean)
         return np.column_stack([self.predicted_mean - half, self.predicted_mean + half])
 
     def summary_frame(self, alpha: float = 0.05) -> pd.DataFrame:

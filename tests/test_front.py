@@ -66,8 +66,10 @@ class TestResults:
         packed = np.concatenate([fitted.fit.beta, fitted.fit.theta, [fitted.scale]])
         natural = parameterizations.convert(packed, "sqrt", "natural", n_fixed=2, template=data.template)
         hessian = likelihood.derivatives(natural, data, scale="natural", reml=True).hessian
-        expected = np.sqrt(np.diag(np.linalg.inv(-hessian)))[2:5]
-        np.testing.assert_allclose(fitted.bse_re, expected, rtol=1e-6)
+        expected = np.sqrt(np.diag(np.linalg.inv(-hessian)))[2:]
+        np.testing.assert_allclose(fitted.bse_re, expected[:3], rtol=1e-6)
+        many = fitted.refit_many(fitted._data.y, progress=False)
+        np.testing.assert_allclose(many.bse_vcov.iloc[0], expected, rtol=1e-6)
 
     def test_nothing_of_the_user_changes(self, sleepstudy):
         before = sleepstudy.copy()
@@ -103,6 +105,21 @@ class TestResults:
         by_name = lme.lmer(FORMULA, sleepstudy, weights="w")
         by_array = lme.lmer(FORMULA, sleepstudy, weights=sleepstudy.w.to_numpy())
         assert by_name.deviance == by_array.deviance
+        # A row that is the mean of w rows weighs w: at the same θ both give the same β̂, its covariance and BLUPs.
+        times = np.tile([1, 2, 3], 60)
+        rows = np.repeat(np.arange(180), times)
+        X = np.column_stack([np.ones(180), sleepstudy.Days])
+        groups, noise = sleepstudy.Subject.to_numpy(), np.random.default_rng(0).normal(size=len(rows))
+        y = sleepstudy.Reaction.to_numpy()[rows] + noise
+        means = np.bincount(rows, y) / times
+        repeated = lme.compress(y, X[rows], X[rows], groups[rows])
+        weighted = lme.compress(means, X, X, groups, weights=times.astype(float))
+        theta = np.array([0.9, 0.02, 0.2])
+        one, other = lme.fit_at(theta, repeated), lme.fit_at(theta, weighted)
+        np.testing.assert_allclose(one.beta, other.beta, rtol=1e-10)
+        np.testing.assert_allclose(one.unscaled_cov, other.unscaled_cov, rtol=1e-10)
+        effects = [lme.random_effects(fit, data)[0].b for fit, data in ((one, repeated), (other, weighted))]
+        np.testing.assert_allclose(*effects, rtol=1e-8, atol=1e-8)
 
     def test_dropped_rows_are_counted_and_equal_dropping_by_hand(self, sleepstudy):
         sleepstudy.loc[[3, 50], "Reaction"] = np.nan

@@ -98,6 +98,20 @@ def step_products(S: Array) -> Array:
     return total
 
 
+def moments(sums: LevelSums, p: int) -> tuple[Array, Array, Array]:
+    """K (kq, kq), t (kq,) and cᵀE_xc (kq,) of ``starts.from_moments``, from the sums at Ψ = 0, no lanes.
+
+    With Q = I − X(XᵀX)⁻¹Xᵀ: K_xy = tr(QZE_xZᵀQZE_yZᵀ), t_x = tr(QZE_xZᵀ).
+    """
+    kq = len(sums.U)
+    weight = _twice_off_diagonal(kq, 1).astype(sums.U.dtype)
+    fixed = (weight[:, None, None] * sums.TT[:, :p, :p]).reshape(kq, p * p)
+    by_U = sums.UU if sums.U_TT is None else sums.UU - 2.0 * sums.U_TT
+    K = step_products(by_U) + fixed @ fixed.T
+    t = weight * sums.U - sum(fixed.reshape(kq, p, p)[:, c, c] for c in range(p))
+    return K, t, weight * sums.TT[:, p, p]
+
+
 def assemble_derivatives(
     theta: Array,
     template: Template,

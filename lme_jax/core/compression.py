@@ -14,7 +14,7 @@ import numpy as np
 import scipy.linalg
 
 from ..errors import DataError
-from . import linalg
+from .checks import check_codes, check_rows, group_codes, real_array
 from .covariance import Template, column_groups, make_template
 from .types import Array, is_host, pytree, static
 
@@ -23,6 +23,8 @@ CHUNK_ROWS = 65_536
 PATTERN_SAMPLE = 2_048
 # A response explained to this accuracy by the fixed effects has no residual to model.
 NO_RESIDUAL = 1e-12
+# A column of X is a combination of others where less than this of it is left beside them: rounding.
+DEPENDENT = 1e-12
 
 
 @pytree
@@ -101,16 +103,35 @@ def _scaled_qr(X: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return scale, *np.linalg.qr(X / scale)
 
 
+def _dependent(R: np.ndarray) -> np.ndarray:
+    """(p,) whether each column of X = QR is a combination of the earlier ones, up to rounding."""
+    size = np.sqrt((R**2).sum(axis=0))
+    return np.abs(np.diag(R)) <= DEPENDENT * size
+
+
+def _full_rank(R: np.ndarray, dependent: np.ndarray) -> np.ndarray:
+    """R (p, p) with a pivot of the column's own size wherever a column is ``dependent`` (p,) on the earlier ones."""
+    size = np.sqrt((R**2).sum(axis=0))
+    pivot = np.where(dependent, np.where(size > 0, size, 1.0), np.diag(R))
+    return np.triu(R, 1) + np.diag(pivot)
+
+
 def _pilot_map(scale: np.ndarray, Q: np.ndarray, R: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Upper-triangular (p+1, p+1) map that makes the pilot rows' X orthonormal and y a residual."""
-    p = len(R)
-    inverse = scipy.linalg.solve_triangular(R, np.eye(p)) * np.sqrt(len(y)) if p else R
+    p, n = R.shape[1], max(len(y), 1)
+    if len(R) < p:
+        Q, R = np.pad(Q, [(0, 0), (0, p - Q.shape[1])]), np.pad(R, [(0, p - len(R)), (0, 0)])
+    dependent = _dependent(R)
+    if dependent.any():
+        # The map exists all the same; what such a column leaves is rounding, and stays that small.
+        Q, R = np.where(dependent, 0.0, Q), _full_rank(R, dependent)
+    inverse = scipy.linalg.solve_triangular(R, np.eye(p)) * np.sqrt(n) if p else R
     coefficients = Q.T @ y
     residual = y - Q @ coefficients
     residual -= Q @ (Q.T @ residual)
-    spread = np.sqrt(np.mean(residual**2))
+    spread = np.sqrt((residual**2).sum() / n)
     # An (almost) perfect pilot fit must not blow the residual column up to rounding noise.
-    spread = max(spread, 1e-12 * np.sqrt(np.mean(y**2)), np.finfo(float).tiny)
+    spread = max(spread, 1e-12 * np.sqrt((y**2).sum() / n), np.finfo(float).tiny)
     out = np.zeros((p + 1, p + 1))
     out[:p, :p] = inverse / scale[:, None]
     out[:p, p] = -(scipy.linalg.solve_triangular(R, coefficients) / scale if p else coefficients) / spread
@@ -129,7 +150,7 @@ def pilot_basis(y: np.ndarray, X: np.ndarray, Z: np.ndarray, template: Template)
     # A stride that shares a factor with the group size would see the same visits of each group only.
     rows = np.concatenate([np.arange(min(n, PILOT_ROWS)), np.arange(PILOT_ROWS, n, step)])
     scale, Q, R = _scaled_qr(X if step == 1 else X[rows])
-    if step > 1 and p and np.linalg.matrix_rank(R, rtol=len(rows) * np.finfo(float).eps) < p:
+    if step > 1 and _dependent(R).any():
         step, (scale, Q, R) = 1, _scaled_qr(X)
     to_w = _pilot_map(scale, Q, R, y if step == 1 else y[rows])
     # Not a BLAS product: on a stride it costs more to wake its threads than to sum.
@@ -178,12 +199,19 @@ def group_moments(
     ----------
     y : (n,) response; X : (n, p); Z : (n, q); codes : (n,) integers in [0, n_groups).
     weights : (n,) prior weights > 0: Var(ε_i) = σ²/w_i.
-    basis : the basis of earlier chunks, so that the results add; a pilot of these rows if None.
+    basis : a common basis, if one is known to suit all chunks (saves a pilot per chunk); a pilot of these rows
+        if None, and ``merge`` finds the common one. The chunk itself may be tiny, rank deficient or exactly fitted.
+
+    Raises
+    ------
+    DataError
+        For codes outside [0, n_groups).
 
     Notes
     -----
     O(n(q² + q(p+1) + (p+1)²)) operations; the extra memory is O(CHUNK_ROWS · (p + q²)).
     """
+    codes = check_codes(codes, n_groups)
     basis = pilot_basis(y, X, Z, template) if basis is None else basis
     n, p, q = len(y), X.shape[1], Z.shape[1]
     sums = np.zeros((q * (q + 1) // 2 + q * (p + 1), n_groups))
@@ -204,6 +232,8 @@ def group_moments(
 
 def add_by_code(sums: np.ndarray, codes: np.ndarray, columns: Iterable[np.ndarray]) -> None:
     """sums[j, codes[i]] += columns[j][i]; sorted codes, the usual order of rows, are quickest."""
+    if not len(codes):
+        return
     if (codes[1:] >= codes[:-1]).all():
         starts = np.concatenate([[0], np.flatnonzero(codes[1:] != codes[:-1]) + 1])
         present = codes[starts]
@@ -234,7 +264,8 @@ def change_basis(moments: GroupMoments, basis: Basis) -> GroupMoments:
 def merge(a: GroupMoments, b: GroupMoments) -> GroupMoments:
     """Moments of both chunks together: they add. Both must use one coding of the levels.
 
-    ``b`` is carried into the basis of ``a`` first where the two differ. The result is new.
+    Chunks in different bases are carried into one that suits all their rows, so no chunk need be typical:
+    the first may be tiny, lack a treatment or be fitted exactly. The result is new.
     """
     if a.template != b.template or a.ZtW.shape != b.ZtW.shape:
         raise DataError(
@@ -242,7 +273,9 @@ def merge(a: GroupMoments, b: GroupMoments) -> GroupMoments:
             "code both chunks with the same columns and the same list of levels"
         )
     same = np.array_equal(a.basis.map, b.basis.map) and np.array_equal(a.basis.z_scale, b.basis.z_scale)
-    b = b if same else change_basis(b, a.basis)
+    if not same:
+        basis = _common_basis(a, b)
+        a, b = change_basis(a, basis), change_basis(b, basis)
     return GroupMoments(
         a.ZtZ + b.ZtZ,
         a.ZtW + b.ZtW,
@@ -252,6 +285,44 @@ def merge(a: GroupMoments, b: GroupMoments) -> GroupMoments:
         a.basis,
         a.template,
     )
+
+
+def _common_basis(a: GroupMoments, b: GroupMoments) -> Basis:
+    """A conditioned basis of the rows of both chunks, as ``pilot_basis`` would find it from the rows.
+
+    The triangular factors of the chunks' [X y] stacked have the cross-products of all rows; each comes from
+    near-orthonormal columns, so no digit is lost to squaring.
+    """
+    n = a.n_rows + b.n_rows
+    stacked = np.concatenate([_triangle(m.WtW, m.basis) for m in (a, b)])
+    p = stacked.shape[1] - 1
+    scale, Q, R = _scaled_qr(stacked[:, :p])
+    root = np.sqrt(n / len(stacked))
+    to_w = _pilot_map(scale, Q, R, stacked[:, p]) * root
+    squares = sum((np.einsum("aag->a", m.ZtZ) * np.asarray(m.basis.z_scale) ** 2 for m in (a, b)), 0.0)
+    squares = squares / np.exp((a.log_weights + b.log_weights) / np.maximum(n, 1))
+    z_scale = power_of_two_scale(squares, n, a.template)
+    return Basis(to_w, np.linalg.slogdet(to_w[:p, :p])[1], z_scale)
+
+
+def _triangle(WtW: np.ndarray, basis: Basis) -> np.ndarray:
+    """T (p+1, p+1) with TᵀT = [X y]ᵀ[X y], in the user's columns."""
+    size = np.sqrt(np.maximum(np.diag(WtW), np.finfo(float).tiny))
+    values, vectors = np.linalg.eigh(WtW / np.outer(size, size))
+    half = np.sqrt(np.maximum(values, 0.0))[:, None] * vectors.T * size
+    return np.linalg.solve(np.asarray(basis.map).T, half.T).T
+
+
+def rows_with_residual(n_rows: Any, WtW: np.ndarray, basis: Basis) -> np.float64:
+    """The number of rows, NaN where least squares on X leaves no more of y than rounding."""
+    p = len(WtW) - 1
+    last = np.sqrt(np.maximum(np.diag(WtW), np.finfo(float).tiny))
+    scaled = WtW / np.outer(last, last)
+    explained = scaled[p, :p] @ np.linalg.lstsq(scaled[:p, :p], scaled[:p, p], rcond=1e-12)[0] if p else 0.0
+    residual = last[p] ** 2 * (1.0 - explained) / np.asarray(basis.map)[p, p] ** 2
+    y = np.linalg.solve(np.asarray(basis.map), np.eye(p + 1)[p])  # y = W @ this
+    total = y @ WtW @ y
+    return np.float64(n_rows if residual > NO_RESIDUAL**2 * total else np.nan)
 
 
 # ---------------------------------------------------------------- patterns
@@ -275,14 +346,28 @@ def pool(moments: GroupMoments) -> GroupData:
     Of m such levels only m·log|I + LᵀGL| and Σ C⊗C count. The second is q(p+1) × q(p+1): as many entries as
     its rank, the scaled eigenvectors, replace the levels where m is larger. Entries and levels are padded to
     bucketed lengths with empty ones, which change nothing.
+
+    The number of rows is NaN, and with it the deviance, where the fixed effects leave nothing of y.
+
+    Raises
+    ------
+    DataError
+        For columns of X that others determine.
     """
+    lost = dependent_columns(moments.WtW[:-1, :-1])
+    if len(lost):
+        raise DataError(
+            f"columns {lost.tolist()} of X (from 0) are combinations of the earlier ones, so their effects cannot be "
+            "told apart: leave them out"
+        )
+    n_rows = rows_with_residual(moments.n_rows, moments.WtW, moments.basis)
     n_groups = moments.ZtZ.shape[-1]
     padded = bucket(n_groups)
     levels = GroupMoments(
         _pad_last(moments.ZtZ, padded),
         _pad_last(moments.ZtW, padded),
         moments.WtW,
-        moments.n_rows,
+        n_rows,
         moments.log_weights,
         moments.basis,
         moments.template,
@@ -303,6 +388,30 @@ def pool(moments: GroupMoments) -> GroupData:
     C = np.concatenate([moments.ZtW[:, :, alone], roots.T.reshape(q, w, -1)], axis=2)
     length = bucket(len(count))
     return GroupData(_pad_last(G, length), _pad_last(count, length), _pad_last(C, length), levels)
+
+
+def dependent_columns(XtX: np.ndarray) -> np.ndarray:
+    """Positions of the columns that the earlier ones determine, from XᵀX (p, p) in a conditioned basis."""
+    own, rest, lost = np.diag(XtX).copy(), np.array(XtX, float), []
+    floor = np.maximum(1e-13 * own, 1e-24 * own.sum())
+    for j in range(len(own)):
+        if not rest[j, j] > floor[j]:
+            lost.append(j)
+            continue
+        rest = rest - np.outer(rest[:, j], rest[j]) / rest[j, j]
+    return np.array(lost, int)
+
+
+def enough_rows(n_rows: np.ndarray, n_levels: np.ndarray, n_fixed: int, template: Template) -> np.ndarray:
+    """Whether rows and occupied levels, per lane, can identify the model: lme4's conditions, as single fits have them.
+
+    More rows than fixed effects, than levels, and than effects of every unstructured block; two levels or more.
+    """
+    needed = np.maximum(n_levels, n_fixed)
+    for structure, size in template:
+        if structure == "unstructured":
+            needed = np.maximum(needed, n_levels * size)
+    return (n_rows > needed) & (n_levels >= 2)
 
 
 def distinct_levels(ZtZ: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -374,47 +483,28 @@ def compress(
     Raises
     ------
     DataError
-        On NumPy input: lengths that differ, values that are not finite, weights ≤ 0.
+        On NumPy input: lengths that differ, values that are not finite, codes out of range, weights ≤ 0, columns
+        of X that are dependent. Traced codes out of range end in a fit whose status is NOT_FINITE.
     """
-    template = make_template(structure, np.shape(Z)[1])
     if not is_host((y, X, Z, weights, offset, groups)):
         from .traced import compress as _compress_traced
 
+        template = make_template(structure, _n_columns("Z", Z))
         return _compress_traced(y, X, Z, groups, weights, offset, template, n_groups)
-    y, X, Z = (np.asarray(a, float) for a in (y, X, Z))
-    codes, n_groups = group_codes(np.asarray(groups), n_groups)
+    y, X, Z = real_array("y", y, 1), real_array("X", X, 2), real_array("Z", Z, 2)
+    weights, offset = (None if a is None else real_array(name, a, 1) for name, a in _prior(weights, offset))
+    template = make_template(structure, Z.shape[1])
+    codes, n_groups = group_codes(groups, n_groups)
     check_rows(y=y, X=X, Z=Z, groups=codes, weights=weights, offset=offset)
-    weights = None if weights is None else np.asarray(weights, float)
-    y = y if offset is None else y - np.asarray(offset, float)
+    y = y if offset is None else y - offset
     return pool(group_moments(y, X, Z, codes, n_groups, template=template, weights=weights))
 
 
-def group_codes(groups: np.ndarray, n_groups: int | None) -> tuple[np.ndarray, int]:
-    """Integer codes and the number of levels; labels are coded in sorted order unless ``n_groups`` is given."""
-    if n_groups is not None:
-        return groups, n_groups
-    if groups.dtype.kind in "iuf" and (groups[1:] >= groups[:-1]).all():
-        steps = np.concatenate([[0], np.cumsum(groups[1:] != groups[:-1])])[: len(groups)]
-        return steps.astype(np.int32), int(steps[-1:].sum()) + 1
-    levels, codes = np.unique(groups, return_inverse=True)
-    return codes.reshape(-1).astype(np.int32), len(levels)
+def _prior(weights: Any, offset: Any) -> tuple[tuple[str, Any], ...]:
+    return ("weights", weights), ("offset", offset)
 
 
-def check_rows(**arrays: Any) -> None:
-    """Raise DataError unless all arrays are finite and of one length (None is skipped); weights > 0."""
-    given = {name: np.asarray(a) for name, a in arrays.items() if a is not None}
-    first, n = next((name, len(a)) for name, a in given.items())
-    for name, a in given.items():
-        if len(a) != n:
-            raise DataError(f"{name} has {len(a)} rows, {first} has {n}: give one row per observation")
-        with np.errstate(all="ignore"):
-            clean = np.isfinite(a.sum())  # finite whenever every entry is, short of overflow
-        bad = np.zeros(0, bool) if clean else ~np.isfinite(a.reshape(n, -1)).all(axis=1)
-        if bad.any():
-            rows = np.flatnonzero(bad)[:5].tolist()
-            raise DataError(f"{name} has {int(bad.sum())} non-finite rows (first {rows}): drop or impute them")
-        if name == "weights" and (a <= 0).any():
-            rows = np.flatnonzero(a <= 0)[:5].tolist()
-            raise DataError(f"weights must be > 0 (rows {rows} are not): drop rows that should not count")
-    if n == 0:
-        raise DataError("there are no rows to fit")
+def _n_columns(name: str, values: Any) -> int:
+    if np.ndim(values) != 2:
+        raise DataError(f"{name} has shape {np.shape(values)}; give (n, columns), one row per observation")
+    return int(np.shape(values)[1])

@@ -7,7 +7,7 @@ lanes (many models at once) on their last axes.
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.linalg
@@ -50,6 +50,14 @@ def make_template(structure: str | Template, q: int) -> Template:
     return template
 
 
+@functools.lru_cache(maxsize=64)
+def triangle(q: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows and columns of the packed lower triangle of (q, q), and where its diagonal stands."""
+    rows, columns = np.tril_indices(q)
+    return rows, columns, np.flatnonzero(rows == columns)
+
+
+@functools.lru_cache(maxsize=256)
 def n_theta(template: Template) -> int:
     """Number of covariance parameters k of a template."""
     return sum(block.n_theta for block in template)
@@ -57,8 +65,11 @@ def n_theta(template: Template) -> int:
 
 def split(theta: Array, template: Template) -> list[Array]:
     """θ (k,) cut into its blocks."""
-    ends = np.cumsum([block.n_theta for block in template])
-    return [theta[end - block.n_theta : end] for end, block in zip(ends, template, strict=True)]
+    parts, at = [], 0
+    for block in template:
+        parts.append(theta[at : at + block.n_theta])
+        at += block.n_theta
+    return parts
 
 
 @functools.lru_cache(maxsize=256)
@@ -125,7 +136,7 @@ def start(template: Template, spread: Array) -> Array:
         sd = spread[at : at + block.size]
         at += block.size
         if block.structure == "unstructured":
-            rows, columns = np.tril_indices(block.size)
+            rows, columns, _ = triangle(block.size)
             on_diagonal = (rows == columns).reshape(-1, *[1] * (sd.ndim - 1))
             parts.append(xp.where(on_diagonal, sd[rows], 0.0))
         elif block.structure == "diagonal":
@@ -160,14 +171,18 @@ def theta_scale(template: Template, z_scale: Array) -> Array:
         s = z_scale[at : at + block.size]
         at += block.size
         if block.structure == "unstructured":
-            parts.append(s[np.tril_indices(block.size)[0]])
+            parts.append(s[triangle(block.size)[0]])
         elif block.structure == "diagonal":
             parts.append(s)
         elif block.structure == "ar1" and block.size > 1:
             parts.append(xp.stack([s[0], xp.ones_like(s[0])]))
         else:
             parts.append(xp.repeat(s[:1], block.n_theta, axis=0))
-    return xp.concatenate(parts)
+    return _joined(xp, parts)
+
+
+def _joined(xp: Any, parts: list[Array]) -> Array:
+    return parts[0] if len(parts) == 1 else xp.concatenate(parts)
 
 
 def canonical(theta: Array, template: Template) -> tuple[Array, Array]:
@@ -177,9 +192,8 @@ def canonical(theta: Array, template: Template) -> tuple[Array, Array]:
     parts, signs, xp = [], [], namespace(theta)
     for part, block in zip(split(theta, template), template, strict=True):
         if block.structure == "unstructured":
-            rows, columns = np.tril_indices(block.size)
-            diagonal = part[np.flatnonzero(rows == columns)]
-            sign = xp.where(diagonal < 0, -1.0, 1.0)[columns]
+            _, columns, diagonal = triangle(block.size)
+            sign = xp.where(part[diagonal] < 0, -1.0, 1.0)[columns]
             parts.append(part * sign)
         elif block.structure == "ar1" and block.size > 1:
             parts.append(xp.stack([xp.abs(part[0]), xp.arcsin(xp.sin(part[1]))]))
@@ -188,7 +202,7 @@ def canonical(theta: Array, template: Template) -> tuple[Array, Array]:
             sign = xp.where(part < 0, -1.0, 1.0)
             parts.append(part * sign)
         signs.append(sign)
-    return xp.concatenate(parts), xp.concatenate(signs)
+    return _joined(xp, parts), _joined(xp, signs)
 
 
 def smallest_root(theta: Array, template: Template) -> Array:
@@ -200,13 +214,12 @@ def smallest_root(theta: Array, template: Template) -> Array:
     values, xp = [], namespace(theta)
     for part, block in zip(split(theta, template), template, strict=True):
         if block.structure == "unstructured":
-            rows, columns = np.tril_indices(block.size)
-            values.append(xp.abs(part[np.flatnonzero(rows == columns)]))
+            values.append(xp.abs(part[triangle(block.size)[2]]))
         elif block.structure == "ar1" and block.size > 1:
             values.append(xp.abs(part[:1] * xp.cos(part[1:])))
         else:
             values.append(xp.abs(part))
-    return xp.concatenate(values).min(0)
+    return _joined(xp, values).min(0)
 
 
 @functools.lru_cache(maxsize=256)

@@ -14,7 +14,8 @@ import numpy as np
 import scipy.sparse
 
 from ..errors import DataError
-from .compression import CHUNK_ROWS, Basis, add_by_code, check_rows, distinct_levels, gram, pilot_basis
+from .checks import check_codes, check_rows, real_array
+from .compression import CHUNK_ROWS, Basis, add_by_code, distinct_levels, gram, pilot_basis, rows_with_residual
 from .covariance import Template, make_template
 from .types import Array, pytree, static
 
@@ -156,16 +157,19 @@ def compress_crossed(
     O(n Σq (Σq + p) + W) with W = Σ_u d_u(d_u+1)/2 over the levels u of the largest factor, each meeting
     d_u effects of the other factors.
     """
-    y, X = np.asarray(y, float), np.asarray(X, float)
+    y, X = real_array("y", y, 1), real_array("X", X, 2)
     sparse = [scipy.sparse.issparse(Z) for Z in Zs]
-    sizes = tuple(Z.shape[1] // m if s else np.shape(Z)[1] for Z, m, s in zip(Zs, n_levels, sparse, strict=True))
+    Zs = [
+        Z.tocsr() if s else real_array(f"Z of factor {j}", Z, 2)
+        for j, (Z, s) in enumerate(zip(Zs, sparse, strict=True))
+    ]
+    sizes = tuple(Z.shape[1] // m if s else Z.shape[1] for Z, m, s in zip(Zs, n_levels, sparse, strict=True))
     blocks = [make_template(t, q) for t, q in zip(templates, sizes, strict=True)]
     template = tuple(block for t in blocks for block in t)
     check_rows(y=y, X=X, weights=weights, offset=offset)
     for j, (Z, code) in enumerate(zip(Zs, codes, strict=True)):
         _check_factor(j, len(y), Z, code, n_levels[j])
-    codes = [None if s else np.asarray(c) for c, s in zip(codes, sparse, strict=True)]
-    Zs = [Z.tocsr() if s else np.asarray(Z, float) for Z, s in zip(Zs, sparse, strict=True)]
+    codes = [None if s else check_codes(c, m) for c, m, s in zip(codes, n_levels, sparse, strict=True)]
     y = y if offset is None else y - np.asarray(offset, float)
     basis = _basis(y, X, Zs, sizes, n_levels, template)
     # Columns are used one at a time: each is contiguous.
@@ -182,9 +186,10 @@ def compress_crossed(
         log_weights = 2.0 * np.log(root).sum()
         W = W * root[:, None]
         Zs = [scipy.sparse.diags(root) @ Z if s else Z * root[:, None] for Z, s in zip(Zs, sparse, strict=True)]
+    WtW = gram(W.T)
     totals = dict(
-        WtW=gram(W.T),
-        n_rows=np.float64(len(y)),
+        WtW=WtW,
+        n_rows=rows_with_residual(len(y), WtW, basis),
         log_weights=np.float64(log_weights),
         basis=basis,
         template=template,
@@ -209,9 +214,7 @@ def _check_factor(j: int, n: int, Z: Any, codes: Any, n_levels: int) -> None:
             )
         return
     check_rows(y=np.zeros(n), **{f"Z of factor {j}": Z, f"codes of factor {j}": codes})
-    low, high = int(np.min(codes)), int(np.max(codes))
-    if low < 0 or high >= n_levels:
-        raise DataError(f"factor {j} has codes from {low} to {high}; they must lie in [0, {n_levels})")
+    check_codes(codes, n_levels, f"codes of factor {j}")
 
 
 def _basis(y: Any, X: Any, Zs: list[Any], sizes: tuple[int, ...], n_levels: list[int], template: Template) -> Basis:
@@ -361,8 +364,8 @@ def _crossed(
 def _check_memory(size: float, limit: float, what: str) -> None:
     if size > limit:
         raise DataError(
-            f"{what} would take {size / 2**30:.1f} GiB, above the limit of {limit / 2**30:.1f} GiB: raise "
-            "memory_limit, merge rare levels of the smaller factors, or drop a factor"
+            f"{what} would take {size / 2**30:.1f} GiB, above the limit of {limit / 2**30:.1f} GiB: merge rare "
+            "levels of the smaller factors, or drop a factor (compress_crossed itself takes memory_limit=)"
         )
 
 

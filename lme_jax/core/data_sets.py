@@ -15,6 +15,7 @@ from .compression import (
     Basis,
     GroupMoments,
     add_by_code,
+    enough_rows,
     group_moments,
     pilot_basis,
     power_of_two_scale,
@@ -40,6 +41,7 @@ class DataSets:
     Attributes
     ----------
     n_rows, n_levels : (n_sets,) rows, and levels that occur, in each.
+    identified : (n_sets,) whether the rows of each identify the model; complete for those that were compressed.
     """
 
     def __init__(
@@ -63,17 +65,19 @@ class DataSets:
         self._opens_level = np.append(True, (codes[1:] != codes[:-1]) | (sets[1:] != sets[:-1]))
         self.n_rows = np.bincount(sets, minlength=n_sets)
         self.n_levels = np.bincount(sets[self._opens_level], minlength=n_sets)
+        self.identified = enough_rows(self.n_rows, self.n_levels, X.shape[1], template)
         self._begin = np.cumsum(self.n_rows) - self.n_rows
 
     def compress(self, which: np.ndarray, n_levels: int) -> LaneData:
         """A lane for each of the data sets ``which``, levels padded to ``n_levels``.
 
-        One that cannot identify the model becomes a lane that fails: its number of rows is NaN.
+        One that cannot identify the model (see ``identified``) or leaves no residual becomes a lane that fails: its
+        number of rows is NaN.
         """
         sizes = self.n_rows[which]
         starts = np.cumsum(sizes) - sizes
         rows = np.repeat(self._begin[which] - starts, sizes) + np.arange(sizes.sum())
-        basis, W, plain, identified = self._condition(rows, sizes)
+        basis, W, plain, residual = self._condition(rows, sizes)
         Z = np.divide(self._Z[rows].T, np.repeat(basis.z_scale, sizes, axis=1), order="C")
         log_weights = np.zeros(len(which))
         if self._weights is not None:
@@ -88,19 +92,19 @@ class DataSets:
             C[:, :, :p],
             C[:, :, p],
             _products_by(W, starts),
-            np.where(identified, sizes, np.nan),
+            np.where(residual & self.identified[which], sizes, np.nan),
             log_weights,
             basis,
             self.template,
         )
-        for lane in np.flatnonzero(~plain).tolist():
+        for lane in np.flatnonzero(~plain & self.identified[which]).tolist():
             moments = self._alone(which[lane])
             if moments is not None:
                 _put(data, lane, moments, self._map)
         return data
 
     def _condition(self, rows: np.ndarray, sizes: np.ndarray) -> tuple[Basis, np.ndarray, np.ndarray, np.ndarray]:
-        """Basis of each data set, W (p+1, n) in it; which sets are well conditioned, and which identified."""
+        """Basis of each set, W (p+1, n) in it; which sets are well conditioned, which of them leave residuals."""
         X, y = np.ascontiguousarray(self._X[rows].T), self._y[rows]
         p, starts = len(X), np.cumsum(sizes) - sizes
         gram = np.moveaxis(_products_by(X, starts), 2, 0)
@@ -118,8 +122,8 @@ class DataSets:
             coefficients += step
             residual -= sum((column * np.repeat(own, sizes) for column, own in zip(Q, step, strict=True)), 0.0)
         rss, total = np.add.reduceat(residual**2, starts), np.add.reduceat(y**2, starts)
-        identified = plain & (rss > NO_RESIDUAL**2 * total)
-        spread = np.sqrt(np.where(identified, rss, sizes) / sizes)
+        some = plain & (rss > NO_RESIDUAL**2 * total)
+        spread = np.sqrt(np.where(some, rss, sizes) / sizes)
         full = np.zeros((p + 1, p + 1, len(sizes)))
         full[:p, :p] = np.moveaxis(self._map @ to_q, 0, 2)
         full[:p, p] = -np.einsum("ijs,js->is", full[:p, :p], coefficients) / spread
@@ -127,7 +131,7 @@ class DataSets:
         log_det = np.linalg.slogdet(np.moveaxis(full[:p, :p], 2, 0))[1]
         squares = np.array([np.add.reduceat(column**2, starts) for column in self._Z[rows].T])
         basis = Basis(full, log_det, power_of_two_scale(squares, sizes, self.template))
-        return basis, np.array([*Q, residual / np.repeat(spread, sizes)]), plain, identified
+        return basis, np.array([*Q, residual / np.repeat(spread, sizes)]), plain, some
 
     def _level_sums(
         self, rows: np.ndarray, which: np.ndarray, Z: np.ndarray, W: np.ndarray, n_levels: int
@@ -149,7 +153,9 @@ class DataSets:
         """Moments of one data set by itself, its X still in the common basis; None if it cannot be fitted."""
         rows = slice(self._begin[number], self._begin[number] + self.n_rows[number])
         y, X = self._y[rows], self._X[rows]
-        if not _is_estimable(y, X):
+        scaled = X / np.maximum(np.abs(X).max(axis=0, initial=0.0), np.finfo(float).tiny)
+        self.identified[number] = not X.shape[1] or np.linalg.matrix_rank(scaled) == X.shape[1]
+        if not self.identified[number] or not _leaves_residual(y, scaled):
             return None
         codes = np.cumsum(self._opens_level[rows]) - 1
         weights = None if self._weights is None else self._weights[rows]
@@ -168,15 +174,9 @@ def _products_by(columns: Any, starts: np.ndarray) -> np.ndarray:
     return out
 
 
-def _is_estimable(y: np.ndarray, X: np.ndarray) -> bool:
-    """Whether n rows identify p fixed effects and leave a residual."""
-    n, p = X.shape
-    if n <= p:
-        return False
-    scaled = X / np.maximum(np.abs(X).max(axis=0, initial=0.0), np.finfo(float).tiny)
-    if p and np.linalg.matrix_rank(scaled) < p:
-        return False
-    residual = y - scaled @ np.linalg.lstsq(scaled, y)[0] if p else y
+def _leaves_residual(y: np.ndarray, X: np.ndarray) -> bool:
+    """Whether least squares on X (n, p) of full rank leaves more of y than rounding."""
+    residual = y - X @ np.linalg.lstsq(X, y)[0] if X.shape[1] else y
     return bool(residual @ residual > NO_RESIDUAL**2 * (y @ y))
 
 

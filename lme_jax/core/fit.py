@@ -75,21 +75,22 @@ def _fit(data: GroupData, start: Array | None, tol: Any, max_iter: Any, *, reml:
 
 def search(data: GroupData, x0: Array, tol: Any, max_iter: Any, reml: bool) -> tuple[NewtonState, Array]:
     """The optimum as a function of the data, and how many were seen; JAX has a rule for its derivatives."""
-    first = multistart.begin(x0, nothing_kept(data.n_fixed, x0))
+    template, xp = data.template, namespace(data.G, data.C)
+    certain, searches, glimpse = starts.has_one_optimum(template, data.G, -1), 1, None
+    if xp is np and not certain and data.count.shape[-1] <= MANY_LEVELS:
+        searches = starts.n_searches(template, data.G)
+        points = starts.grid(template)
+        values = grouped.profile(points, data, reml)
+        lowest = np.nanargmin(np.where(np.isfinite(values), values, np.inf))
+        glimpse = starts.Glimpse(values[lowest], points[:, lowest])
 
     def objective(x: Array) -> tuple[Array, Array, Array, AtOptimum]:
         return grouped.objective(x, data, reml)
 
-    certain = starts.has_one_optimum(data.template, data.G, -1)
-    plan = starts.plan(data.template, _searches(data), certain)
+    first = multistart.begin(x0, nothing_kept(data.n_fixed, x0))
+    plan = starts.plan(template, searches, certain, glimpse)
     done = multistart.minimise(objective, first, plan, tol, max_iter)
     return done.found, done.optima
-
-
-def _searches(data: GroupData) -> int:
-    """How many searches a fit earns whatever the first one finds: where there are many levels or traced, one."""
-    few = namespace(data.G, data.C) is np and data.count.shape[-1] <= MANY_LEVELS
-    return starts.n_searches(data.template, data.G) if few else 1
 
 
 def fit_at(theta: Any, data: ModelStatistics, *, reml: bool = True) -> Fit:
@@ -112,14 +113,8 @@ def _fit_at(theta: Array, data: ModelStatistics, *, reml: bool) -> Fit:
 
 
 def moment_start(data: GroupData) -> Array:
-    """Scaled θ (k,) from moments of the pilot residuals; see ``starts``."""
-    lower, moments = np.tril_indices(len(data.G)), data.moments
-    weight = np.where(lower[0] == lower[1], 1.0, 2.0).astype(data.C.dtype)
-    G, c = data.G[lower], data.C[:, -1]
-    counted = G * data.count
-    GG = assembly.step_products(counted @ G.T)
-    cc = weight * (c @ c.T)[lower]
-    return starts.from_moments(data.template, GG, weight * counted.sum(-1), cc, moments.WtW[-1, -1], moments.n_rows)
+    """Scaled θ (k,) from moments of the residuals of least squares; exact REML estimates in balanced designs."""
+    return starts.from_moments(data.template, *grouped.residual_moments(data))
 
 
 def deviance(theta: Any, data: ModelStatistics, *, reml: bool = True) -> Array:

@@ -125,6 +125,29 @@ def _level_sums(U: Packed, T: list[Array], count: Array, reml: bool) -> LevelSum
     )
 
 
+def residual_moments(data: GroupData) -> tuple[Array, Array, Array, Array, Array]:
+    """K, t, cᵀE_xc, rᵀr and n − p of ``starts.from_moments``: the sums of ``objective`` at Ψ = 0."""
+    lower, moments = np.tril_indices(len(data.G)), data.moments
+    R = linalg.cholesky(moments.WtW)
+    A, p = assembly.whitening(R), data.n_fixed
+    sums = _level_sums(tuple(data.G[lower]), [A.T @ c for c in data.C], data.count, True)
+    return (*assembly.moments(sums, p), R[p, p] ** 2, moments.n_rows - p)
+
+
+def profile(theta: np.ndarray, data: GroupData, reml: bool) -> np.ndarray:
+    """Deviances (S,) at many scaled θ (k, S) at once; NumPy."""
+    L = covariance.factor(theta[:, None], data.template)
+    log_det, W = levels.weigh(L, data.G[..., None], covariance.filled(data.template))
+    w = data.n_fixed + 1
+    explained = 0.0
+    for (a, b), weight in zip(levels.pairs(len(data.C)), W, strict=True):
+        products = (data.C[a][:, None] * data.C[b][None]).reshape(w * w, -1)
+        explained = explained + (products @ weight) * (1.0 if a == b else 2.0)
+    H = data.moments.WtW[:, :, None] - explained.reshape(w, w, -1)
+    H = 0.5 * (H + np.swapaxes(H, 0, 1))
+    return profiled_deviance(data.count @ log_det, H, data.moments, reml)
+
+
 def level_weights(theta: Array, data: GroupData) -> tuple[Array, Array]:
     """Per level, at scaled θ: W = L M⁻¹Lᵀ (q, q, G) (= Var(b|y)/σ², conditioned) and ZᵀW."""
     moments = data.moments

@@ -12,7 +12,8 @@ import scipy.linalg
 import scipy.sparse
 
 from ..errors import DataError
-from .compression import NO_RESIDUAL, Basis, bucket, check_rows, group_codes, pilot_basis
+from .checks import check_rows, group_codes, real_array
+from .compression import NO_RESIDUAL, Basis, bucket, enough_rows, pilot_basis
 from .covariance import Template, make_template
 from .lanes import LaneData
 
@@ -34,7 +35,8 @@ class SharedDesign:
     Raises
     ------
     DataError
-        For lengths that differ, values that are not finite, weights ≤ 0, columns of X that are dependent.
+        For lengths that differ, values that are not finite, codes out of range, weights ≤ 0, columns of X that are
+        dependent.
     """
 
     def __init__(
@@ -48,10 +50,10 @@ class SharedDesign:
         structure: str | Template = "unstructured",
         n_groups: int | None = None,
     ) -> None:
-        X, Z = np.asarray(X, float), np.asarray(Z, float)
+        X, Z = real_array("X", X, 2), real_array("Z", Z, 2)
         self.n_rows, self.n_fixed = X.shape
         self.template = make_template(structure, Z.shape[1])
-        codes, self.n_groups = group_codes(np.asarray(groups), n_groups)
+        codes, self.n_groups = group_codes(groups, n_groups)
         check_rows(X=X, Z=Z, groups=codes, weights=weights, offset=offset)
         self._root = None if weights is None else np.sqrt(np.asarray(weights, float))[:, None]
         self._log_weights = 0.0 if weights is None else np.log(np.asarray(weights, float)).sum()
@@ -134,17 +136,22 @@ class SharedDesign:
             self.template,
         )
 
-    def compress_observed(self, Y: np.ndarray, observed: np.ndarray) -> LaneData:
+    def compress_observed(self, Y: np.ndarray, observed: np.ndarray) -> tuple[LaneData, np.ndarray]:
         """Statistics of responses Y (n, R) of which only the rows ``observed`` (n, R) count, lane by lane.
 
-        A lane whose remaining rows do not identify the fixed effects gets NaN rows, hence ``NOT_FINITE``.
+        Returns
+        -------
+        LaneData, (R,) bool
+            And whether the remaining rows identify the model. A lane in which they do not gets NaN rows, so that
+            its search ends at once.
         """
         mask = observed.astype(float)
         Y = np.where(observed, self._conditioned(np.where(observed, Y, 0.0)), 0.0)
         p, lanes, q, G = self.n_fixed, Y.shape[1], self._Z.shape[1], self.n_groups
         XtX = ((self._X[:, :, None] * self._X[:, None]).reshape(-1, p * p).T @ mask).T.reshape(lanes, p, p)
         rows = mask.sum(0)
-        lost = rows <= p
+        occupied = (self._by_level(np.ones((self.n_rows, 1))) @ mask > 0).sum(0)
+        lost = ~enough_rows(rows, occupied, p, self.template)
         if p:
             roots = np.linalg.eigvalsh(XtX)
             lost = lost | (roots[:, 0] < 1e-12 * roots[:, -1])
@@ -166,7 +173,7 @@ class SharedDesign:
         Cy = (self._levels @ E).reshape(G, q, lanes) / spread
         logs = np.zeros(1) if self._log_row_weights is None else self._log_row_weights @ mask
         levels = bucket(G)
-        return LaneData(
+        data = LaneData(
             _pad_first(ZtZ, levels),
             _pad_first(np.ones((G, 1)), levels),
             _pad_first(cross[:, :, q:], levels),
@@ -177,6 +184,7 @@ class SharedDesign:
             self._basis(coefficients, spread),
             self.template,
         )
+        return data, ~lost
 
 
 def _spread(rss: np.ndarray, explained: np.ndarray, n: Any) -> tuple[np.ndarray, np.ndarray]:

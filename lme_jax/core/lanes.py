@@ -52,9 +52,10 @@ def moment_start(data: LaneData) -> Array:
     weight = np.where(lower[0] == lower[1], 1.0, 2.0).astype(data.Cy.dtype)[:, None]
     G = data.G[:, lower[0], lower[1]]
     counted = data.count[:, None] * G
-    GG = assembly.step_products((counted[:, :, None] * G[:, None]).sum(0))
+    K = assembly.step_products((counted[:, :, None] * G[:, None]).sum(0))
     cc = weight * (data.Cy[:, lower[0]] * data.Cy[:, lower[1]]).sum(0)
-    return starts.from_moments(data.template, GG, weight * counted.sum(0), cc, data.WtW[-1, -1], data.n_rows)
+    t = weight * counted.sum(0)
+    return starts.from_moments(data.template, K, t, cc, data.WtW[-1, -1], data.n_rows)
 
 
 def objective(theta: Array, data: LaneData, reml: bool) -> tuple[Array, Array, Array, AtOptimum]:

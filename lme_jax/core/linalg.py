@@ -16,7 +16,7 @@ from .types import Array, namespace, select
 UNROLL_UP_TO = 5
 
 
-def _is_one(M: Array) -> bool:
+def is_one(M: Array) -> bool:
     """Whether M is one NumPy matrix."""
     return type(M) is np.ndarray and M.ndim == 2
 
@@ -56,7 +56,7 @@ def put(array: Array, index: Any, value: Array) -> Array:
 
 def cholesky(M: Array) -> Array:
     """Lower Cholesky factor of M (q, q, *batch); NaN where M is not positive definite."""
-    if _is_one(M):
+    if is_one(M):
         if not len(M):
             return M
         K, info = lapack.dpotrf(M, lower=1)
@@ -95,7 +95,7 @@ def solve_lower(K: Array, B: Array) -> Array:
     xp = namespace(K, B)
     if q == 0 or B.shape[1] == 0:
         return xp.zeros_like(B)
-    if _is_one(K) and _is_one(B):
+    if is_one(K) and is_one(B):
         return _triangular(K, B, trans=0)
     if q <= UNROLL_UP_TO:
         rows: list[Array] = []
@@ -114,7 +114,7 @@ def solve_lower(K: Array, B: Array) -> Array:
 
 def solve_upper(K: Array, B: Array) -> Array:
     """K⁻ᵀB for lower-triangular K (q, q, *batch) and B (q, m, *batch)."""
-    if _is_one(K) and _is_one(B) and len(K) and B.shape[1]:
+    if is_one(K) and is_one(B) and len(K) and B.shape[1]:
         return _triangular(K, B, trans=1)
     xp = namespace(K, B)
     flipped = xp.flip(xp.swapaxes(K, 0, 1), (0, 1))
@@ -128,7 +128,7 @@ def _triangular(K: np.ndarray, B: np.ndarray, trans: int) -> np.ndarray:
 
 def inverse_lower(K: Array) -> Array:
     """K⁻¹ of a lower-triangular K (q, q, *batch)."""
-    if _is_one(K) and len(K):
+    if is_one(K) and len(K):
         X, info = lapack.dtrtri(K, lower=1)
         return np.tril(X) if info == 0 else np.full_like(K, np.nan)
     return solve_lower(K, namespace(K).broadcast_to(identity(len(K), K), K.shape))
@@ -139,7 +139,7 @@ def matmul(A: Array, B: Array) -> Array:
 
     XLA's CPU reduction over a middle axis is an order of magnitude slower than this sum.
     """
-    if _is_one(A) and _is_one(B):
+    if is_one(A) and is_one(B):
         return A @ B
     total = A[:, 0, None] * B[None, 0]
     for j in range(1, A.shape[1]):

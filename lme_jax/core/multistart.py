@@ -121,6 +121,8 @@ def _next(s: Multistart, plan: Plan) -> Multistart:
     optima = s.optima + (ended & is_optimum & other).astype(np.int32)
     kept = Multistart(now, best, s.attempt, optima, s.evaluations)
     again = ended & plan.again(kept)
+    if type(again) is np.bool_ and not again:
+        return kept
     fresh = initial_state(plan.start(kept), now.aux)
     current = tree_map(lambda new, old: select(again, new, old), fresh, now)
     return kept._replace(now=current, attempt=s.attempt + again.astype(np.int32))

@@ -102,6 +102,13 @@ def _newton_step(gradient: Array, hessian: Array) -> tuple[Array, Array, Array, 
     xp, info = namespace(gradient, hessian), np.finfo(hessian.dtype)
     size = _diagonal_size(hessian).max(0)
     floor = 1e3 * info.eps * size + info.tiny
+    if linalg.is_one(hessian):
+        K = linalg.cholesky(hessian)
+        smallest = K.diagonal().min() ** 2
+        if smallest > floor:
+            half = linalg.solve_lower(K, -gradient[:, None])
+            step = linalg.solve_upper(K, half)[:, 0]
+            return step, 0.5 * (half[:, 0] @ half[:, 0]), smallest / size, step
     C, d, safe = linalg.ldl(hessian, floor)
     half = linalg.solve_lower(C, -gradient[:, None])[:, 0]
     step = linalg.solve_upper(C, (half / safe)[:, None])[:, 0]

@@ -99,6 +99,10 @@ def estimates(H: Array, totals: RowTotals, reml: bool) -> Estimates:
     beta = (inverse * F[p, :p][:, None]).sum(0)
     A, c, d = basis.map[:p, :p], basis.map[:p, p], basis.map[p, p]
     dof = totals.n_rows - (p if reml else 0)
+    sigma = F[p, p] / (d * xp.sqrt(dof))
+    if linalg.is_one(H):
+        root = inverse @ A.T
+        return Estimates((A @ beta - c) / d, sigma, root.T @ root)
     root = xp.einsum("ij...,kj...->ik...", inverse, A)
     unscaled = xp.einsum("ij...,ik...->jk...", root, root)
-    return Estimates((xp.einsum("ij...,j...->i...", A, beta) - c) / d, F[p, p] / (d * xp.sqrt(dof)), unscaled)
+    return Estimates((xp.einsum("ij...,j...->i...", A, beta) - c) / d, sigma, unscaled)

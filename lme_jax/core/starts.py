@@ -1,36 +1,38 @@
 """Where the searches over the effects of one factor start, and when one is not enough.
 
-The first start takes the covariance of the effects from moments of the residuals.
-
-With c = Zᵀr of a level, r the pilot residuals, and E_x the symmetric unit matrices of the free (co)variances,
-E cᵀE_x c = Σ_y ψ_y tr(E_xGE_yG) + σ² tr(E_xG) and E rᵀr = Σ_y ψ_y tr(E_yG) + σ²n: normal equations that give
-all the (co)variances together (Henderson 1953; MINQUE(0), Rao 1971). Arrays may carry lanes on their last axes.
+The first start takes the covariance of the effects from moments: with c = Zᵀr of a level, r the residuals of least
+squares, and E_x the symmetric unit matrices of the free (co)variances,
+    E cᵀE_x c = Σ_y ψ_y K_xy + σ² t_x,    E rᵀr = Σ_y ψ_y t_y + σ²(n − p),
+which gives all of them together (Henderson 1953; MINQUE(0), Rao 1971). Arrays may carry lanes on their last axes.
 """
 
-from typing import Any
+import functools
+import itertools
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from . import covariance, linalg
 from .covariance import Block, Template
 from .levels import pairs
-from .multistart import Multistart, Plan, pick
-from .types import Array, Status, namespace
+from .multistart import SAME, Multistart, Plan, pick
+from .types import Array, Status, namespace, select
 
 # Variances of a conditioned effect relative to σ²: not at zero, where the deviance is stationary whatever the
 # data; not so far out that it is flat.
 SMALLEST, LARGEST = 0.04, 1e4
-RIDGE = 1e-6
+RIDGE = 1e-9
 # A relative standard deviation so large that a level knows its effects as well as it can.
 FAR = 1000.0
-# Searches of a design whose largest level tells this many times more than its median one, and of others.
-IRREGULAR, MANY_SEARCHES, SEARCHES = 20.0, 6, 2
+# Searches of a design whose largest level tells this many times more than its median one.
+IRREGULAR, MANY_SEARCHES = 20.0, 6
 # Roots of the relative covariance, conditioned, that count as zero.
 SINGULAR_BELOW = 1e-4
 # The least part of a variance that the effects before it must leave unexplained.
 LEFT = 0.05
 
 
+@functools.lru_cache(maxsize=64)
 def _free(template: Template) -> np.ndarray:
     """Packed pairs of effects whose (co)variance is estimated: variances, covariances of unstructured blocks."""
     block = np.repeat(np.arange(len(template)), [b.size for b in template])
@@ -43,21 +45,21 @@ def _free(template: Template) -> np.ndarray:
     )
 
 
-def from_moments(template: Template, GG: Array, G: Array, cc: Array, rss: Array, n_rows: Array) -> Array:
+def from_moments(template: Template, K: Array, t: Array, cc: Array, rss: Array, dof: Array) -> Array:
     """Scaled θ (k, *lanes).
 
     Parameters
     ----------
-    GG : (kq, kq, *lanes) tr(E_xGE_yG) summed over the levels; G, cc : (kq, *lanes) tr(E_xG) and cᵀE_xc.
-    rss : (*lanes) rᵀr.
+    K : (kq, kq, *lanes) tr(E_xGE_yG) summed over the levels, less what X takes of it; t : (kq, *lanes) likewise
+        tr(E_xG); cc : (kq, *lanes) cᵀE_xc; rss : (*lanes) rᵀr; dof : n − p.
     """
-    xp = namespace(GG, cc, rss)
+    xp = namespace(K, cc, rss)
     free = _free(template)
-    n = n_rows + 0.0 * rss
-    across = G[free] + 0.0 * cc[free]
+    n = dof + 0.0 * rss
+    across = t[free] + 0.0 * cc[free]
     A = xp.concatenate(
         [
-            xp.concatenate([GG[free][:, free] + 0.0 * cc[free][None], across[:, None]], axis=1),
+            xp.concatenate([K[free][:, free] + 0.0 * cc[free][None], across[:, None]], axis=1),
             xp.concatenate([across, n[None]])[None],
         ]
     )
@@ -65,8 +67,8 @@ def from_moments(template: Template, GG: Array, G: Array, cc: Array, rss: Array,
     at = np.arange(len(b))
     diagonal = A[at, at]
     unit = xp.sqrt(xp.where(diagonal > 0, diagonal, 1.0))
-    K = linalg.cholesky(A / (unit[:, None] * unit[None]) + RIDGE * linalg.identity(len(b), A))
-    found = linalg.solve_upper(K, linalg.solve_lower(K, (b / unit)[:, None]))[:, 0] / unit
+    root = linalg.cholesky(A / (unit[:, None] * unit[None]) + RIDGE * linalg.identity(len(b), A))
+    found = linalg.solve_upper(root, linalg.solve_lower(root, (b / unit)[:, None]))[:, 0] / unit
     sigma2 = xp.maximum(found[-1], 0.1 * rss / n)
     psi = xp.where(xp.isfinite(found[:-1]), found[:-1] / xp.where(sigma2 > 0, sigma2, 1.0), 0.0)
     return _theta(template, dict(zip(free.tolist(), psi, strict=True)))
@@ -104,21 +106,66 @@ def _packed_root(psi: dict[int, Array], variances: list[Array], effects: range) 
     return [entry for row in L for entry in row]
 
 
-def plan(template: Template, searches: int, certain: Array) -> Plan:
+class Glimpse(NamedTuple):
+    """The lowest deviance of a grid of points, and where it is (k,)."""
+
+    value: Any
+    x: Array
+
+
+def plan(template: Template, searches: int, certain: Array, glimpse: Glimpse | None = None) -> Plan:
     """Search again: ``searches`` times whatever happens, and where the best end is in doubt; see ``further_starts``.
 
-    In doubt is an end that is singular or no optimum, or that was not the only one. ``certain`` (*lanes): see
-    ``has_one_optimum``.
+    In doubt is an end that is singular or no optimum, that was not the only one, or that lies above the ``glimpse``,
+    from where the second search then begins. ``certain`` (*lanes): see ``has_one_optimum``.
     """
     n_starts = len(_kinds(template)) + 1
+
+    def lower(s: Multistart) -> Array:
+        return False if glimpse is None else (s.attempt == 0) & (glimpse.value < s.best.value - SAME)
 
     def again(s: Multistart) -> Array:
         singular = covariance.smallest_root(s.best.x, template) < SINGULAR_BELOW
         failed = (s.best.status != Status.CONVERGED) | (s.now.status != Status.CONVERGED)
-        wanted = (s.attempt + 1 < searches) | singular | failed | (s.optima > 1)
+        wanted = (s.attempt + 1 < searches) | singular | failed | (s.optima > 1) | lower(s)
         return wanted & (s.attempt < n_starts) & ~certain
 
-    return Plan(again, lambda s: pick(further_starts(template, s.best.x), s.attempt))
+    def start(s: Multistart) -> Array:
+        x = pick(further_starts(template, s.best.x), s.attempt)
+        return x if glimpse is None else select(lower(s), glimpse.x, x)
+
+    return Plan(again, start)
+
+
+@functools.lru_cache(maxsize=64)
+def grid(template: Template) -> np.ndarray:
+    """(k, S) scaled θ all over the place, to be glimpsed at: sizes of each effect apart where they are few."""
+    q = sum(block.size for block in template)
+    sizes = (0.03, 0.2, 1.0, 4.0, 20.0, 200.0)
+    if q <= 3:
+        chosen = np.array(list(itertools.product(sizes if q < 3 else sizes[1::2], repeat=q))).T
+    else:
+        alone = [np.where(np.eye(q, dtype=bool), s, 0.03) for s in sizes]
+        chosen = np.concatenate([np.tile(sizes, (q, 1)), *alone], axis=1)
+    plain = covariance.start(template, chosen)
+    signs = itertools.product((-0.9, 0.9), repeat=min(max(q - 1, 1), 2))
+    return np.concatenate([plain, *(_leaning(template, plain, pattern) for pattern in signs)], axis=1)
+
+
+def _leaning(template: Template, theta: np.ndarray, correlations: tuple[float, ...]) -> np.ndarray:
+    """θ (k, S) with the effects of each block correlated with its first one, in turn as much as is said."""
+    theta, at = theta.copy(), 0
+    for block in template:
+        part = theta[at : at + block.n_theta]
+        at += block.n_theta
+        if block.structure == "unstructured":
+            for i in range(1, block.size):
+                r = correlations[(i - 1) % len(correlations)]
+                own, row = i * (i + 1) // 2 + i, i * (i + 1) // 2
+                part[row], part[own] = r * part[own], np.sqrt(1.0 - r**2) * part[own]
+        elif block.structure == "ar1" and block.size > 1:
+            part[1] = np.arcsin(correlations[0])
+    return theta
 
 
 def n_searches(template: Template, G: np.ndarray) -> int:
@@ -127,7 +174,7 @@ def n_searches(template: Template, G: np.ndarray) -> int:
         return MANY_SEARCHES
     own = np.diagonal(G).T
     regular = all((g.max(initial=0.0) <= IRREGULAR * np.median(g[g > 0])) for g in own if (g > 0).any())
-    return SEARCHES if regular else MANY_SEARCHES
+    return 1 if regular else MANY_SEARCHES
 
 
 def has_one_optimum(template: Template, G: Array, levels: int) -> Array:

@@ -8,7 +8,8 @@ import numpy as np
 
 from ..errors import DataError
 from . import linalg
-from .compression import Basis, GroupData, GroupMoments, group_codes, products, unpack_products
+from .checks import group_codes
+from .compression import Basis, GroupData, GroupMoments, products, unpack_products
 from .covariance import Template, column_groups
 from .types import Array
 
@@ -36,7 +37,9 @@ def compress(
         W, Zs, log_weights = W * root, Zs * root, jnp.log(weights).sum()
     sums = jax.ops.segment_sum(jnp.stack(list(products(Zs.T, W.T)), axis=1), codes, n_groups)
     ZtZ, ZtW = unpack_products(sums.T, Z.shape[1], X.shape[1] + 1)
-    moments = GroupMoments(ZtZ, ZtW, W.T @ W, jnp.asarray(len(y), dtype), log_weights, basis, template)
+    # A code out of range would be left out of the sums without a word: NaN rows make the fit NOT_FINITE.
+    n_rows = jnp.where(((codes >= 0) & (codes < n_groups)).all(), jnp.asarray(len(y), dtype), jnp.nan)
+    moments = GroupMoments(ZtZ, ZtW, W.T @ W, n_rows, log_weights, basis, template)
     count = jnp.ones(n_groups, dtype)
     return GroupData(ZtZ, count, ZtW, moments)
 

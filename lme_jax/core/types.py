@@ -59,6 +59,7 @@ class Status(enum.IntEnum):
     STALLED = 3
     NOT_FINITE = 4
     INTERRUPTED = 5
+    NOT_IDENTIFIED = 6
 
     @property
     def is_optimum(self) -> bool:
@@ -74,6 +75,7 @@ class Status(enum.IntEnum):
             Status.STALLED: "stopped because no step lowered the deviance although the gradient is not small",
             Status.NOT_FINITE: "failed: the deviance is not finite",
             Status.INTERRUPTED: "not fitted: the batch was interrupted",
+            Status.NOT_IDENTIFIED: "not fitted: the rows do not identify the model",
         }[self]
 
 

@@ -38,6 +38,7 @@ def design_from_arrays(
     *,
     weights: Any = None,
     missing: str = "none",
+    structure: str = "unstructured",
 ) -> Design:
     """Check and label the arrays of a model with one grouping factor.
 
@@ -48,6 +49,7 @@ def design_from_arrays(
     weights : (n,), optional
     missing : {"none", "drop", "raise"}
         "none" and "raise" refuse missing or infinite values, "drop" leaves their rows out.
+    structure : covariance of the q effects, as in ``RandomTerm``.
     """
     check_missing_argument(missing, ("none", "drop", "raise"))
     if exog is None:
@@ -76,7 +78,7 @@ def design_from_arrays(
         grouping = grouping.take(rows)
     grouping = grouping.without_unused_levels()
     X, kept_names, dropped, _ = reduce_rank(X, exog_names)
-    term = RandomTerm("Group", re_names, grouping.levels, grouping.codes.astype(np.int32), Z, "unstructured")
+    term = RandomTerm("Group", re_names, grouping.levels, grouping.codes.astype(np.int32), Z, structure)
     endog_name = str(endog.name) if isinstance(endog, pd.Series) and endog.name is not None else "y"
     check_design(y, endog_name, w, X, [term])
     n_dropped = 0 if rows is None else int(gaps.n - len(rows))

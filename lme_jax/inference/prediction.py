@@ -17,7 +17,7 @@ from ..data import Factor, ModelData
 from ..errors import DataError
 from ..formula import design_new_data
 from ..formula.known import membership_rows
-from ..formula.values import as_frame
+from ..formula.values import as_frame, column
 
 RandomChoice = bool | str | Iterable[str]
 
@@ -55,6 +55,8 @@ def chosen_terms(data: ModelData, random_effects: RandomChoice) -> list[bool]:
     """Which of ``data.terms`` a prediction uses: all, none, or those named by factor or by term label."""
     if isinstance(random_effects, bool | np.bool_):
         return [bool(random_effects)] * len(data.terms)
+    if not isinstance(random_effects, Iterable):
+        raise DataError(f"random_effects={random_effects!r} must be True, False, or names of factors or terms.")
     wanted = {random_effects} if isinstance(random_effects, str) else set(random_effects)
     # A factor's first term bears the factor's own name, which means all of its terms.
     names = [{label, term.factor} for label, term in zip(data.term_labels, data.terms, strict=True)]
@@ -126,7 +128,7 @@ def _fitted_rows(data: ModelData, use: Sequence[bool]) -> PredictionRows:
 
 def _offset(data: ModelData, built: np.ndarray | None, given: Any, n: int) -> np.ndarray:
     if given is not None:
-        value = np.broadcast_to(np.asarray(given, dtype=float), (n,))
+        value = _per_row(given, n, "offset")
         return value if built is None else built + value
     if built is None and data.design.offset is not None:
         raise DataError(
@@ -139,8 +141,24 @@ def _offset(data: ModelData, built: np.ndarray | None, given: Any, n: int) -> np
 def _weights(given: Any, frame: pd.DataFrame) -> np.ndarray:
     if given is None:
         return np.ones(len(frame))
-    values = frame[given] if isinstance(given, str) else given
-    return np.broadcast_to(np.asarray(values, dtype=float), (len(frame),))
+    values = _per_row(column(frame, given) if isinstance(given, str) else given, len(frame), "weights")
+    if not (values > 0).all():
+        rows = np.flatnonzero(~(values > 0))[:5].tolist()
+        raise DataError(f"weights must be > 0; those of the new rows {rows} (from 0) are not.")
+    return values
+
+
+def _per_row(given: Any, n: int, what: str) -> np.ndarray:
+    """One real number per new row, or one for all."""
+    try:
+        if np.iscomplexobj(given):
+            raise ValueError("they are complex")
+        values = np.asarray(given, dtype=float)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{what} must be numbers, one per new row or one for all: {error}") from error
+    if values.shape not in ((), (n,)):
+        raise DataError(f"{what} has shape {values.shape}; give one number per new row ({n}), or one for all.")
+    return np.broadcast_to(values, (n,))
 
 
 def _new_factor_rows(

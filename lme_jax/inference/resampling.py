@@ -1,28 +1,35 @@
 """Bootstrap and jackknife samples of a fitted model, as lanes of the batch engine or as responses.
 
-Blocks of responses are drawn with seeds of their own, so that the numbers do not depend on how the work is cut.
+Blocks of samples are drawn with seeds of their own, so that the numbers do not depend on how the work is cut.
 
 References: Efron & Tibshirani (1993), chs 6, 14; Carpenter, Goldstein & Rasbash (2003), JRSS C 52, 431–443;
 Davison & Hinkley (1997), §3.8.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 import numpy as np
 
 from ..core.batch import Family
-from ..core.compression import Basis, bucket
+from ..core.compression import Basis, bucket, enough_rows
 from ..core.lanes import LaneData
 from ..core.records import Fit
 from ..data import ModelData
 from .simulation import simulate_responses
 
+# Samples that share a generator, and the most numbers that are drawn at once.
 BLOCK = 256
+BLOCK_NUMBERS = 1 << 20
+
+
+def block_size(n_rows: int) -> int:
+    """Samples of ``n_rows`` numbers drawn at once: by the data alone, so that a seed gives the same ones everywhere."""
+    return max(1, min(BLOCK, BLOCK_NUMBERS // max(n_rows, 1)))
 
 
 def parametric_responses(data: ModelData, fitted: Fit, n: int, seed: int) -> Iterator[np.ndarray]:
     """Blocks (n_rows, ≤ BLOCK) of responses drawn from the fitted model, n in all."""
-    for block, size in _blocks(n):
+    for block, size in _blocks(n, block_size(data.n_rows)):
         yield simulate_responses(data, fitted, None, size, np.random.default_rng([seed, block]))
 
 
@@ -44,7 +51,7 @@ def residual_responses(
     weights = data.design.weights
     root = np.ones(data.n_rows) if weights is None else np.sqrt(weights)
     residual = _inflated((residual * root)[:, None], np.array([[sigma]]))[:, 0]
-    for block, size in _blocks(n):
+    for block, size in _blocks(n, block_size(data.n_rows)):
         rng = np.random.default_rng([seed, block])
         out = np.repeat(mean[:, None], size, axis=1)
         for factor, values in zip(data.factors, effects, strict=True):
@@ -54,9 +61,9 @@ def residual_responses(
         yield out + (drawn if weights is None else drawn / root[:, None])
 
 
-def _blocks(n: int) -> Iterator[tuple[int, int]]:
-    for block in range(-(-n // BLOCK)):
-        yield block, min(BLOCK, n - block * BLOCK)
+def _blocks(n: int, size: int) -> Iterator[tuple[int, int]]:
+    for block in range(-(-n // size)):
+        yield block, min(size, n - block * size)
 
 
 def _inflated(values: np.ndarray, root: np.ndarray) -> np.ndarray:
@@ -73,8 +80,15 @@ class LevelSamples:
     """Lanes that use each level of the one factor m times (m = 0, 1, 2 …): the cases bootstrap and the jackknife.
 
     A level taken m times adds m·log|M| to log|V| and m·cᵀ(·)c to H, so a sample costs a product with the
-    cross-products of the levels, and no rows. Samples that do not identify the fixed effects fail.
+    cross-products of the levels, and no rows. Samples that do not identify the model fail.
+
+    Attributes
+    ----------
+    n_obs, identified : (R,) of the samples that were compressed: their rows, and whether they identify the model.
     """
+
+    n_obs: np.ndarray
+    identified: np.ndarray
 
     def __init__(self, data: ModelData) -> None:
         self._data = data
@@ -100,26 +114,28 @@ class LevelSamples:
     def n_levels(self) -> int:
         return bucket(self.n_groups)
 
-    def lanes(self, times: np.ndarray) -> LaneData:
-        """The lanes that use the levels ``times`` (n_groups, R)."""
+    def lanes(self, times: np.ndarray) -> tuple[LaneData, np.ndarray, np.ndarray]:
+        """The lanes that use the levels ``times`` (n_groups, R), their rows (R,), and which are identified (R,)."""
         moments, p, width = self._moments, self._data.X.shape[1], self._moments.WtW.shape[0]
         lanes = times.shape[1]
         padded = np.zeros((len(self._Z), lanes))
         padded[: self.n_groups] = times
         WtW = (self._WtW.T @ times).reshape(width, width, lanes)  # noqa: N806
         n_rows = self._n_rows @ times
+        # A level that was drawn twice is two levels.
+        identified = enough_rows(n_rows, times.sum(0), p, self._data.template)
         if p:
             roots = np.linalg.eigvalsh(np.moveaxis(WtW[:p, :p], 2, 0))
-            n_rows = np.where(roots[:, 0] < 1e-12 * roots[:, -1], np.nan, n_rows)
+            identified &= roots[:, 0] >= 1e-12 * roots[:, -1]
         C = self._C[..., None] * np.sqrt(padded)[:, None, None]  # noqa: N806
         basis = moments.basis
-        return LaneData(
+        data = LaneData(
             self._Z[..., None],
             padded,
             np.ascontiguousarray(C[:, :, :p]),
             np.ascontiguousarray(C[:, :, p]),
             WtW,
-            n_rows,
+            np.where(identified, n_rows, np.nan),
             self._log_weights @ times,
             Basis(
                 np.repeat(basis.map[:, :, None], lanes, axis=2),
@@ -128,20 +144,33 @@ class LevelSamples:
             ),
             self._data.template,
         )
+        return data, n_rows, identified
 
     def bootstrap(self, n: int, seed: int, width: int, start: np.ndarray | None) -> Family:
         """n samples of as many levels as there are, with replacement."""
-        drawn = [
-            np.random.default_rng([seed, block]).multinomial(
-                self.n_groups, np.full(self.n_groups, 1.0 / self.n_groups), size
-            )
-            for block, size in _blocks(n)
-        ]
-        return self._family(np.concatenate(drawn).T.astype(float), width, start)
+        return self._family(n, lambda which: self.times(seed, which), width, start)
+
+    def times(self, seed: int, which: np.ndarray) -> np.ndarray:
+        """(n_groups, len(which)) how often cases samples have each level."""
+        size, share = block_size(self.n_groups), np.full(self.n_groups, 1.0 / self.n_groups)
+        parts = []
+        for block in np.unique(which // size).tolist():
+            drawn = np.random.default_rng([seed, block]).multinomial(self.n_groups, share, size)
+            parts.append(drawn[which[which // size == block] - block * size])
+        return np.concatenate(parts).T.astype(float)
 
     def jackknife(self, width: int, start: np.ndarray | None) -> Family:
         """Each level left out once."""
-        return self._family(1.0 - np.eye(self.n_groups), width, start)
+        levels = np.arange(self.n_groups)[:, None]
+        return self._family(self.n_groups, lambda which: (levels != which).astype(float), width, start)
 
-    def _family(self, times: np.ndarray, width: int, start: np.ndarray | None) -> Family:
-        return Family.cut(np.arange(times.shape[1]), width, lambda which: self.lanes(times[:, which]), start)
+    def _family(
+        self, n: int, times: Callable[[np.ndarray], np.ndarray], width: int, start: np.ndarray | None
+    ) -> Family:
+        self.n_obs, self.identified = np.zeros(n), np.ones(n, bool)
+
+        def compress(which: np.ndarray) -> LaneData:
+            data, self.n_obs[which], self.identified[which] = self.lanes(times(which))
+            return data
+
+        return Family.cut(np.arange(n), width, compress, start)

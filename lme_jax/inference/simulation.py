@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.records import Fit
-from ..data import ModelData
+from ..data import ModelData, aligned
 from ..errors import DataError
 
 
@@ -21,6 +21,8 @@ def simulate_responses(
     b : per factor (levels, q) the effects to keep; None draws new ones from N(0, Ψ) in every response.
     seed : of NumPy's default generator, or a generator.
     """
+    if not isinstance(n, (int, np.integer)) or n < 1:
+        raise DataError(f"n={n!r}: simulate a whole number of responses, 1 or more")
     rng = np.random.default_rng(seed)
     sigma = float(fitted.sigma)
     mean = data.X @ np.asarray(fitted.beta) + data.offset
@@ -43,16 +45,19 @@ def response_for(data: ModelData, new_y: Any) -> np.ndarray:
     """Another response for the fitted rows (n_rows,), checked; labels align a Series that has others."""
     if isinstance(new_y, pd.DataFrame) and new_y.shape[1] == 1:
         new_y = new_y.iloc[:, 0]
-    if isinstance(new_y, pd.Series) and not new_y.index.equals(data.index):
-        if not (new_y.index.is_unique and data.index.isin(new_y.index).all()):
-            raise DataError("the new response lacks labels of the fitted rows: give one value per fitted row, in order")
-        new_y = new_y.loc[data.index]
-    y = np.array(new_y, dtype=float)
+    if isinstance(new_y, pd.Series):
+        new_y = aligned(new_y, data.index, "the new response")
+    if np.iscomplexobj(new_y):
+        raise DataError("the new response is complex: give real numbers")
+    try:
+        y = np.array(new_y, dtype=float)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"the new response must be numbers: {error}") from error
     if y.shape != (data.n_rows,):
         raise DataError(f"the new response has shape {y.shape}; the fit has {data.n_rows} rows")
     bad = np.flatnonzero(~np.isfinite(y))
     if len(bad):
-        raise DataError(f"the new response is missing or infinite in {len(bad)} rows (from 0: {list(bad[:5])})")
+        raise DataError(f"the new response is missing or infinite in {len(bad)} rows (from 0: {bad[:5].tolist()})")
     if np.ptp(y) == 0:
         raise DataError(f"the new response is constant ({y[0]:g}); there is no variation to model")
     return y

@@ -8,6 +8,7 @@ import scipy.special
 from ..core.covariance import Template, factor_basis
 from ..core.records import Fit
 from ..core.types import Status
+from ..errors import DataError
 
 
 class WaldTable(NamedTuple):
@@ -21,11 +22,18 @@ class WaldTable(NamedTuple):
     upper: np.ndarray
 
 
+def check_alpha(alpha: Any) -> float:
+    """The share left outside of the limits, in (0, 1)."""
+    if not isinstance(alpha, (int, float, np.number)) or not 0.0 < alpha < 1.0:
+        raise DataError(f"alpha={alpha!r} must lie between 0 and 1: 0.05 gives limits of 95 %")
+    return float(alpha)
+
+
 def wald_table(estimate: np.ndarray, se: np.ndarray, alpha: float = 0.05) -> WaldTable:
     """Normal-theory table of estimates (p,) with standard errors (p,)."""
     with np.errstate(divide="ignore", invalid="ignore"):
         z = estimate / se
-    half = scipy.special.ndtri(1.0 - alpha / 2.0) * se
+    half = scipy.special.ndtri(1.0 - check_alpha(alpha) / 2.0) * se
     return WaldTable(estimate, se, z, 2.0 * scipy.special.ndtr(-np.abs(z)), estimate - half, estimate + half)
 
 
@@ -54,7 +62,8 @@ def variance_parameter_covariance(fit: Fit, dof: Any) -> np.ndarray:
     joint = np.empty((*regular.shape, k + 1, k + 1))
     joint[..., :k, :k] = cov
     joint[..., :k, k] = joint[..., k, :k] = cross
-    joint[..., k, k] = 2.0 / np.asarray(dof) + (slope * cross).sum(-1)
+    dof = np.asarray(dof, float)
+    joint[..., k, k] = 2.0 / np.where(dof > 0, dof, np.nan) + (slope * cross).sum(-1)
     return np.where(regular[..., None, None], joint, np.nan)
 
 
