@@ -198,9 +198,15 @@ class Mixedlm(Adapter):
         return self.first.refit(y)
 
     def relative(self, fitted: Any) -> list[np.ndarray]:
-        groups = fitted.VarCorr().groups.values()
-        found = {(g.grouping_factor, tuple(g.term_names)): np.asarray(g.cov) / fitted.sigma**2 for g in groups}
-        return [found[factor, tuple(_intercept_first(columns))] for columns, factor in self.problem.random]
+        groups = list(fitted.VarCorr().groups.values())
+        return [self._block(groups, _intercept_first(c), factor) / fitted.sigma**2 for c, factor in self.problem.random]
+
+    @staticmethod
+    def _block(groups: list[Any], effects: list[str], factor: str) -> np.ndarray:
+        """It prints a factor's uncorrelated terms as one."""
+        own = next(g for g in groups if g.grouping_factor == factor and set(effects) <= set(g.term_names))
+        places = [own.term_names.index(effect) for effect in effects]
+        return np.asarray(own.cov)[np.ix_(places, places)]
 
     def deviance(self, fitted: Any) -> float:
         return fitted.deviance

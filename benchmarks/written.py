@@ -39,7 +39,7 @@ class Exploration:
     Attributes
     ----------
     models : (fixed part, random part) of each.
-    factors : the columns that are factors; the first is the grouping factor.
+    factors : the columns that are to be factors; the first is the grouping factor.
     """
 
     name: str
@@ -48,6 +48,9 @@ class Exploration:
     factors: tuple[str, ...]
     models: tuple[tuple[str, str], ...]
     data: pd.DataFrame
+
+    def __post_init__(self) -> None:
+        self.data[list(self.factors)] = self.data[list(self.factors)].astype("category")
 
     def problems(self) -> list[Written]:
         return [self._problem(fixed, bar) for fixed, bar in self.models]
@@ -70,11 +73,9 @@ class Exploration:
 def read_exploration(folder: Path) -> Exploration:
     """What ``Exploration.write`` wrote, read as a person reads it."""
     spec = json.loads((folder / FILE).read_text())
-    data = pd.read_csv(folder / "data.csv")
-    for factor in spec["factors"]:
-        data[factor] = data[factor].astype("category")
     models = tuple((fixed, bar) for fixed, bar in spec["models"])
-    return Exploration(spec["name"], spec["title"], spec["response"], tuple(spec["factors"]), models, data)
+    factors, data = tuple(spec["factors"]), pd.read_csv(folder / "data.csv")
+    return Exploration(spec["name"], spec["title"], spec["response"], factors, models, data)
 
 
 def _terms(bar: str) -> Terms:
