@@ -10,11 +10,10 @@ import numpy as np
 import scipy  # scipy.optimize loads at its first use
 
 from .core import covariance
+from .core import fit as core
 from .core.components import root_hessian, root_map, root_of
 from .core.compression import GroupData
 from .core.em import em
-from .core.fit import deviance, fit
-from .core.optimize import NewtonOptions
 from .core.records import SINGULAR_BELOW, Fit
 from .core.types import Status
 from .data import ModelData
@@ -57,7 +56,7 @@ def default_start(data: ModelData) -> np.ndarray:
 def _value_and_gradient(reml: bool) -> Callable[[Any, Any], tuple[Any, Any]]:
     import jax
 
-    return jax.jit(jax.value_and_grad(lambda theta, data: deviance(theta, data, reml=reml)))
+    return jax.jit(jax.value_and_grad(lambda theta, data: core.deviance(theta, data, reml=reml)))
 
 
 def objective(data: ModelData, reml: bool) -> Callable[[np.ndarray], tuple[float, np.ndarray]]:
@@ -341,7 +340,7 @@ def fit_at(
     data: ModelData, reml: bool, theta: np.ndarray, free: np.ndarray, evaluations: int, *, searched: bool = True
 ) -> Fit:
     """The Fit of given θ (k,): nothing moves. Converged if the free parameters have nothing left to gain."""
-    found = fit(data.compressed, reml=reml, start=theta, options=NewtonOptions(max_iter=1))
+    found = core.fit_at(theta, data.compressed, reml=reml)
     if int(found.status) == Status.NOT_FINITE:
         raise ConvergenceError("the deviance is not finite at these parameters: try another start or method")
     remaining = _remaining(np.asarray(found.gradient)[free], np.asarray(found.hessian)[np.ix_(free, free)])

@@ -116,8 +116,10 @@ def test_any_chunking_gives_the_same_numbers(monkeypatch):
     monkeypatch.setattr(batch, "NARROW", 4)
     pieces = fit_many(Y, X, Z, groups, memory_limit=1).fit
     programs.clear()
-    for name in (*COMPARED, "status", "iterations"):
+    for name in (*COMPARED, "status"):
         np.testing.assert_allclose(getattr(pieces, name), getattr(whole, name), rtol=1e-10, atol=1e-10)
+    # Lanes beside others are summed in another order: rounding may ask for one more evaluation.
+    np.testing.assert_allclose(pieces.iterations, whole.iterations, rtol=0, atol=1)
 
 
 def test_failing_and_singular_lanes_leave_the_others_alone():

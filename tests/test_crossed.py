@@ -1,13 +1,23 @@
 """Several grouping factors against dense algebra on V, on random small designs of many shapes."""
 
+import dataclasses
 import itertools
+import pathlib
+import pickle
+import subprocess
+import sys
 
 import jax
 import numpy as np
 import pytest
+import scipy.linalg
 import scipy.sparse
 
-from lme_jax.core import covariance, crossed, crossed_host, crossed_start
+from lme_jax.core import covariance, criterion, crossed, crossed_start, programs
+from lme_jax.core.dense import Dense
+from lme_jax.core.nested import Nested
+from lme_jax.core.pytrees import leaves
+from lme_jax.core.small import Small
 from lme_jax.core.types import Status
 from lme_jax.errors import DataError
 
@@ -56,10 +66,23 @@ class Case:
         at, out = 0, []
         for t in self.templates:
             k = covariance.n_theta(t)
-            with jax.enable_x64(True):
-                out.append(np.asarray(covariance.factor(jax.numpy.asarray(theta[at : at + k]), t)))
+            out.append(covariance.factor(theta[at : at + k], t))
             at += k
         return out
+
+    def dense_v(self, theta):
+        """V/σ² (n, n), Z (n, K) and ∂V/∂θ of every parameter."""
+        w = np.ones(self.n) if self.weights is None else self.weights
+        Z = np.concatenate([self.dense_z(j) for j in range(len(self.sizes))], axis=1)
+
+        def prior(t):
+            return scipy.linalg.block_diag(
+                *[np.kron(np.eye(m), L @ L.T) for L, m in zip(self.roots(t), self.levels, strict=True)]
+            )
+
+        # Ψ is quadratic in θ: differences are exact.
+        moves = [Z @ (prior(theta + e) - prior(theta - e)) @ Z.T / 2 for e in np.eye(len(theta))]
+        return np.diag(1.0 / w) + Z @ prior(theta) @ Z.T, Z, moves
 
     def oracle(self, theta, reml):
         w = np.ones(self.n) if self.weights is None else self.weights
@@ -130,8 +153,7 @@ CASES = {
 
 
 # The compiled program is checked on one design of every kind; compiling it is what takes time.
-COMPILED = ("balanced", "three", "slopes_both", "structures")
-NESTED = ("nested", "nested_outer_first", "nested_three", "nested_slopes")
+COMPILED = ("balanced", "three", "slopes_both", "structures", "nested_outer_first", "nested_three", "nested_slopes")
 
 
 def close(a, b, tol):
@@ -143,80 +165,124 @@ def differences(f, x, h=1e-5):
     return np.array([(f(x + h * e) - f(x - h * e)) / (2 * h) for e in np.eye(len(x))])
 
 
+def engines(data):
+    """The general engine of these data, and the one for small designs."""
+    return [(Nested if isinstance(data, crossed.NestedData) else Dense)(data), Small(data)]
+
+
+def theta_scale(data):
+    return covariance.theta_scale(data.template, data.basis.z_scale)
+
+
+def expand(engine, theta, data, reml, exact=True):
+    """Deviance, gradient, Hessian or average information, and what is kept, at scaled θ."""
+    return criterion.objective(engine, data, reml, exact)(theta)
+
+
 def compiled_derivatives(theta, data, reml):
-    with jax.enable_x64(True):
-        found = jax.jit(crossed.derivatives, static_argnums=2)(theta, data, reml)
-        return [np.asarray(a) for a in found[:3]]
+    return programs.run(crossed.derivatives, theta, data, reml=reml, backend="jax")[:3]
 
 
 @pytest.mark.parametrize("reml", [True, False])
-@pytest.mark.parametrize("name", [n for n in CASES if n not in NESTED and n != "nested_no_fixed"])
-def test_host_values_and_derivatives(name, reml):
+@pytest.mark.parametrize("name", CASES)
+def test_values_and_derivatives(name, reml):
     case = CASES[name]()
     data = case.data()
-    scale = crossed_host.theta_scale(data)
-    engine = crossed_host.Engine(data, reml)
-    point = engine.evaluate(case.theta * scale)
-    assert point.value == pytest.approx(case.oracle(case.theta, reml)["value"], rel=1e-11, abs=1e-9)
+    assert isinstance(data, crossed.NestedData) == (name.startswith("nested") and name != "nested_and_crossed")
+    scale = theta_scale(data)
+    x = case.theta * scale
     slope = differences(lambda t: case.oracle(t, reml)["value"], case.theta)
-    close(point.gradient * scale, slope, 1e-6)
-    near = differences(lambda t: engine.evaluate(t).gradient, case.theta * scale)
-    close(engine.hessian(case.theta * scale), near, 1e-6)
+    general, small = engines(data)
+    for engine in (general, small):
+        value, gradient, hessian, _ = expand(engine, x, data, reml)
+        assert value == pytest.approx(case.oracle(case.theta, reml)["value"], rel=1e-11, abs=1e-9)
+        close(gradient * scale, slope, 1e-6)
+        close(hessian, differences(lambda t, e=engine: expand(e, t, data, reml)[1], x), 1e-6)
+    for ours, theirs in zip(expand(general, x, data, reml, False), expand(small, x, data, reml, False), strict=True):
+        for a, b in zip(leaves(ours), leaves(theirs), strict=True):
+            close(a, b, 1e-11)
+
+
+@pytest.mark.parametrize("reml", [True, False])
+@pytest.mark.parametrize("name", ["balanced_slopes", "three", "nested_three", "nested_slopes"])
+def test_average_information_and_verbs(name, reml):
+    """The verbs against U = ZᵀV⁻¹Z itself; the average information as Gilmour et al. write it."""
+    case = CASES[name]()
+    data = case.data()
+    theta, dof = case.theta, case.n - (case.X.shape[1] if reml else 0)
+    V, Z, moves = case.dense_v(theta)
+    Vi = np.linalg.inv(V)
+    y = case.y if case.offset is None else case.y - case.offset
+    P = Vi - Vi @ case.X @ np.linalg.solve(case.X.T @ Vi @ case.X, case.X.T @ Vi)
+    Q, Py = y @ P @ y, P @ y
+    q = np.array([[Py @ a @ P @ b @ Py for b in moves] for a in moves])
+    slopes = np.array([Py @ a @ Py for a in moves])
+    exact = np.array([[np.trace(Vi @ a @ Vi @ b) for b in moves] for a in moves])
+    U = Z.T @ Vi @ Z
+    scale = theta_scale(data)
+    for engine in engines(data):
+        point = criterion.evaluate(engine, theta * scale, data, reml)
+        unit = point.Q / Q
+        close(point.q * np.outer(scale, scale) / unit, q, 1e-9)
+        close(point.slopes * scale / unit, slopes, 1e-9)
+        found = criterion.average_information(point) - point.bend
+        close(found * np.outer(scale, scale), dof / Q * (q - np.outer(slopes, slopes) / Q), 1e-9)
+        products = engine.trace_products(point.solved, point.owner, point.moves)
+        close(products * np.outer(scale, scale), exact, 1e-9)
+        at = 0
+        for j, (trace, m, q_j) in enumerate(zip(engine.traces(point.solved), case.levels, case.sizes, strict=True)):
+            blocks = U[at : at + m * q_j, at : at + m * q_j].reshape(m, q_j, m, q_j)
+            z = data.basis.z_scale[data.layout.columns(j)]
+            close(trace * np.outer(z, z), np.einsum("minj,mn->ij", blocks, np.eye(m)), 1e-9)
+            at += m * q_j
 
 
 @pytest.mark.parametrize(("name", "reml"), [(n, i % 2 == 0) for i, n in enumerate(COMPILED)])
-def test_compiled_agrees_with_host(name, reml):
+def test_compiled_program_agrees(name, reml):
     case = CASES[name]()
     data = case.data()
-    theta = case.theta * crossed_host.theta_scale(data)
-    engine = crossed_host.Engine(data, reml)
-    point = engine.evaluate(theta)
-    value, gradient, hess = compiled_derivatives(theta, data, reml)
-    assert point.value == pytest.approx(float(value), rel=1e-11, abs=1e-9)
-    close(point.gradient, gradient, 1e-8)
-    close(engine.hessian(theta), hess, 1e-7)
+    theta = case.theta * theta_scale(data)
+    value, gradient, hessian = compiled_derivatives(theta, data, reml)
+    for engine in engines(data):
+        ours = expand(engine, theta, data, reml)
+        assert ours[0] == pytest.approx(float(value), rel=1e-11, abs=1e-9)
+        close(ours[1], gradient, 1e-8)
+        close(ours[2], hessian, 1e-7)
+    # A zero column: the gradient is zero there, and both curvatures are exact.
+    theta[covariance.n_theta(case.templates[0]) :] = 0.0
+    value, gradient, hessian = compiled_derivatives(theta, data, reml)
+    for engine in engines(data):
+        ours = expand(engine, theta, data, reml, exact=isinstance(engine, Small))
+        assert ours[0] == pytest.approx(float(value), rel=1e-11, abs=1e-9)
+        close(ours[1], gradient, 1e-8)
+        zero = theta == 0.0
+        close(ours[2][zero], hessian[zero], 1e-7)
 
 
-@pytest.mark.parametrize(("name", "reml"), [(n, i % 2 == 0) for i, n in enumerate((*NESTED, "nested_no_fixed"))])
-def test_nested_values_and_derivatives(name, reml):
-    case = CASES[name]()
-    data = case.data()
-    assert isinstance(data, crossed.NestedData)
-    scale = crossed_host.theta_scale(data)
-    value, gradient, hess = compiled_derivatives(case.theta * scale, data, reml)
-    assert float(value) == pytest.approx(case.oracle(case.theta, reml)["value"], rel=1e-11, abs=1e-9)
-
-    def slopes(theta, h):
-        return differences(lambda t: case.oracle(t, reml)["value"], theta, h)
-
-    close(gradient * scale, slopes(case.theta, 1e-5), 1e-6)
-    near = differences(lambda t: slopes(t, 1e-4), case.theta, 1e-4)
-    close(hess * np.outer(scale, scale), near, 1e-4)
-
-
-@pytest.mark.parametrize("name", ["crossed", "three", "slopes_both", "nested", "nested_three", "nested_slopes"])
+@pytest.mark.parametrize(
+    "name",
+    ["crossed", "three", "slopes_both", "no_fixed", "nested", "nested_three", "nested_slopes", "nested_no_fixed"],
+)
 def test_start_from_moments(name):
     """The moment equations solved from dense columns, a kind of column per effect."""
     case = CASES[name]()
     root = np.sqrt(np.ones(case.n) if case.weights is None else case.weights)
     X = case.X * root[:, None]
-    y = (case.y if case.offset is None else case.y - case.offset) * root
-    pilot = case.y - (0.0 if case.offset is None else case.offset)
-    r = y - X @ np.linalg.lstsq(case.X, pilot)[0]  # an unweighted fit conditions the basis
-    kinds = [case.dense_z(j)[:, a::q] * root[:, None] for j, q in enumerate(case.sizes) for a in range(q)] + [
-        np.eye(case.n)
-    ]
-    A = np.array([[np.sum((left.T @ right) ** 2) for right in kinds] for left in kinds])
+    M = np.eye(case.n) - X @ np.linalg.pinv(X)
+    r = M @ ((case.y if case.offset is None else case.y - case.offset) * root)
+    kinds = [case.dense_z(j)[:, a::q] * root[:, None] for j, q in enumerate(case.sizes) for a in range(q)]
+    kinds.append(np.eye(case.n))
+    A = np.array([[np.sum((left.T @ M @ right) ** 2) for right in kinds] for left in kinds])
     b = np.array([np.sum((left.T @ r) ** 2) for left in kinds])
     unit = np.sqrt(np.diag(A))
     # The ridge is on the scaled equations, so that the units of Z do not matter.
     found = np.linalg.solve(A / np.outer(unit, unit) + crossed_start.RIDGE * np.eye(len(b)), b / unit) / unit
-    share = A[:-1, -1] / case.n
-    ratio = found[:-1] / max(found[-1], 0.1 * b[-1] / case.n) * share
+    share = np.array([np.sum(Z**2) for Z in kinds[:-1]]) / case.n
+    ratio = found[:-1] / max(found[-1], crossed_start.NOISE * b[-1] / (case.n - X.shape[1])) * share
     expected = np.sqrt(np.clip(ratio, crossed_start.SMALLEST, crossed_start.LARGEST) / share)
     data = case.data()
     diagonal = np.concatenate([np.diag(L) for L in case.roots(crossed_start.moment_start(data))])
-    close(diagonal, expected, 1e-9)
+    close(diagonal, expected, 1e-8)
     with jax.enable_x64(True):
         traced = jax.jit(crossed_start.moment_start)(jax.tree.map(jax.numpy.asarray, data))
         np.testing.assert_allclose(traced, crossed_start.moment_start(data), rtol=1e-10)
@@ -241,35 +307,31 @@ def check_fit(case, data, fit, reml):
             close(mine, theirs[rows, rows].reshape(m, q, m, q)[levels, :, levels, :], 1e-7)
 
 
-@pytest.mark.parametrize(
-    ("name", "reml"),
-    [(n, i % 2 == 0) for i, n in enumerate(CASES) if n not in NESTED and "no_fixed" not in n],
-)
-def test_host_fit_and_random_effects(name, reml, monkeypatch):
-    monkeypatch.setattr(crossed, "HOST_ABOVE", 0)
+@pytest.mark.parametrize(("name", "reml"), [(n, i % 2 == 0) for i, n in enumerate(CASES)])
+@pytest.mark.parametrize("small", [0, 64])
+def test_fit_and_random_effects(name, reml, small, monkeypatch):
+    monkeypatch.setattr(crossed, "SMALL", small)
     case = CASES[name]()
     data = case.data()
-    check_fit(case, data, crossed.fit_crossed(data, reml=reml), reml)
+    fit = crossed.fit_crossed(data, reml=reml)
+    check_fit(case, data, fit, reml)
+    close(fit.hessian, crossed.hessian(fit.theta, data, reml=reml), 1e-5)
 
 
-@pytest.mark.parametrize(("name", "reml"), [(n, i % 2 == 1) for i, n in enumerate((*NESTED, "balanced"))])
+@pytest.mark.parametrize(("name", "reml"), [("balanced", False), ("nested_three", True)])
 def test_compiled_fit_and_random_effects(name, reml):
     case = CASES[name]()
     data = case.data()
-    check_fit(case, data, crossed.fit_crossed(data, reml=reml), reml)
+    fit = crossed.fit_crossed(data, reml=reml, backend="jax")
+    check_fit(case, data, fit, reml)
+    found = crossed.fit_crossed(data, reml=reml)
+    for field in ("theta", "beta", "sigma", "deviance", "hessian", "unscaled_cov", "log_scale_slope"):
+        close(getattr(found, field), getattr(fit, field), 1e-6)
 
 
-def test_both_drivers_find_one_optimum(monkeypatch):
-    case = CASES["three"]()
-    data = case.data()
-    compiled = crossed.fit_crossed(data)
-    monkeypatch.setattr(crossed, "HOST_ABOVE", 0)
-    host = crossed.fit_crossed(data)
-    for name in ("theta", "beta", "sigma", "deviance", "hessian", "unscaled_cov", "log_scale_slope"):
-        close(getattr(host, name), getattr(compiled, name), 1e-5)
-
-
-def test_singular_factor(monkeypatch):
+@pytest.mark.parametrize(("small", "backend"), [(0, None), (64, None), (0, "jax")])
+def test_singular_factor(small, backend, monkeypatch):
+    monkeypatch.setattr(crossed, "SMALL", small)
     codes = crossed_codes(80, [10, 6], seed=7)
     case = Case(codes, [10, 6], [1, 1], seed=8)
     rng = np.random.default_rng(3)
@@ -277,18 +339,24 @@ def test_singular_factor(monkeypatch):
     noise = rng.normal(size=80)
     noise -= (np.bincount(codes[1], noise) / np.bincount(codes[1]))[codes[1]]
     case.y = case.X.sum(1) + noise + rng.normal(size=10)[codes[0]]
-    for above in (64, 0):
-        monkeypatch.setattr(crossed, "HOST_ABOVE", above)
-        fit = crossed.fit_crossed(case.data())
-        assert int(fit.status) == Status.SINGULAR
-        assert abs(float(fit.theta[1])) < 1e-4
-        h = np.asarray(crossed.hessian(np.array([float(fit.theta[0]), 0.0]), case.data()))
-        near = differences(
-            lambda t: differences(lambda u: case.oracle(u, True)["value"], t, 1e-4),
-            np.array([float(fit.theta[0]), 0.0]),
-            1e-4,
-        )
-        close(h, near, 1e-3)
+    fit = crossed.fit_crossed(case.data(), backend=backend)
+    assert int(fit.status) == Status.SINGULAR
+    assert abs(float(fit.theta[1])) < 1e-4
+    at = np.array([float(fit.theta[0]), 0.0])
+    h = np.asarray(crossed.hessian(at, case.data()))
+    close(h, differences(lambda t: differences(lambda u: case.oracle(u, True)["value"], t, 1e-4), at, 1e-4), 1e-3)
+
+
+@pytest.mark.parametrize("name", ["slopes_both", "nested_three", "structures"])
+@pytest.mark.parametrize("small", [0, 64])
+def test_a_start_at_zero_is_left(name, small, monkeypatch):
+    """θ = 0 is a stationary point of every model; its curvature is exact also in the average information."""
+    monkeypatch.setattr(crossed, "SMALL", small)
+    data = CASES[name]().data()
+    expected = crossed.fit_crossed(data)
+    fit = crossed.fit_crossed(data, start=np.zeros(covariance.n_theta(data.template)))
+    assert Status(int(fit.status)).is_optimum
+    assert float(fit.deviance) == pytest.approx(float(expected.deviance), abs=1e-7)
 
 
 def test_sparse_design_of_a_factor():
@@ -319,6 +387,74 @@ def test_sparse_design_of_a_factor():
     )
     case.dense_z = lambda j, f=case.dense_z: members if j == 1 else f(j)
     assert float(crossed.deviance(case.theta, data)) == pytest.approx(case.oracle(case.theta, True)["value"], abs=1e-9)
+
+
+NO_JAX = """
+import sys
+import numpy as np
+import lme_jax as lme
+from lme_jax.core import crossed, fit, henderson
+rng = np.random.default_rng(0)
+n = 900
+inner = rng.integers(0, 90, n)
+for codes, levels in (([inner, inner // 9], [90, 10]), ([inner, rng.integers(0, 8, n)], [90, 8]),
+                      ([inner // 9, rng.integers(0, 8, n)], [10, 8])):
+    y = sum(rng.normal(size=m)[c] for c, m in zip(codes, levels)) + rng.normal(size=n)
+    one = np.ones((n, 1))
+    data = crossed.compress_crossed(y, one, [one, one], codes, levels, ("unstructured", "unstructured"))
+    found = fit.fit(data)
+    assert int(found.status) == 0, found
+    assert np.isfinite(found.hessian).all()
+    fit.random_effects(found, data)
+    fit.deviance(found.theta, data)
+    fit.fit_at(found.theta, data)
+formulas = {"Penicillin": "diameter ~ 1 + (1 | plate) + (1 | sample)", "Pastes": "strength ~ 1 + (1 | batch/cask)"}
+for name, formula in formulas.items():
+    result = lme.lmer(formula, lme.datasets.load(name))
+    str(result.summary()), result.ranef, result.bse_re
+assert "jax" not in sys.modules
+"""
+
+
+def test_numpy_data_import_no_jax():
+    home = pathlib.Path(crossed.__file__).parents[2]
+    subprocess.run([sys.executable, "-c", NO_JAX], check=True, timeout=120, cwd=home)
+
+
+def test_the_hessian_is_computed_when_read(monkeypatch):
+    monkeypatch.setattr(crossed, "SMALL", 0)
+    data = CASES["three"]().data()
+    calls = []
+    monkeypatch.setattr(Dense, "trace_products", lambda *args: calls.append(args) or np.zeros((3, 3)))
+    fit = crossed.fit_crossed(data)
+    crossed.random_effects(fit, data)
+    assert not calls
+    again = pickle.loads(pickle.dumps(fit))
+    assert len(calls) == 1
+    np.testing.assert_array_equal(again.hessian, fit.hessian)
+    moved = dataclasses.replace(fit, hessian=np.eye(3))
+    np.testing.assert_array_equal(moved.hessian, np.eye(3))
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("name", ["slope_first", "nested_slopes"])
+def test_traced(name):
+    """jit, vmap and grad of the deviance, vmap of a fit."""
+    data = CASES[name]().data()
+    with jax.enable_x64(True):
+        traced = jax.tree.map(jax.numpy.asarray, data)
+        thetas = np.random.default_rng(0).normal(size=(3, covariance.n_theta(data.template)))
+        found = jax.jit(jax.vmap(lambda t: crossed.deviance(t, traced)))(jax.numpy.asarray(thetas))
+        close(np.asarray(found), np.array([crossed.deviance(t, data) for t in thetas]), 1e-11)
+        slopes = jax.vmap(jax.grad(lambda t: crossed.deviance(t, traced)))(jax.numpy.asarray(thetas))
+        scale = theta_scale(data)
+        ours = [expand(crossed.engine_of(data), t * scale, data, True)[1] * scale for t in thetas]
+        close(np.asarray(slopes), np.array(ours), 1e-8)
+        if isinstance(data, crossed.NestedData):
+            fit = crossed.fit_crossed(data)
+            effects = crossed.random_effects(jax.tree.map(jax.numpy.asarray, fit), traced)
+            for a, b in zip(leaves(effects), leaves(crossed.random_effects(fit, data)), strict=True):
+                close(np.asarray(a), b, 1e-9)
 
 
 def test_offsets_lose_no_digits():

@@ -138,11 +138,8 @@ def check(result, frame, terms, reml, weights):
 @settings(max_examples=3, deadline=None, derandomize=True, database=None)
 @given(frame=frames(), reml=st.booleans(), weighted=st.booleans())
 def test_shapes_equal_dense_algebra(bars, frame, reml, weighted):
-    with pytest.MonkeyPatch.context() as patch:
-        # The host driver compiles nothing per design; tests/test_crossed.py holds it equal to the compiled program.
-        patch.setattr(crossed, "HOST_ABOVE", -1)
-        result = fit(f"y ~ x + {bars}", frame, reml=reml, weights="w" if weighted else None)
-        check(result, frame, SHAPES[bars], reml, frame.w.to_numpy() if weighted else None)
+    result = fit(f"y ~ x + {bars}", frame, reml=reml, weights="w" if weighted else None)
+    check(result, frame, SHAPES[bars], reml, frame.w.to_numpy() if weighted else None)
 
 
 class TestFormulas:

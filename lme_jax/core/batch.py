@@ -273,7 +273,7 @@ def _run(
     options: NewtonOptions,
     executor: Backend,
 ) -> _Running:
-    limits = options.limits(np.float64)
+    limits = (*options.limits(np.float64), starts.n_searches(data.template, data.G, 0))
     if executor == "jax":
         data_there, state = _place((data, state), data.n_lanes)
         found = programs.on_jax(_search, data_there, state, *limits, reml=reml)
@@ -306,9 +306,11 @@ def _start(data: LaneData, theta: Any) -> Multistart:
     return multistart.begin(x, nothing_kept(data.CX.shape[2], x))
 
 
-def _search(data: LaneData, state: Multistart, tol: Any, max_iter: Any, *, reml: bool) -> tuple[Multistart, Fit]:
+def _search(
+    data: LaneData, state: Multistart, tol: Any, max_iter: Any, searches: Any, *, reml: bool
+) -> tuple[Multistart, Fit]:
     rounds = CHEAP_ROUNDS if data.G.shape[0] <= FEW_LEVELS else ROUNDS
-    plan = starts.plan(data.template, 1, starts.has_one_optimum(data.template, data.G, 0))
+    plan = starts.plan(data.template, searches, starts.has_one_optimum(data.template, data.G, 0))
     state = multistart.minimise(lambda x: lanes.objective(x, data, reml), state, plan, tol, max_iter, rounds)
     return state, assemble(state.found, data, data.template, reml, state.optima)
 

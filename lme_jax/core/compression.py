@@ -89,9 +89,14 @@ class GroupData:
 # ---------------------------------------------------------------- basis
 
 
-def power_of_two_scale(squares: np.ndarray, n: Any, template: Template) -> np.ndarray:
-    """Powers of two (q, *sets) near the root mean square of Z's columns, shared where a block needs it."""
+def power_of_two_scale(squares: np.ndarray, n: Any, template: Template, log_weights: Any = 0.0) -> np.ndarray:
+    """Powers of two (q, *sets) near the root mean square of Z's columns, shared where a block needs it.
+
+    ``squares`` : (q, *sets) sums of squares of n rows. ``log_weights`` : Σ log w, so that neither the unit of the
+    weights nor that of Z matters to a conditioned θ.
+    """
     labels = column_groups(template)
+    squares = squares * np.exp(np.asarray(log_weights) / np.maximum(n, 1))
     mean = np.array([squares[labels == label].mean(axis=0) for label in labels]) / np.maximum(n, 1)
     return np.where(mean > 0, 2.0 ** np.round(0.5 * np.log2(np.where(mean > 0, mean, 1.0))), 1.0)
 
@@ -139,7 +144,7 @@ def _pilot_map(scale: np.ndarray, Q: np.ndarray, R: np.ndarray, y: np.ndarray) -
     return out
 
 
-def pilot_basis(y: np.ndarray, X: np.ndarray, Z: np.ndarray, template: Template) -> Basis:
+def pilot_basis(y: np.ndarray, X: np.ndarray, Z: np.ndarray, template: Template, log_weights: float = 0.0) -> Basis:
     """A conditioned basis from a strided sample of the rows (all of them when few).
 
     Any basis gives the same fit in exact arithmetic; this one keeps the digits of columns with
@@ -154,7 +159,7 @@ def pilot_basis(y: np.ndarray, X: np.ndarray, Z: np.ndarray, template: Template)
         step, (scale, Q, R) = 1, _scaled_qr(X)
     to_w = _pilot_map(scale, Q, R, y if step == 1 else y[rows])
     # Not a BLAS product: on a stride it costs more to wake its threads than to sum.
-    z_scale = power_of_two_scale(np.einsum("nq,nq->q", Z, Z), n, template)
+    z_scale = power_of_two_scale(np.einsum("nq,nq->q", Z, Z), n, template, log_weights)
     return Basis(to_w, np.linalg.slogdet(to_w[:p, :p])[1], z_scale)
 
 
@@ -212,7 +217,8 @@ def group_moments(
     O(n(q² + q(p+1) + (p+1)²)) operations; the extra memory is O(CHUNK_ROWS · (p + q²)).
     """
     codes = check_codes(codes, n_groups)
-    basis = pilot_basis(y, X, Z, template) if basis is None else basis
+    log_weights = 0.0 if weights is None else np.log(weights).sum()
+    basis = pilot_basis(y, X, Z, template, log_weights) if basis is None else basis
     n, p, q = len(y), X.shape[1], Z.shape[1]
     sums = np.zeros((q * (q + 1) // 2 + q * (p + 1), n_groups))
     WtW = np.zeros((p + 1, p + 1))
@@ -226,7 +232,6 @@ def group_moments(
         WtW += gram(W)
         add_by_code(sums, codes[rows], products(Zs, W))
     ZtZ, ZtW = unpack_products(sums, q, p + 1)
-    log_weights = 0.0 if weights is None else np.log(weights).sum()
     return GroupMoments(ZtZ, ZtW, WtW, np.float64(n), np.float64(log_weights), basis, template)
 
 
@@ -300,7 +305,6 @@ def _common_basis(a: GroupMoments, b: GroupMoments) -> Basis:
     root = np.sqrt(n / len(stacked))
     to_w = _pilot_map(scale, Q, R, stacked[:, p]) * root
     squares = sum((np.einsum("aag->a", m.ZtZ) * np.asarray(m.basis.z_scale) ** 2 for m in (a, b)), 0.0)
-    squares = squares / np.exp((a.log_weights + b.log_weights) / np.maximum(n, 1))
     z_scale = power_of_two_scale(squares, n, a.template)
     return Basis(to_w, np.linalg.slogdet(to_w[:p, :p])[1], z_scale)
 

@@ -19,6 +19,12 @@ from .types import Array, namespace
 STRUCTURES = ("unstructured", "diagonal", "identity", "compound_symmetry", "ar1")
 
 
+@functools.lru_cache(maxsize=64)
+def tril(q: int) -> tuple[np.ndarray, np.ndarray]:
+    """``np.tril_indices``: rows and columns of a packed symmetric matrix; not to be written to."""
+    return np.tril_indices(q)
+
+
 class Block(NamedTuple):
     """One random term: a covariance structure for ``size`` effects per level."""
 
@@ -53,7 +59,7 @@ def make_template(structure: str | Template, q: int) -> Template:
 @functools.lru_cache(maxsize=64)
 def triangle(q: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Rows and columns of the packed lower triangle of (q, q), and where its diagonal stands."""
-    rows, columns = np.tril_indices(q)
+    rows, columns = tril(q)
     return rows, columns, np.flatnonzero(rows == columns)
 
 
@@ -78,7 +84,7 @@ def factor_basis(block: Block) -> np.ndarray:
     q = block.size
     if block.structure == "unstructured":
         basis = np.zeros((block.n_theta, q, q))
-        basis[(np.arange(block.n_theta), *np.tril_indices(q))] = 1.0
+        basis[(np.arange(block.n_theta), *tril(q))] = 1.0
         return basis
     if block.structure == "diagonal":
         return np.eye(q)[:, :, None] * np.eye(q)[:, None, :]
@@ -113,7 +119,11 @@ def _block_factor(theta: Array, block: Block) -> Array:
         return theta[0] * _ar1_root(theta[1], block.size)
     xp, basis = namespace(theta), factor_basis(block)
     if xp is np:
-        return np.tensordot(basis, theta, (0, 0)) if theta.ndim > 1 else np.dot(theta, basis.reshape(len(basis), -1)).reshape(basis.shape[1:])
+        return (
+            np.tensordot(basis, theta, (0, 0))
+            if theta.ndim > 1
+            else np.dot(theta, basis.reshape(len(basis), -1)).reshape(basis.shape[1:])
+        )
     return xp.einsum("a...,aij->ij...", theta, xp.asarray(basis, theta.dtype))
 
 
@@ -236,7 +246,7 @@ def squared_basis(template: Template) -> np.ndarray | None:
         )
         row, column = row + block.n_theta, column + block.size
     products = np.einsum("aij,ckj->acik", basis, basis)
-    i, j = np.tril_indices(q)
+    i, j = tril(q)
     return np.moveaxis((products + np.swapaxes(products, 2, 3))[:, :, i, j], 2, 0)
 
 
@@ -258,7 +268,7 @@ def squared_derivatives(theta: Array, template: Template) -> tuple[Array, Array]
         first = linalg.put(first, (here, here, mine), slope)
         second = linalg.put(second, (here, here, mine, mine), bend)
         row, column = row + block.n_theta, column + block.size
-    lower = np.tril_indices(q)
+    lower = tril(q)
     return first[lower], second[lower]
 
 
@@ -266,7 +276,7 @@ def _block_derivatives(theta: Array, block: Block) -> tuple[Array, Array]:
     """∂Ψ/∂θ (q, q, k, *lanes) and ∂²Ψ/∂θ² (q, q, k, k, *lanes) of one block."""
     xp, q = namespace(theta), block.size
     if block.structure != "ar1" or q == 1:
-        rows, columns = np.tril_indices(q)
+        rows, columns = tril(q)
         position = np.zeros((q, q), int)
         position[rows, columns] = position[columns, rows] = np.arange(len(rows))
         slope, bend = squared_derivatives(theta, (block,))
@@ -297,7 +307,7 @@ def linear_basis(template: Template) -> np.ndarray:
         where = at + np.arange(block.size)
         at += block.size
         if block.structure == "unstructured":
-            pairs = [([int(i)], [int(j)]) for i, j in zip(*np.tril_indices(block.size), strict=True)]
+            pairs = [([int(i)], [int(j)]) for i, j in zip(*tril(block.size), strict=True)]
         elif block.structure == "diagonal":
             pairs = [([i], [i]) for i in range(block.size)]
         elif block.structure == "identity" or block.size == 1:
@@ -329,4 +339,4 @@ def semidefinite_root(M: Array) -> Array:
 
 def pack(M: Array) -> Array:
     """Row-major lower triangle of M (q, q): statsmodels' packing order."""
-    return M[np.tril_indices(M.shape[0])]
+    return M[tril(M.shape[0])]

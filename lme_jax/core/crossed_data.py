@@ -20,7 +20,8 @@ from .covariance import Template, make_template
 from .types import Array, pytree, static
 
 MEMORY_LIMIT = 8 * 2**30
-PAIR_CHUNK = 1 << 22
+# Pairs of columns that are listed at a time.
+PAIR_CHUNK = 1 << 20
 
 
 class Layout(NamedTuple):
@@ -60,8 +61,8 @@ class CrossedData:
     Z1W : (q₁, p+1, m₁); Z2W : (K, p+1); WtW : (p+1, p+1).
     entry_level, entry_column : (E,) int32, sorted by column; entry_value : (q₁, E); the sparse Z₁ᵀZ₂.
     pair_row, pair_column : (N,) int32, row ≥ column; base : (N,) Z₂ᵀZ₂ at those places.
-    product_pair, product_pattern : (T,) int32, sorted by pair; product_value : (q₁(q₁+1)/2, T)
-        such that Z₂ᵀZ₁M₁Z₁ᵀZ₂ at the pairs is the sum of M₁[product_pattern] · product_value.
+    product_ends : (N+1,) where each pair's products begin; product_pattern : (T,) int32; product_value :
+        (q₁(q₁+1)/2, T) such that Z₂ᵀZ₁M₁Z₁ᵀZ₂ at the pairs is the sum of M₁[product_pattern] · product_value.
     n_rows, log_weights, basis : as in ``GroupMoments``; z_scale runs over the caller's factors.
     """
 
@@ -77,7 +78,7 @@ class CrossedData:
     pair_row: Array
     pair_column: Array
     base: Array
-    product_pair: Array
+    product_ends: Array
     product_pattern: Array
     product_value: Array
     n_rows: Array
@@ -171,7 +172,7 @@ def compress_crossed(
         _check_factor(j, len(y), Z, code, n_levels[j])
     codes = [None if s else check_codes(c, m) for c, m, s in zip(codes, n_levels, sparse, strict=True)]
     y = y if offset is None else y - np.asarray(offset, float)
-    basis = _basis(y, X, Zs, sizes, n_levels, template)
+    basis = _basis(y, X, Zs, sizes, n_levels, template, weights)
     # Columns are used one at a time: each is contiguous.
     W = (basis.map[:-1].T @ X.T + basis.map[-1][:, None] * y).T
     layout = Layout(sizes, tuple(int(m) for m in n_levels), ())
@@ -217,7 +218,15 @@ def _check_factor(j: int, n: int, Z: Any, codes: Any, n_levels: int) -> None:
     check_codes(codes, n_levels, f"codes of factor {j}")
 
 
-def _basis(y: Any, X: Any, Zs: list[Any], sizes: tuple[int, ...], n_levels: list[int], template: Template) -> Basis:
+def _basis(
+    y: Any,
+    X: Any,
+    Zs: list[Any],
+    sizes: tuple[int, ...],
+    n_levels: list[int],
+    template: Template,
+    weights: Any,
+) -> Basis:
     """The conditioned basis; columns of a sparse factor are scaled by their root mean square per level."""
     columns = []
     for Z, q, m in zip(Zs, sizes, n_levels, strict=True):
@@ -226,7 +235,8 @@ def _basis(y: Any, X: Any, Zs: list[Any], sizes: tuple[int, ...], n_levels: list
             columns.append(np.broadcast_to(np.sqrt(squares / len(y)), (len(y), q)))
         else:
             columns.append(Z)
-    return pilot_basis(y, X, np.concatenate(columns, axis=1), template)
+    log_weights = 0.0 if weights is None else float(np.log(np.asarray(weights, float)).sum())
+    return pilot_basis(y, X, np.concatenate(columns, axis=1), template, log_weights)
 
 
 def _scale_columns(Z: Any, scale: np.ndarray) -> Any:
@@ -331,31 +341,27 @@ def _crossed(
     met = np.diff(cross[0].indptr).astype(np.int64)
     n_products = int((met * (met + 1) // 2).sum())
     kq = q1 * (q1 + 1) // 2
-    # Up to four copies live while the products are sorted.
-    peak = n_products * (8 * kq + 40) if not _dense_is_better(met, pattern, K) else 0
+    # One array is doubled while its pieces are joined.
+    peak = n_products * (8 * kq + 12) if not _dense_is_better(met, pattern, K) else 0
     _check_memory(16 * K * K + peak, memory_limit, f"the dense {K} × {K} system and {n_products} pairs of columns")
-    pairs = _pair_products(cross, met, pattern, len(representative), K)
-    base = scipy.sparse.tril(Z2.T @ Z2, format="coo")
-    pair_key, base_value, product_pair, product_pattern, product_value = _align(pairs, base)
+    Z2W, base = np.asarray(Z2.T @ W), scipy.sparse.tril(Z2.T @ Z2, format="csr")
+    del Z2, W, rows, spread
     by_column = [c.tocsc() for c in cross]
-    row = np.floor((np.sqrt(8.0 * pair_key + 1.0) - 1.0) / 2.0).astype(np.int64)
-    row += (row + 1) * (row + 2) // 2 <= pair_key
-    row -= row * (row + 1) // 2 > pair_key
+    entries: dict[str, Any] = dict(
+        entry_level=by_column[0].indices.astype(np.int32),
+        entry_column=np.repeat(np.arange(K, dtype=np.int32), np.diff(by_column[0].indptr)),
+        entry_value=np.stack([c.data for c in by_column]),
+    )
+    del by_column
+    list_pairs = _pooled_pairs if _dense_is_better(met, pattern, K) else _listed_pairs
     return CrossedData(
         G=np.ascontiguousarray(G[:, :, representative]),
         count=np.bincount(pattern, minlength=len(representative)).astype(float),
         pattern=pattern.astype(np.int32),
         Z1W=Z1W,
-        Z2W=np.asarray(Z2.T @ W),
-        entry_level=by_column[0].indices.astype(np.int32),
-        entry_column=np.repeat(np.arange(K, dtype=np.int32), np.diff(by_column[0].indptr)),
-        entry_value=np.stack([c.data for c in by_column]),
-        pair_row=row.astype(np.int32),
-        pair_column=(pair_key - row * (row + 1) // 2).astype(np.int32),
-        base=base_value,
-        product_pair=product_pair,
-        product_pattern=product_pattern,
-        product_value=product_value,
+        Z2W=Z2W,
+        **entries,
+        **list_pairs(cross, base, pattern, len(representative)),
         layout=layout,
         **totals,
     )
@@ -375,41 +381,68 @@ def _dense_is_better(met: np.ndarray, pattern: np.ndarray, K: int) -> bool:
     return int((met * (met + 1) // 2).sum()) > 4 * pooled
 
 
-def _pair_products(cross: list[Any], met: np.ndarray, pattern: np.ndarray, n_patterns: int, K: int) -> list[Any]:
-    """Per packed pair (a ≥ b) of Z₁ columns, CSR (K(K+1)/2, P): Σ over a pattern's levels of products."""
-    q1 = len(cross)
-    ab = list(zip(*np.tril_indices(q1), strict=True))
-    shape = (K * (K + 1) // 2, n_patterns)
-    if _dense_is_better(met, pattern, K):
-        return _pooled_products(cross, pattern, ab, shape, K)
-    indptr, indices = cross[0].indptr.astype(np.int64), cross[0].indices.astype(np.int64)
-    keys: list[Any] = []
-    patterns: list[Any] = []
-    values: list[list[Any]] = [[] for _ in ab]
-    for d in np.unique(met[met > 0]):
-        i, j = np.tril_indices(d)
-        members = np.flatnonzero(met == d)
-        step = max(1, PAIR_CHUNK // len(i))
-        for lo in range(0, len(members), step):
-            some = members[lo : lo + step]
-            entry = indptr[some][:, None] + np.arange(d)
-            column = indices[entry]
-            keys.append((column * (column + 1) // 2)[:, i].ravel() + column[:, j].ravel())
-            patterns.append(np.repeat(pattern[some], len(i)))
-            local = [c.data[entry] for c in cross]
-            for out, (a, b) in zip(values, ab, strict=True):
-                product = local[a][:, i] * local[b][:, j]
-                out.append((product if a == b else product + local[b][:, i] * local[a][:, j]).ravel())
-    if not keys:
-        return [scipy.sparse.csr_matrix(shape) for _ in ab]
-    key, which = np.concatenate(keys), np.concatenate(patterns)
-    return [_sum_duplicates(np.concatenate(v), key, which, shape) for v in values]
+def _listed_pairs(cross: list[Any], base: Any, pattern: np.ndarray, n_patterns: int) -> dict[str, Any]:
+    """The pairs and products of ``CrossedData``, from Z₁ᵀZ₂ (m₁, K) and the lower triangle of Z₂ᵀZ₂, as CSR.
+
+    The columns that are the later of a pair are taken some at a time, so that little more than the result is held.
+    """
+    K = cross[0].shape[1]
+    own = scipy.sparse.csr_matrix((np.arange(cross[0].nnz), cross[0].indices, cross[0].indptr), shape=cross[0].shape)
+    own = own.tocsc()
+    # Of every entry of Z₁ᵀZ₂, by column: where its level's entries begin, and how many there are up to it.
+    first = cross[0].indptr[own.indices].astype(np.int64)
+    many = own.data - first + 1
+    work = np.concatenate([[0], np.cumsum(many)])[own.indptr]
+    lists, lo = _Lists(min(int(work[-1]) + base.nnz, K * (K + 1) // 2), int(work[-1]), len(cross)), 0
+    while lo < K:
+        hi = max(lo + 1, int(np.searchsorted(work, work[lo] + PAIR_CHUNK, side="right")) - 1)
+        entries = slice(own.indptr[lo], own.indptr[hi])
+        column = np.repeat(np.arange(lo, hi), np.diff(own.indptr[lo : hi + 1]))
+        level = own.indices[entries]
+        products = _products(
+            cross, own.data[entries], first[entries], many[entries], column, pattern[level], n_patterns
+        )
+        lists.append(*_align(products, base, lo, hi))
+        lo = hi
+    return lists.finished()
 
 
-def _pooled_products(cross: list[Any], pattern: np.ndarray, ab: list[Any], shape: tuple[int, int], K: int) -> list[Any]:
+def _products(
+    cross: list[Any],
+    entry: np.ndarray,
+    first: np.ndarray,
+    many: np.ndarray,
+    column: np.ndarray,
+    pattern: np.ndarray,
+    n_patterns: int,
+) -> list[Any]:
+    """Per packed pair (a ≥ b) of Z₁ columns, CSR (pairs, P): Σ over a pattern's levels of products of entries.
+
+    Every ``entry`` of CSR Z₁ᵀZ₂ meets the ``many`` from ``first`` on; pairs count from that of the first column's.
+    """
+    lo = int(column[0]) if len(column) else 0
+    which = np.repeat(np.arange(len(entry), dtype=np.int32), many)
+    ends = np.cumsum(many)
+    other = (first - ends + many)[which] + np.arange(len(which))
+    below = lo * (lo + 1) // 2
+    key = (column * (column + 1) // 2 - below)[which] + cross[0].indices[other]
+    n_keys = int(key.max(initial=-1)) + 1
+    which_pattern = pattern[which].astype(np.int32)
+    out = []
+    for a, b in zip(*np.tril_indices(len(cross)), strict=True):
+        value = cross[a].data[entry][which] * cross[b].data[other]
+        if a != b:
+            value += cross[b].data[entry][which] * cross[a].data[other]
+        out.append(_sum_duplicates(value, key, which_pattern, (n_keys, n_patterns)))
+    return out
+
+
+def _pooled_pairs(cross: list[Any], base: Any, pattern: np.ndarray, n_patterns: int) -> dict[str, Any]:
+    """``_listed_pairs`` by one Gram matrix per pattern."""
+    K, ab = cross[0].shape[1], list(zip(*np.tril_indices(len(cross)), strict=True))
     i, j = np.tril_indices(K)
     columns: list[list[np.ndarray]] = [[] for _ in ab]
-    for t in range(shape[1]):
+    for t in range(n_patterns):
         members = np.flatnonzero(pattern == t)
         local = [c[members] for c in cross]
         if local[0].nnz > 0.03 * len(members) * K:
@@ -421,27 +454,80 @@ def _pooled_products(cross: list[Any], pattern: np.ndarray, ab: list[Any], shape
     # All packed pairs must share one structure, so zeros are kept wherever any of them is not zero.
     some = sum(np.abs(np.stack(c, axis=1)) for c in columns) > 0
     where = scipy.sparse.csr_matrix(some)
-    out = []
-    for c in columns:
-        full = np.stack(c, axis=1)[some]
-        out.append(scipy.sparse.csr_matrix((full, where.indices, where.indptr), shape=shape))
-    return out
+    products = [
+        scipy.sparse.csr_matrix((np.stack(c, axis=1)[some], where.indices, where.indptr), shape=some.shape)
+        for c in columns
+    ]
+    lists = _Lists(len(some), products[0].nnz, len(cross))
+    lists.append(*_align(products, base, 0, K))
+    return lists.finished()
 
 
-def _align(products: list[Any], base: Any) -> tuple[np.ndarray, ...]:
-    """Number the pairs that occur in the products or in Z₂ᵀZ₂, in the order of their keys."""
-    key = base.row.astype(np.int64) * (base.row.astype(np.int64) + 1) // 2 + base.col
-    used = np.diff(products[0].indptr) > 0
+def _align(products: list[Any], base: Any, lo: int, hi: int) -> tuple[np.ndarray, ...]:
+    """The pairs whose later column is in [lo, hi) that occur in the products or in Z₂ᵀZ₂, in the order of their keys.
+
+    Returns
+    -------
+    Row, column, Z₂ᵀZ₂, number of products; the products' patterns, and their values (q₁(q₁+1)/2, T).
+    """
+    below = lo * (lo + 1) // 2
+    row = np.repeat(np.arange(lo, hi, dtype=np.int64), np.diff(base.indptr[lo : hi + 1]))
+    entries = slice(base.indptr[lo], base.indptr[hi])
+    key = row * (row + 1) // 2 - below + base.indices[entries]
+    many = np.zeros(hi * (hi + 1) // 2 - below, np.int32)
+    many[: products[0].shape[0]] = np.diff(products[0].indptr)
+    used = many > 0
     used[key] = True
     pair_key = np.flatnonzero(used)
-    number = np.cumsum(used, dtype=np.int64) - 1
-    base_value = np.zeros(len(pair_key))
-    np.add.at(base_value, number[key], base.data)
-    product_pair = np.repeat(np.arange(len(pair_key), dtype=np.int32), np.diff(products[0].indptr)[pair_key])
+    value = np.zeros(len(many))
+    np.add.at(value, key, base.data[entries])
+    starts = np.arange(lo, hi + 1, dtype=np.int64)
+    starts = starts * (starts + 1) // 2 - below
+    per_row = np.diff(np.searchsorted(pair_key, starts))
     return (
-        pair_key,
-        base_value,
-        product_pair,
+        np.repeat(np.arange(lo, hi, dtype=np.int32), per_row),
+        (pair_key - np.repeat(starts[:-1], per_row)).astype(np.int32),
+        value[pair_key],
+        many[pair_key],
         products[0].indices.astype(np.int32),
         np.stack([c.data for c in products]),
     )
+
+
+class _Lists:
+    """The lists of ``CrossedData``, filled piece by piece.
+
+    They are made as long as they can get. Memory that is not written to is not taken, and is given back at the end;
+    many pieces, joined at the end, would leave holes instead.
+    """
+
+    def __init__(self, n_pairs: int, n_products: int, q: int) -> None:
+        self.pairs = {"pair_row": np.int32, "pair_column": np.int32, "base": float, "many": np.int32}
+        self.arrays: dict[str, Any] = {name: np.empty(n_pairs, dtype) for name, dtype in self.pairs.items()}
+        self.pattern: Any = np.empty(n_products, np.int32)
+        self.values: list[Any] = [np.empty(n_products) for _ in range(q * (q + 1) // 2)]
+        self.n_pairs = self.n_products = 0
+
+    def append(self, *piece: np.ndarray) -> None:
+        """What ``_align`` returns."""
+        here = slice(self.n_pairs, self.n_pairs + len(piece[0]))
+        for name, part in zip(self.pairs, piece, strict=False):
+            self.arrays[name][here] = part
+        pattern, values = piece[-2:]
+        there = slice(self.n_products, self.n_products + len(pattern))
+        self.pattern[there] = pattern
+        for out, value in zip(self.values, values, strict=True):
+            out[there] = value
+        self.n_pairs, self.n_products = here.stop, there.stop
+
+    def finished(self) -> dict[str, Any]:
+        for array in self.arrays.values():
+            array.resize(self.n_pairs, refcheck=False)
+        for values in (self.pattern, *self.values):
+            values.resize(self.n_products, refcheck=False)
+        many = self.arrays.pop("many")
+        ends = np.zeros(len(many) + 1, np.int32 if self.n_products < 2**31 else np.int64)
+        np.cumsum(many, out=ends[1:])
+        # One packed pair of Z₁ columns needs no copy.
+        value = self.values[0][None] if len(self.values) == 1 else np.stack(self.values)
+        return dict(**self.arrays, product_ends=ends, product_pattern=self.pattern, product_value=value)

@@ -130,7 +130,8 @@ class DataSets:
         full[p, p] = 1.0 / spread
         log_det = np.linalg.slogdet(np.moveaxis(full[:p, :p], 2, 0))[1]
         squares = np.array([np.add.reduceat(column**2, starts) for column in self._Z[rows].T])
-        basis = Basis(full, log_det, power_of_two_scale(squares, sizes, self.template))
+        logs = 0.0 if self._weights is None else np.add.reduceat(np.log(self._weights[rows]), starts)
+        basis = Basis(full, log_det, power_of_two_scale(squares, sizes, self.template, logs))
         return basis, np.array([*Q, residual / np.repeat(spread, sizes)]), plain, some
 
     def _level_sums(

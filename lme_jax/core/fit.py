@@ -76,9 +76,10 @@ def _fit(data: GroupData, start: Array | None, tol: Any, max_iter: Any, *, reml:
 def search(data: GroupData, x0: Array, tol: Any, max_iter: Any, reml: bool) -> tuple[NewtonState, Array]:
     """The optimum as a function of the data, and how many were seen; JAX has a rule for its derivatives."""
     template, xp = data.template, namespace(data.G, data.C)
-    certain, searches, glimpse = starts.has_one_optimum(template, data.G, -1), 1, None
+    certain = starts.has_one_optimum(template, data.G, -1)
+    searches, glimpse = np.int32(1), None
     if xp is np and not certain and data.count.shape[-1] <= MANY_LEVELS:
-        searches = starts.n_searches(template, data.G)
+        searches = starts.n_searches(template, data.G, -1)
         points = starts.grid(template)
         values = grouped.profile(points, data, reml)
         lowest = np.nanargmin(np.where(np.isfinite(values), values, np.inf))

@@ -59,7 +59,7 @@ class SharedDesign:
         self._log_weights = 0.0 if weights is None else np.log(np.asarray(weights, float)).sum()
         self._log_row_weights = None if weights is None else np.log(np.asarray(weights, float))
         self._offset = None if offset is None else np.asarray(offset, float)[:, None]
-        basis = pilot_basis(np.zeros(self.n_rows), X, Z, self.template)
+        basis = pilot_basis(np.zeros(self.n_rows), X, Z, self.template, self._log_weights)
         p = self.n_fixed
         self._map, self._log_det_x, self._z_scale = basis.map[:p, :p], basis.log_det_x, basis.z_scale
         self._X, self._Z = X @ self._map, Z / self._z_scale

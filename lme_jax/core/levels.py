@@ -141,3 +141,10 @@ def precision(G: Array, F: Rows) -> Packed:
 def spread(F: Rows, C: Sequence[Array]) -> list[Array]:
     """D = FᵀC: q arrays (w, …) from the q arrays ``C`` (w, …)."""
     return [dot([entry[None] for entry in column], C) for column in columns(F)]
+
+
+def eliminated(L: Array, G: Array) -> tuple[Array, Array, Array]:
+    """log|I + LᵀGL| (P,), M = Ψ(I + GΨ)⁻¹ and F = (I + ΨG)⁻¹ = I − MG, (q, q, P), for G (q, q, P)."""
+    log_det, packed = weigh(L, G, dense(len(L)))
+    M = stacked(packed)
+    return log_det, M, linalg.identity(len(M), M) - linalg.matmul(M, G)

@@ -1,5 +1,7 @@
 """What a fit leaves behind: arrays in frozen pytrees, whichever engine made them."""
 
+import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -24,7 +26,8 @@ class Fit:
     beta : (p,) fixed effects; sigma : () residual standard deviation, response units.
     unscaled_cov : (p, p) (XᵀV⁻¹X)⁻¹, so that Cov β̂ = σ²·unscaled_cov.
     deviance : () −2 log L, or the REML criterion.
-    gradient, hessian : (k,), (k, k) of the deviance in θ.
+    gradient, hessian : (k,), (k, k) of the deviance in θ; of large models with several factors the Hessian is
+        computed when it is first read.
     log_scale_slope : (k,) ∂ log σ̂²/∂θ of the profiled σ̂².
     decrease : () ½gᵀH⁻¹g, the scale-free gradient, in deviance units.
     iterations, status : () int32; see ``Status``. optima : () int32, distinct optima that the searches ended in.
@@ -45,6 +48,36 @@ class Fit:
     status: Array
     optima: Array
     compiled: Array
+
+
+class _ComputedWhenRead:
+    """A field of ``Fit`` that may be given as a function of no arguments: called when the field is first read."""
+
+    def __set__(self, fit: Fit, value: Any) -> None:
+        fit.__dict__["hessian"] = value
+
+    def __get__(self, fit: Fit | None, owner: type) -> Any:
+        if fit is None:
+            return self
+        value = fit.__dict__["hessian"]
+        if callable(value):
+            value = fit.__dict__["hessian"] = value()
+        return value
+
+
+def _read(fit: Fit) -> dict[str, Any]:
+    """The state to pickle: what is not computed yet would take the data along."""
+    return {field.name: getattr(fit, field.name) for field in dataclasses.fields(fit)}
+
+
+# After the dataclass is made, so that the field has no default.
+Fit.hessian = _ComputedWhenRead()
+Fit.__getstate__ = _read  # type: ignore[method-assign,assignment]
+
+
+def with_hessian(fit: Fit, compute: Callable[[], Array]) -> Fit:
+    """The fit with a Hessian that is computed when it is first read; what ``compute`` holds is held till then."""
+    return dataclasses.replace(fit, hessian=compute)
 
 
 @pytree

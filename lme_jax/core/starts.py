@@ -8,6 +8,7 @@ which gives all of them together (Henderson 1953; MINQUE(0), Rao 1971). Arrays m
 
 import functools
 import itertools
+import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -113,7 +114,7 @@ class Glimpse(NamedTuple):
     x: Array
 
 
-def plan(template: Template, searches: int, certain: Array, glimpse: Glimpse | None = None) -> Plan:
+def plan(template: Template, searches: Any, certain: Array, glimpse: Glimpse | None = None) -> Plan:
     """Search again: ``searches`` times whatever happens, and where the best end is in doubt; see ``further_starts``.
 
     In doubt is an end that is singular or no optimum, that was not the only one, or that lies above the ``glimpse``,
@@ -168,13 +169,18 @@ def _leaning(template: Template, theta: np.ndarray, correlations: tuple[float, .
     return theta
 
 
-def n_searches(template: Template, G: np.ndarray) -> int:
-    """How many searches a design earns whatever the first one finds, from ZᵀZ (q, q, P) of its levels."""
-    if any(block.structure in ("ar1", "compound_symmetry") and block.size > 1 for block in template):
-        return MANY_SEARCHES
-    own = np.diagonal(G).T
-    regular = all((g.max(initial=0.0) <= IRREGULAR * np.median(g[g > 0])) for g in own if (g > 0).any())
-    return 1 if regular else MANY_SEARCHES
+def n_searches(template: Template, G: np.ndarray, levels: int) -> Any:
+    """How many searches (*lanes) a design earns whatever the first one finds; levels stand on axis ``levels`` of G."""
+    if any(block.structure != "unstructured" and block.size > 1 for block in template):
+        return np.int32(MANY_SEARCHES)
+    q = len(G) if levels else G.shape[1]
+    G = np.moveaxis(G, levels, 0)
+    own = G[:, np.arange(q), np.arange(q)]
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        median = np.nanmedian(np.where(own > 0, own, np.nan), axis=0)
+    irregular = (own.max(0) > IRREGULAR * median).any(0)
+    return np.where(irregular, np.int32(MANY_SEARCHES), np.int32(1))
 
 
 def has_one_optimum(template: Template, G: Array, levels: int) -> Array:

@@ -77,17 +77,3 @@ class Status(enum.IntEnum):
             Status.INTERRUPTED: "not fitted: the batch was interrupted",
             Status.NOT_IDENTIFIED: "not fitted: the rows do not identify the model",
         }[self]
-
-
-def float64_on_host(function):
-    import functools
-
-    @functools.wraps(function)
-    def wrapper(*args, **kwargs):
-        if not is_host((args, kwargs)):
-            return function(*args, **kwargs)
-        import jax
-        with jax.enable_x64(True):
-            return jax.tree.map(np.asarray, function(*args, **kwargs))
-
-    return wrapper
