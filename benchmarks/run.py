@@ -24,6 +24,7 @@ from .floor import Rates, floor, rates_of_a_fresh_process
 from .measure import measure, pin
 from .ready import measure_ready
 
+ONLY = "names or beginnings of names of problems; ready, derivatives"
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -31,7 +32,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
     parser.add_argument("set", choices=CONFIGURATIONS, help="which set of problems")
     parser.add_argument("--threads", type=int, default=2, help="CPUs and threads of every engine (2)")
-    parser.add_argument("--only", nargs="+", metavar="PROBLEM", help="names or beginnings of names of problems")
+    parser.add_argument("--only", nargs="+", metavar="PROBLEM", help=ONLY)
     parser.add_argument("--engines", nargs="+", choices=ENGINES, metavar="ENGINE", help="of those a problem lists")
     parser.add_argument("--rounds", type=int, help="processes per engine and problem, instead of the problem's own")
     parser.add_argument("--against", type=Path, metavar="CHECKOUT", help="run lme_jax of that folder too, in turns")
@@ -61,8 +62,8 @@ def main() -> None:
     except KeyboardInterrupt:
         print("interrupted; what is done is reported")
         target = partial
-    if not found["problems"]:
-        raise SystemExit("no problem was measured: --only takes names, or beginnings of names, of problems")
+    if not (found["problems"] or found["ready"] or found["derivatives"]):
+        raise SystemExit(f"nothing was measured: {ONLY}")
     found["wall_s"] = time.perf_counter() - begin
     _save(found, target)
     _file(target, "md").write_text(report.markdown(found))
@@ -79,7 +80,7 @@ def _run(
     with tqdm(configuration.cases) as cases:
         for case in cases:
             problem = case.make()
-            if chosen.only and not problem.name.startswith(tuple(chosen.only)):
+            if not _wanted(problem.name, chosen):
                 continue
             engines = [name for name in case.engines if not chosen.engines or name in chosen.engines]
             if chosen.against:
@@ -92,11 +93,16 @@ def _run(
             entry["wall_s"] = time.perf_counter() - begin
             found["problems"].append(entry | {"floor": floor(problem, rates), "rows": rows})
             _save(found, target)
-        if not chosen.only and not chosen.engines:
+        if not chosen.engines and _wanted("ready", chosen):
             found["ready"] = measure_ready(configuration.ready, cases.set_postfix_str)
+        if not chosen.engines and _wanted("derivatives", chosen):
             for make in configuration.derivatives:
                 cases.set_postfix_str("derivatives")
                 found["derivatives"] += derivatives.measure_derivatives(make(), configuration.derivative_rounds)
+
+
+def _wanted(name: str, chosen: argparse.Namespace) -> bool:
+    return not chosen.only or name.startswith(tuple(chosen.only))
 
 
 def _with_twins(engines: list[str], folder: str) -> list[str]:
