@@ -69,7 +69,7 @@ _HOMES = {
     "fit_at": "core.fit",
     "fit_many": "many",
     "lmer_many": "many",
-    "merge": "core.compression",
+    "merge": "core.moments",
     "mixedlm": "mixed_lm",
     "predict": "core.fit",
     "random_effects": "core.fit",

@@ -273,7 +273,7 @@ def _run(
     options: NewtonOptions,
     executor: Backend,
 ) -> _Running:
-    limits = (*options.limits(np.float64), starts.n_searches(data.template, data.G, 0))
+    limits = (*options.limits(np.float64), starts.n_searches(data.template, data.G, 0, glimpsed=False))
     if executor == "jax":
         data_there, state = _place((data, state), data.n_lanes)
         found = programs.on_jax(_search, data_there, state, *limits, reml=reml)

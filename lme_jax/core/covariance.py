@@ -196,8 +196,9 @@ def _joined(xp: Any, parts: list[Array]) -> Array:
 
 
 def canonical(theta: Array, template: Template) -> tuple[Array, Array]:
-    """The θ with the same LLᵀ whose L has a non-negative diagonal (roots of eigenvalues ≥ 0), and the signs
-    (k, *lanes) of its derivative in the given one.
+    """The θ with the same LLᵀ whose L has a non-negative diagonal (roots of eigenvalues ≥ 0).
+
+    Returns it and the signs (k, *lanes) of its derivative in the given one.
     """
     parts, signs, xp = [], [], namespace(theta)
     for part, block in zip(split(theta, template), template, strict=True):

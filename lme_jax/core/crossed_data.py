@@ -15,8 +15,9 @@ import scipy.sparse
 
 from ..errors import DataError
 from .checks import check_codes, check_rows, real_array
-from .compression import CHUNK_ROWS, Basis, add_by_code, distinct_levels, gram, pilot_basis, rows_with_residual
+from .compression import distinct_levels
 from .covariance import Template, make_template
+from .moments import CHUNK_ROWS, Basis, add_by_code, gram, pilot_basis, rows_with_residual
 from .types import Array, pytree, static
 
 MEMORY_LIMIT = 8 * 2**30

@@ -10,20 +10,20 @@ from typing import Any
 import numpy as np
 import scipy.linalg
 
-from .compression import (
+from .compression import enough_rows
+from .covariance import Template
+from .lanes import LaneData
+from .moments import (
     NO_RESIDUAL,
     Basis,
     GroupMoments,
     add_by_code,
-    enough_rows,
     group_moments,
     pilot_basis,
     power_of_two_scale,
     products,
     unpack_products,
 )
-from .covariance import Template
-from .lanes import LaneData
 
 # Ratio of the smallest to the largest eigenvalue of X̃ᵀX̃ from which its factor serves.
 WELL_CONDITIONED = 1e-8

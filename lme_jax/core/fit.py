@@ -5,13 +5,14 @@ from typing import Any
 import numpy as np
 
 from ..errors import DataError
-from . import assembly, covariance, crossed, grouped, linalg, multistart, programs, starts
-from .compression import GroupData
+from . import covariance, crossed, grouped, linalg, multistart, programs, starts
 from .crossed_data import CrossedData, NestedData
+from .moments import GroupData
 from .optimize import NewtonOptions, NewtonState, initial_state
 from .profiled import AtOptimum, nothing_kept
 from .programs import Backend
 from .records import Fit, RandomEffects, assemble
+from .rules import custom_jvp
 from .types import Array, Status, at_least_float, namespace
 
 # Levels from which a second search is no longer a matter of milliseconds.
@@ -64,34 +65,59 @@ def _fit(data: GroupData, start: Array | None, tol: Any, max_iter: Any, *, reml:
         x0 = moment_start(data)
     else:
         x0 = start * covariance.theta_scale(template, moments.basis.z_scale)
-    if namespace(x0, data.C) is np:
-        found, optima = search(data, x0, tol, max_iter, reml)
-    else:
-        from . import rules
-
-        found, optima = rules.search(data, x0, tol, max_iter, reml)
+    found, optima = search(data, x0, tol, max_iter, reml)
     return assemble(found, moments, template, reml, optima)
 
 
+@custom_jvp(nondiff_argnums=(4,))
 def search(data: GroupData, x0: Array, tol: Any, max_iter: Any, reml: bool) -> tuple[NewtonState, Array]:
-    """The optimum as a function of the data, and how many were seen; JAX has a rule for its derivatives."""
+    """The optimum as a function of the data, and how many were seen; by the implicit function theorem in JAX."""
     template, xp = data.template, namespace(data.G, data.C)
     certain = starts.has_one_optimum(template, data.G, -1)
-    searches, glimpse = np.int32(1), None
+    searches, seen = np.int32(1), None
     if xp is np and not certain and data.count.shape[-1] <= MANY_LEVELS:
-        searches = starts.n_searches(template, data.G, -1)
-        points = starts.grid(template)
-        values = grouped.profile(points, data, reml)
-        lowest = np.nanargmin(np.where(np.isfinite(values), values, np.inf))
-        glimpse = starts.Glimpse(values[lowest], points[:, lowest])
+        searches = starts.n_searches(template, data.G, -1, glimpsed=True)
+        seen = starts.glimpse(template, lambda points: grouped.profile(points, data, reml))
 
     def objective(x: Array) -> tuple[Array, Array, Array, AtOptimum]:
         return grouped.objective(x, data, reml)
 
     first = multistart.begin(x0, nothing_kept(data.n_fixed, x0))
-    plan = starts.plan(template, searches, certain, glimpse)
+    plan = starts.plan(template, searches, certain, seen)
     done = multistart.minimise(objective, first, plan, tol, max_iter)
     return done.found, done.optima
+
+
+@search.defjvp()
+def _search_jvp(reml: bool, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:
+    """dθ̂ = −H⁻¹ ∂²D/∂θ∂d · ḋ; what was evaluated at θ̂ moves with θ̂ and the data.
+
+    At a singular optimum the deviance is even in the vanished direction, so the mixed derivative is zero
+    there and θ̂ moves within its face; a flat direction (H singular) is held by a tiny ridge.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    data, data_dot = primals[0], tangents[0]
+    found, optima = search(*primals, reml)
+    x, H = found.x, grouped.objective(found.x, data, reml)[2]
+    slope_dot = jax.jvp(lambda d: grouped.objective(x, d, reml)[1], (data,), (data_dot,))[1]
+    ridge = 1e3 * jnp.finfo(H.dtype).eps * jnp.abs(jnp.diagonal(H)).max()
+    K = linalg.cholesky(H + ridge * jnp.eye(len(x), dtype=H.dtype))
+    x_dot = -linalg.solve_upper(K, linalg.solve_lower(K, slope_dot[:, None]))[:, 0]
+    moved = jax.jvp(lambda x, d: grouped.objective(x, d, reml), (x, data), (x_dot, data_dot))[1]
+    value_dot, gradient_dot, hessian_dot, aux_dot = moved
+    still = jax.tree.map(_zero_tangent, found)
+    moved = still._replace(x=x_dot, value=value_dot, gradient=gradient_dot, hessian=hessian_dot, aux=aux_dot)
+    return (found, optima), (moved, _zero_tangent(optima))
+
+
+def _zero_tangent(a: Array) -> Array:
+    import jax
+
+    if jax.numpy.issubdtype(a.dtype, np.floating):
+        return jax.numpy.zeros_like(a)
+    return np.zeros(a.shape, jax.dtypes.float0)
 
 
 def fit_at(theta: Any, data: ModelStatistics, *, reml: bool = True) -> Fit:
@@ -107,10 +133,13 @@ def fit_at(theta: Any, data: ModelStatistics, *, reml: bool = True) -> Fit:
 def _fit_at(theta: Array, data: ModelStatistics, *, reml: bool) -> Fit:
     totals = data.moments if isinstance(data, GroupData) else data
     x = theta * covariance.theta_scale(data.template, totals.basis.z_scale)
-    engine = grouped.objective if isinstance(data, GroupData) else crossed.derivatives
-    value, gradient, hessian, kept = engine(x, data, reml)  # type: ignore[operator]
+    if isinstance(data, GroupData):
+        value, gradient, hessian, kept = grouped.objective(x, data, reml)
+    else:
+        value, gradient, hessian, kept = crossed.derivatives(x, data, reml)
     state = initial_state(x, kept)._replace(value=value, gradient=gradient, hessian=hessian)
-    return assemble(state._replace(iterations=np.int32(1), status=np.int32(Status.CONVERGED)), totals, data.template, reml)
+    state = state._replace(iterations=np.int32(1), status=np.int32(Status.CONVERGED))
+    return assemble(state, totals, data.template, reml)
 
 
 def moment_start(data: GroupData) -> Array:

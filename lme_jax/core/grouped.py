@@ -7,17 +7,17 @@ products, and ``assembly`` makes the derivatives of them:
 References: Lindstrom & Bates (1988); Bates et al. (2015), eqs 30–42.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from . import assembly, covariance, levels, linalg, programs, threads
 from .assembly import LevelSums
-from .compression import GroupData
 from .levels import Filled, Packed
+from .moments import GroupData
 from .profiled import AtOptimum, profiled_deviance
+from .rules import custom_jvp
 from .types import Array, at_least_float, namespace
-
 
 # Levels whose vectors, some sixty of them, fit in a core's cache together.
 LEVELS_AT_ONCE = 8192
@@ -30,17 +30,9 @@ def log_det_and_cross(theta: Array, data: GroupData) -> tuple[Array, Array]:
     return log_det, data.moments.WtW - cross
 
 
+@custom_jvp(nondiff_argnums=(4,))
 def log_det_and_explained(L: Array, G: Array, count: Array, C: Array, filled: Filled) -> tuple[Array, Array]:
-    """log|V| and Σ CᵀWC (p+1, p+1); JAX differentiates them by a rule of its own."""
-    if namespace(L, G, count, C) is np:
-        return log_det_and_explained_sums(L, G, count, C, filled)
-    from . import rules
-
-    return rules.log_det_and_explained(L, G, count, C, filled)
-
-
-def log_det_and_explained_sums(L: Array, G: Array, count: Array, C: Array, filled: Filled) -> tuple[Array, Array]:
-    """``log_det_and_explained`` in plain operations."""
+    """log|V| and Σ CᵀWC (p+1, p+1)."""
     log_det, W = levels.weigh(L, G, filled)
     return (count * log_det).sum(), quadratic(W, C)
 
@@ -53,6 +45,44 @@ def weighted(W: Packed, C: Array) -> list[Array]:
 def quadratic(W: Packed, C: Array) -> Array:
     """Σ CᵀWC over the levels (p+1, p+1)."""
     return sum(WC @ c.T for WC, c in zip(weighted(W, C), C, strict=True))
+
+
+@log_det_and_explained.defjvp(symbolic_zeros=True)
+def _log_det_and_explained_jvp(filled: Filled, primals: Any, tangents: Any) -> Any:
+    """The tangents are linear in sums that cost about what the values cost, in reverse too.
+
+    d log|V| = tr(dΨ ΣU) + Σ tr(W dG),   d ΣCᵀWC = Σ DᵀdΨD − Σ (WC)ᵀdG(WC) + Σ (dCᵀWC + (WC)ᵀdC).
+    """
+    import jax.numpy as jnp
+    from jax.custom_derivatives import SymbolicZero
+
+    L, G, count, C = primals
+    dL, dG, d_count, dC = tangents
+    log_det, W = levels.weigh(L, G, filled)
+    log_v, explained = (count * log_det).sum(), quadratic(W, C)
+    log_v_dot, explained_dot = jnp.zeros_like(log_v), jnp.zeros_like(explained)
+    WC = weighted(W, C)
+    if not isinstance(dL, SymbolicZero):
+        half = dL @ L.T
+        F = levels.complement(W, G)
+        D = levels.spread(F, C)
+        for (i, j), U in zip(levels.pairs(len(D)), levels.precision(G, F), strict=True):
+            moved = half[i, j] + half[j, i]
+            log_v_dot += moved * (count * U).sum() * (1.0 if i == j else 2.0)
+            DD = D[i] @ D[j].T
+            explained_dot += moved * (DD if i == j else DD + DD.T)
+    if not isinstance(dG, SymbolicZero):
+        for i, row in enumerate(levels.unpack(W)):
+            for j, weight in enumerate(row):
+                log_v_dot += (count * weight * dG[i, j]).sum()
+                explained_dot -= (WC[i] * dG[i, j]) @ WC[j].T
+    if not isinstance(dC, SymbolicZero):
+        for moved_C, own in zip(dC, WC, strict=True):
+            product = moved_C @ own.T
+            explained_dot += product + product.T
+    if not isinstance(d_count, SymbolicZero):
+        log_v_dot += (d_count * log_det).sum()
+    return (log_v, explained), (log_v_dot, explained_dot)
 
 
 def objective(theta: Array, data: GroupData, reml: bool) -> tuple[Array, Array, Array, AtOptimum]:
@@ -85,7 +115,7 @@ def objective(theta: Array, data: GroupData, reml: bool) -> tuple[Array, Array, 
     return assembly.assemble_derivatives(theta, data.template, sum(log_dets), H, R, sums, data.moments, reml)
 
 
-def _total(values: tuple[Array | None, ...]) -> Array | None:
+def _total(values: tuple[Array, ...]) -> Array:
     return None if values[0] is None else sum(values)
 
 
@@ -111,7 +141,7 @@ def _level_sums(U: Packed, T: list[Array], count: Array, reml: bool) -> LevelSum
     xp = namespace(*U, *T)
     i, j = np.tril_indices(len(T))
     packed, effects = xp.stack(U), xp.stack(T)
-    kq, w, P = len(U), *effects.shape[1:]
+    kq, w, P = len(U), effects.shape[1], effects.shape[2]
     counted = packed * count
     flat = effects.reshape(-1, P)
     products = (flat @ flat.T).reshape(len(T), w, len(T), w)[i, :, j]
@@ -139,7 +169,7 @@ def profile(theta: np.ndarray, data: GroupData, reml: bool) -> np.ndarray:
     L = covariance.factor(theta[:, None], data.template)
     log_det, W = levels.weigh(L, data.G[..., None], covariance.filled(data.template))
     w = data.n_fixed + 1
-    explained = 0.0
+    explained: Array = 0.0
     for (a, b), weight in zip(levels.pairs(len(data.C)), W, strict=True):
         products = (data.C[a][:, None] * data.C[b][None]).reshape(w * w, -1)
         explained = explained + (products @ weight) * (1.0 if a == b else 2.0)

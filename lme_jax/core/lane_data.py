@@ -13,9 +13,10 @@ import scipy.sparse
 
 from ..errors import DataError
 from .checks import check_rows, group_codes, real_array
-from .compression import NO_RESIDUAL, Basis, bucket, enough_rows, pilot_basis
+from .compression import bucket, enough_rows
 from .covariance import Template, make_template
 from .lanes import LaneData
+from .moments import NO_RESIDUAL, Basis, pilot_basis
 
 # Columns that explain less than this of the largest are rounding.
 RANK_TOLERANCE = 1e-13

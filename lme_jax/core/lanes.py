@@ -13,8 +13,8 @@ import numpy as np
 
 from . import assembly, covariance, levels, linalg, starts
 from .assembly import LevelSums
-from .compression import Basis
 from .covariance import Template
+from .moments import Basis
 from .profiled import AtOptimum
 from .types import Array, namespace, pytree, static
 

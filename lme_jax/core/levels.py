@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from . import linalg
+from .rules import custom_jvp
 from .types import Array, namespace
 
 Rows = list[list[Any]]
@@ -68,21 +69,12 @@ def product(A: Rows, B: Rows) -> Rows:
     return [[dot(row, column) for column in by_column] for row in A]
 
 
+@custom_jvp(nondiff_argnums=(2,))
 def weigh(L: Array, G: Array, filled: Filled) -> tuple[Array, Packed]:
     """log|M| and packed W for L (q, q) or (q, q, R) and G (q, q, P), whose last axes broadcast.
 
-    W is formed as a square of K⁻¹Lᵀ: as FΨ it would lose the digits that Ψ is larger than G⁻¹. JAX differentiates
-    it by a rule of its own.
+    W is formed as a square of K⁻¹Lᵀ: as FΨ it would lose the digits that Ψ is larger than G⁻¹.
     """
-    if namespace(L, G) is np:
-        return weigh_entries(L, G, filled)
-    from . import rules
-
-    return rules.weigh(L, G, filled)
-
-
-def weigh_entries(L: Array, G: Array, filled: Filled) -> tuple[Array, Packed]:
-    """``weigh`` in plain operations."""
     q, xp = len(filled), namespace(L, G)
     if q > linalg.UNROLL_UP_TO:
         return _weigh_by_columns(L, G)
@@ -119,6 +111,32 @@ def _weigh_by_columns(L: Array, G: Array) -> tuple[Array, Packed]:
     left = linalg.solve_lower(K, xp.broadcast_to(Lt, K.shape))
     W = linalg.matmul(linalg.transpose(left), left)
     return 2.0 * sum(xp.log(K[j, j]) for j in range(q)), tuple(W[i, j] for i, j in pairs(q))
+
+
+@weigh.defjvp(symbolic_zeros=True)
+def _weigh_jvp(filled: Filled, primals: tuple[Array, Array], tangents: tuple[Any, Any]) -> Any:
+    """d log|M| = tr(U dΨ) + tr(W dG),  dW = F dΨ Fᵀ − W dG W: as cheap as the values, in reverse too."""
+    import jax.numpy as jnp
+    from jax.custom_derivatives import SymbolicZero
+
+    (L, G), (dL, dG) = primals, tangents
+    log_det, W = weigh(L, G, filled)
+    q = len(filled)
+    log_det_dot, W_dot = jnp.zeros_like(log_det), [jnp.zeros_like(w) for w in W]
+    if not isinstance(dL, SymbolicZero):
+        half = jnp.einsum("ik...,jk...->ij...", dL, L)
+        step = rows(half + jnp.swapaxes(half, 0, 1))
+        F = complement(W, G)
+        U = unpack(precision(G, F))
+        log_det_dot += sum(dot(u, d) for u, d in zip(U, step, strict=True))
+        moved = product(product(F, step), columns(F))
+        W_dot = [w + moved[i][j] for w, (i, j) in zip(W_dot, pairs(q), strict=True)]
+    if not isinstance(dG, SymbolicZero):
+        full, step = unpack(W), rows(dG)
+        log_det_dot += sum(dot(w, d) for w, d in zip(full, step, strict=True))
+        moved = product(product(full, step), full)
+        W_dot = [w - moved[i][j] for w, (i, j) in zip(W_dot, pairs(q), strict=True)]
+    return (log_det, W), (log_det_dot, tuple(W_dot))
 
 
 def stacked(packed: Sequence[Array]) -> Array:

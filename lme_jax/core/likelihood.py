@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from . import covariance, grouped, levels, linalg, programs
-from .compression import GroupData
+from .moments import GroupData
 from .parameterizations import Scale, covariance_of, sqrt_from_profile
 from .profiled import Expansion
 from .types import Array, at_least_float

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .compression import GroupData
 from .covariance import linear_basis
+from .moments import GroupData
 
 
 class Sums(NamedTuple):

@@ -18,7 +18,6 @@ from .types import Array, Status, namespace, select
 SAME = 1e-7
 
 
-
 class Multistart(NamedTuple):
     """The search under way, and what the earlier ones of its lane have found.
 
@@ -130,4 +129,3 @@ def _next(s: Multistart, plan: Plan) -> Multistart:
 
 def _is_optimum(state: NewtonState) -> Array:
     return (state.status == Status.CONVERGED) | (state.status == Status.SINGULAR)
-

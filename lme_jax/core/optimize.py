@@ -99,7 +99,7 @@ def _diagonal_size(hessian: Array) -> Array:
 
 def _newton_step(gradient: Array, hessian: Array) -> tuple[Array, Array, Array, Array]:
     """Step, predicted decrease, smallest pivot, and a direction of negative curvature where it is < 0."""
-    xp, info = namespace(gradient, hessian), np.finfo(hessian.dtype)
+    info = np.finfo(hessian.dtype)
     size = _diagonal_size(hessian).max(0)
     floor = 1e3 * info.eps * size + info.tiny
     if linalg.is_one(hessian):

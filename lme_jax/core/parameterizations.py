@@ -53,7 +53,7 @@ def sqrt_from_profile(omega: Array, template: Template) -> Array:
 def convert(params: Array, source: Scale, target: Scale, *, n_fixed: int, template: Template) -> Array:
     """(β, ω, σ²) on the ``source`` scale → the same model on the ``target`` scale, (p + k + 1,)."""
     how = dict(source=source, target=target, n_fixed=n_fixed, template=template)
-    return programs.run(_convert, at_least_float(params), **how, backend="jax")  # type: ignore[arg-type]
+    return programs.run(_convert, at_least_float(params), **how, backend="jax")
 
 
 def _convert(params: Array, *, source: Scale, target: Scale, n_fixed: int, template: Template) -> Array:
@@ -76,7 +76,7 @@ def _convert(params: Array, *, source: Scale, target: Scale, n_fixed: int, templ
 def jacobian(params: Array, source: Scale, target: Scale, *, n_fixed: int, template: Template) -> Array:
     """∂ target / ∂ source of ``convert`` at ``params``, (p + k + 1, p + k + 1)."""
     how = dict(source=source, target=target, n_fixed=n_fixed, template=template)
-    return programs.run(_jacobian, at_least_float(params), **how, backend="jax")  # type: ignore[arg-type]
+    return programs.run(_jacobian, at_least_float(params), **how, backend="jax")
 
 
 def _jacobian(params: Array, **how: Any) -> Array:

@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from . import linalg
-from .compression import Basis
+from .moments import Basis
 from .types import Array, namespace
 
 

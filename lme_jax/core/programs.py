@@ -103,7 +103,7 @@ def call(function: Callable[..., T], *arrays: Any, **static: Any) -> T:
 
     flat, structure = jax.tree.flatten(arrays)
     shapes = tuple((np.shape(a), getattr(a, "dtype", type(a))) for a in flat)
-    key = (function, tuple(sorted(static.items())), structure, shapes, jax.config.jax_enable_x64)
+    key = (function, tuple(sorted(static.items())), structure, shapes, jax.config.read("jax_enable_x64"))
     return _store.get(key, lambda: jax.jit(partial(function, **static)))(*arrays)
 
 
@@ -166,7 +166,7 @@ def _refuse_after_fork() -> None:
     if _forked_after_jax:
         raise UnsupportedError(
             "this process was forked from one that had started JAX, whose threads do not survive a fork: compiled work "
-            "would hang. Use multiprocessing.get_context('spawn') (or 'forkserver', joblib's default loky, or threads); "
+            "would hang. Use multiprocessing.get_context('spawn') ('forkserver', joblib's default loky, or threads); "
             "single fits of NumPy or pandas data run in NumPy and need none of this."
         )
 

@@ -73,8 +73,8 @@ def tree_map(function: Callable[..., Any], tree: Any, *others: Any) -> Any:
     parts = children(tree)
     if parts is None:
         return function(tree, *others)
-    rest = [children(other) for other in others]
-    mapped = [tree_map(function, part, *more) for part, *more in zip(parts, *rest, strict=True)]  # type: ignore[arg-type]
+    rest: list[Any] = [children(other) for other in others]
+    mapped = [tree_map(function, *together) for together in zip(parts, *rest, strict=True)]
     if type(tree) in _classes:
         return dataclasses.replace(tree, **dict(zip(_names(type(tree), False), mapped, strict=True)))
     if isinstance(tree, dict):

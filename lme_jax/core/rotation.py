@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 
-from .compression import GroupData, compress
+from .compression import compress
 from .covariance import Template
 from .crossed_data import CrossedData, NestedData, compress_crossed
+from .moments import GroupData
 
 
 def compress_rotated(

@@ -9,6 +9,7 @@ which gives all of them together (Henderson 1953; MINQUE(0), Rao 1971). Arrays m
 import functools
 import itertools
 import warnings
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,16 +18,18 @@ from . import covariance, linalg
 from .covariance import Block, Template
 from .levels import pairs
 from .multistart import SAME, Multistart, Plan, pick
-from .types import Array, Status, namespace, select
+from .types import Array, Status, namespace
 
 # Variances of a conditioned effect relative to σ²: not at zero, where the deviance is stationary whatever the
 # data; not so far out that it is flat.
 SMALLEST, LARGEST = 0.04, 1e4
 RIDGE = 1e-9
 # A relative standard deviation so large that a level knows its effects as well as it can.
-FAR = 1000.0
+FAR = 300.0
+# Effects that are tried alone, how large, and how small the others are then.
+MOST_ALONE, ALONE, SLIGHT = 3, 5.0, 0.05
 # Searches of a design whose largest level tells this many times more than its median one.
-IRREGULAR, MANY_SEARCHES = 20.0, 6
+IRREGULAR, MANY_SEARCHES = 20.0, 7
 # Roots of the relative covariance, conditioned, that count as zero.
 SINGULAR_BELOW = 1e-4
 # The least part of a variance that the effects before it must leave unexplained.
@@ -108,39 +111,47 @@ def _packed_root(psi: dict[int, Array], variances: list[Array], effects: range) 
 
 
 class Glimpse(NamedTuple):
-    """The lowest deviance of a grid of points, and where it is (k,)."""
+    """The lowest points of a grid, one for each pattern of correlations, lowest first: x (s, k), value (s,)."""
 
-    value: Any
-    x: Array
+    x: np.ndarray
+    value: np.ndarray
 
 
-def plan(template: Template, searches: Any, certain: Array, glimpse: Glimpse | None = None) -> Plan:
-    """Search again: ``searches`` times whatever happens, and where the best end is in doubt; see ``further_starts``.
+def glimpse(template: Template, profile: Callable[[np.ndarray], np.ndarray]) -> Glimpse:
+    """A look at the deviance all over the place; ``profile`` gives it (S,) at θ (k, S)."""
+    points = grid(template)
+    k, _, size = points.shape
+    values = profile(points.reshape(k, -1)).reshape(-1, size)
+    values = np.where(np.isfinite(values), values, np.inf)
+    own = np.arange(len(values))
+    which = values.argmin(1)
+    order = np.argsort(values[own, which])
+    return Glimpse(points[:, own, which].T[order], values[own, which][order])
 
-    In doubt is an end that is singular or no optimum, that was not the only one, or that lies above the ``glimpse``,
-    from where the second search then begins. ``certain`` (*lanes): see ``has_one_optimum``.
+
+def plan(template: Template, searches: Any, certain: Array, seen: Glimpse | None = None) -> Plan:
+    """Search again: ``searches`` times whatever happens, and where the best end is in doubt.
+
+    In doubt is an end that is singular or no optimum, that was not the only one, or that lies above what was
+    ``seen``; then the points seen and ``further_starts`` are searched from. ``certain`` (*lanes): see
+    ``has_one_optimum``.
     """
-    n_starts = len(_kinds(template)) + 1
-
-    def lower(s: Multistart) -> Array:
-        return False if glimpse is None else (s.attempt == 0) & (glimpse.value < s.best.value - SAME)
+    glimpsed = [] if seen is None else list(seen.x)
+    n_starts = n_further(template) + len(glimpsed)
 
     def again(s: Multistart) -> Array:
         singular = covariance.smallest_root(s.best.x, template) < SINGULAR_BELOW
         failed = (s.best.status != Status.CONVERGED) | (s.now.status != Status.CONVERGED)
-        wanted = (s.attempt + 1 < searches) | singular | failed | (s.optima > 1) | lower(s)
+        lower = False if seen is None else seen.value[0] < s.best.value - SAME
+        wanted = (s.attempt + 1 < searches) | singular | failed | (s.optima > 1) | lower
         return wanted & (s.attempt < n_starts) & ~certain
 
-    def start(s: Multistart) -> Array:
-        x = pick(further_starts(template, s.best.x), s.attempt)
-        return x if glimpse is None else select(lower(s), glimpse.x, x)
-
-    return Plan(again, start)
+    return Plan(again, lambda s: pick([*glimpsed, *further_starts(template, s.best.x)], s.attempt))
 
 
 @functools.lru_cache(maxsize=64)
 def grid(template: Template) -> np.ndarray:
-    """(k, S) scaled θ all over the place, to be glimpsed at: sizes of each effect apart where they are few."""
+    """(k, patterns, S) scaled θ to be glimpsed at: sizes of each effect apart where they are few, correlations."""
     q = sum(block.size for block in template)
     sizes = (0.03, 0.2, 1.0, 4.0, 20.0, 200.0)
     if q <= 3:
@@ -150,7 +161,7 @@ def grid(template: Template) -> np.ndarray:
         chosen = np.concatenate([np.tile(sizes, (q, 1)), *alone], axis=1)
     plain = covariance.start(template, chosen)
     signs = itertools.product((-0.9, 0.9), repeat=min(max(q - 1, 1), 2))
-    return np.concatenate([plain, *(_leaning(template, plain, pattern) for pattern in signs)], axis=1)
+    return np.stack([plain, *(_leaning(template, plain, pattern) for pattern in signs)], axis=1)
 
 
 def _leaning(template: Template, theta: np.ndarray, correlations: tuple[float, ...]) -> np.ndarray:
@@ -169,9 +180,13 @@ def _leaning(template: Template, theta: np.ndarray, correlations: tuple[float, .
     return theta
 
 
-def n_searches(template: Template, G: np.ndarray, levels: int) -> Any:
-    """How many searches (*lanes) a design earns whatever the first one finds; levels stand on axis ``levels`` of G."""
-    if any(block.structure != "unstructured" and block.size > 1 for block in template):
+def n_searches(template: Template, G: np.ndarray, levels: int, *, glimpsed: bool) -> Any:
+    """How many searches (*lanes) a design earns whatever the first one finds; levels stand on axis ``levels`` of G.
+
+    ``glimpsed``: whether a grid was looked at, which tells of other optima of variances without covariances.
+    """
+    told = ("unstructured", "diagonal", "identity") if glimpsed else ("unstructured",)
+    if any(block.structure not in told and block.size > 1 for block in template):
         return np.int32(MANY_SEARCHES)
     q = len(G) if levels else G.shape[1]
     G = np.moveaxis(G, levels, 0)
@@ -202,8 +217,8 @@ def has_one_optimum(template: Template, G: Array, levels: int) -> Array:
 def _kinds(template: Template) -> list[tuple[float, float]]:
     """(size, correlation) of the further starts, but for the one that turns the best end."""
     correlated = any(b.size > 1 and b.structure in ("unstructured", "ar1") for b in template)
-    across = [(1.0, -0.95), (30.0, 0.95), (30.0, -0.95), (1.0, 0.95)] if correlated else [(30.0, 0.0)]
-    return [(FAR, 0.0), (0.1, 0.0), *across, (1.0, 0.0)]
+    across = [(size, r) for size in (1.0, 30.0) for r in (-0.999, 0.999)] if correlated else []
+    return [(FAR, 0.0), (0.1, 0.0), *across, (10.0, 0.0), (1.0, 0.0)]
 
 
 def further_starts(template: Template, x: Array) -> list[Array]:
@@ -213,7 +228,22 @@ def further_starts(template: Template, x: Array) -> list[Array]:
     mostly of rank one.
     """
     kinds = [_correlated(template, x, *kind) for kind in _kinds(template)]
-    return [*kinds[:3], _opposite(x, template), *kinds[3:]]
+    return [*kinds[:2], *_alone(template, x), *kinds[2:], _opposite(x, template)]
+
+
+def n_further(template: Template) -> int:
+    """How many ``further_starts`` there are."""
+    return len(further_starts(template, np.zeros(covariance.n_theta(template))))
+
+
+def _alone(template: Template, x: Array) -> list[Array]:
+    """θ (k, *lanes) of one effect after the other alone, the others next to nothing."""
+    q = sum(block.size for block in template)
+    if q == 1:
+        return []
+    zero, shape = namespace(x).zeros_like(x), (-1, *[1] * (x.ndim - 1))
+    sizes = np.where(np.eye(q, dtype=bool), ALONE, SLIGHT)[:MOST_ALONE]
+    return [zero + covariance.start(template, own).astype(x.dtype).reshape(shape) for own in sizes]
 
 
 def _correlated(template: Template, x: Array, size: float, correlation: float) -> Array:

@@ -9,8 +9,8 @@ import numpy as np
 from ..errors import DataError
 from . import linalg
 from .checks import group_codes
-from .compression import Basis, GroupData, GroupMoments, products, unpack_products
 from .covariance import Template, column_groups
+from .moments import Basis, GroupData, GroupMoments, products, unpack_products
 from .types import Array
 
 

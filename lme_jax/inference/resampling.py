@@ -11,8 +11,9 @@ from collections.abc import Callable, Collection, Iterator
 import numpy as np
 
 from ..core.batch import Family
-from ..core.compression import Basis, bucket, enough_rows
+from ..core.compression import bucket, enough_rows
 from ..core.lanes import LaneData
+from ..core.moments import Basis
 from ..core.records import Fit
 from ..data import ModelData
 from .simulation import simulate_responses

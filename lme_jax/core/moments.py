@@ -1,0 +1,326 @@
+"""Rows → additive moments of one grouping factor (MATH §2); chunks of data are merged by summation.
+
+All sums are formed in a conditioned basis: [X y]·map is near-orthonormal beside the pilot residual, Z is scaled by
+powers of two, and the exact maps back are kept in ``Basis``.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from ..errors import DataError
+from . import linalg
+from .checks import check_codes
+from .covariance import Template, column_groups
+from .types import Array, pytree, static
+
+PILOT_ROWS = 8_192
+CHUNK_ROWS = 65_536
+# A response explained to this accuracy by the fixed effects has no residual to model.
+NO_RESIDUAL = 1e-12
+# A column of X is a combination of others where less than this of it is left beside them: rounding.
+DEPENDENT = 1e-12
+
+
+@pytree
+class Basis:
+    """The exact linear maps between the user's columns and the conditioned ones.
+
+    Attributes
+    ----------
+    map : (p+1, p+1) upper triangular; conditioned [X y] = [X y] @ map, with map[p, p] > 0.
+    log_det_x : () log |det map[:p, :p]|.
+    z_scale : (q,) powers of two; conditioned Z = Z / z_scale.
+    """
+
+    map: Array
+    log_det_x: Array
+    z_scale: Array
+
+
+@pytree
+class GroupMoments:
+    """Additive cross-products per level, in a conditioned basis; the last axis runs over levels.
+
+    Attributes
+    ----------
+    ZtZ : (q, q, G); ZtW : (q, p+1, G); WtW : (p+1, p+1), where W = [X y] conditioned.
+    n_rows : () number of rows; log_weights : () Σ log w.
+    """
+
+    ZtZ: Array
+    ZtW: Array
+    WtW: Array
+    n_rows: Array
+    log_weights: Array
+    basis: Basis
+    template: Template = static()
+
+
+@pytree
+class GroupData:
+    """What a fit needs: the levels, those with equal ZᵀZ pooled, and the moments they came from.
+
+    Attributes
+    ----------
+    G : (q, q, P) ZᵀZ; count : (P,) levels whose log-determinant an entry stands for.
+    C : (q, p+1, P) ZᵀW, of a level or, where levels are pooled, a root of Σ C⊗C over them.
+    """
+
+    G: Array
+    count: Array
+    C: Array
+    moments: GroupMoments
+
+    @property
+    def template(self) -> Template:
+        return self.moments.template
+
+    @property
+    def n_fixed(self) -> int:
+        return self.moments.WtW.shape[0] - 1
+
+
+# ---------------------------------------------------------------- basis
+
+
+def power_of_two_scale(squares: Any, n: Any, template: Template, log_weights: Any = 0.0) -> np.ndarray:
+    """Powers of two (q, *sets) near the root mean square of Z's columns, shared where a block needs it.
+
+    ``squares`` : (q, *sets) sums of squares of n rows. ``log_weights`` : Σ log w, so that neither the unit of the
+    weights nor that of Z matters to a conditioned θ.
+    """
+    labels = column_groups(template)
+    squares = squares * np.exp(np.asarray(log_weights) / np.maximum(n, 1))
+    mean = np.array([squares[labels == label].mean(axis=0) for label in labels]) / np.maximum(n, 1)
+    return np.where(mean > 0, 2.0 ** np.round(0.5 * np.log2(np.where(mean > 0, mean, 1.0))), 1.0)
+
+
+def _scaled_qr(X: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Each column's largest size s, and Q R = X / s."""
+    scale = np.array([np.abs(column).max(initial=0.0) for column in X.T])
+    scale[scale == 0] = 1.0
+    return scale, *np.linalg.qr(X / scale)
+
+
+def _dependent(R: np.ndarray) -> np.ndarray:
+    """(p,) whether each column of X = QR is a combination of the earlier ones, up to rounding."""
+    size = np.sqrt((R**2).sum(axis=0))
+    return np.abs(np.diag(R)) <= DEPENDENT * size
+
+
+def _full_rank(R: np.ndarray, dependent: np.ndarray) -> np.ndarray:
+    """R (p, p) with a pivot of the column's own size wherever a column is ``dependent`` (p,) on the earlier ones."""
+    size = np.sqrt((R**2).sum(axis=0))
+    pivot = np.where(dependent, np.where(size > 0, size, 1.0), np.diag(R))
+    return np.triu(R, 1) + np.diag(pivot)
+
+
+def _pilot_map(scale: np.ndarray, Q: np.ndarray, R: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Upper-triangular (p+1, p+1) map that makes the pilot rows' X orthonormal and y a residual."""
+    p, n = R.shape[1], max(len(y), 1)
+    if len(R) < p:
+        Q, R = np.pad(Q, [(0, 0), (0, p - Q.shape[1])]), np.pad(R, [(0, p - len(R)), (0, 0)])
+    dependent = _dependent(R)
+    if dependent.any():
+        # The map exists all the same; what such a column leaves is rounding, and stays that small.
+        Q, R = np.where(dependent, 0.0, Q), _full_rank(R, dependent)
+    upper = linalg.inverse_lower(np.ascontiguousarray(R.T)).T
+    inverse = upper * np.sqrt(n)
+    coefficients = Q.T @ y
+    residual = y - Q @ coefficients
+    residual -= Q @ (Q.T @ residual)
+    spread = np.sqrt((residual**2).sum() / n)
+    # An (almost) perfect pilot fit must not blow the residual column up to rounding noise.
+    spread = max(spread, 1e-12 * np.sqrt((y**2).sum() / n), np.finfo(float).tiny)
+    out = np.zeros((p + 1, p + 1))
+    out[:p, :p] = inverse / scale[:, None]
+    out[:p, p] = -(upper @ coefficients) / scale / spread
+    out[p, p] = 1.0 / spread
+    return out
+
+
+def pilot_basis(y: np.ndarray, X: np.ndarray, Z: np.ndarray, template: Template, log_weights: float = 0.0) -> Basis:
+    """A conditioned basis from a strided sample of the rows (all of them when few).
+
+    Any basis gives the same fit in exact arithmetic; this one keeps the digits of columns with
+    offsets or scales of 1e±8.
+    """
+    n, p = X.shape
+    step = max(1, n // PILOT_ROWS)
+    # A stride that shares a factor with the group size would see the same visits of each group only.
+    rows = np.concatenate([np.arange(min(n, PILOT_ROWS)), np.arange(PILOT_ROWS, n, step)])
+    scale, Q, R = _scaled_qr(X if step == 1 else X[rows])
+    if step > 1 and _dependent(R).any():
+        step, (scale, Q, R) = 1, _scaled_qr(X)
+    to_w = _pilot_map(scale, Q, R, y if step == 1 else y[rows])
+    # Not a BLAS product: on a stride it costs more to wake its threads than to sum.
+    z_scale = power_of_two_scale(np.einsum("nq,nq->q", Z, Z), n, template, log_weights)
+    return Basis(to_w, np.linalg.slogdet(to_w[:p, :p])[1], z_scale)
+
+
+# ---------------------------------------------------------------- moments
+
+
+def gram(W: np.ndarray) -> np.ndarray:
+    """WWᵀ of few long rows; of an array with itself NumPy makes a rank-k update, which is slow for them."""
+    out = W @ W.copy().T
+    return 0.5 * (out + out.T)
+
+
+def products(Z: Any, W: Any) -> Iterator[Any]:
+    """Rows z_a z_b (a ≥ b), then z_a w_c, of Z (q, n) and W (p+1, n)."""
+    q, w = len(Z), len(W)
+    yield from (Z[a] * Z[b] for a in range(q) for b in range(a + 1))
+    yield from (Z[a] * W[c] for a in range(q) for c in range(w))
+
+
+def unpack_products(sums: Any, q: int, w: int) -> tuple[Any, Any]:
+    """(kq + qw, G) sums → ZtZ (q, q, G) and ZtW (q, w, G)."""
+    kq = q * (q + 1) // 2
+    position = np.zeros((q, q), int)
+    position[np.tril_indices(q)] = np.arange(kq)
+    return sums[np.maximum(position, position.T)], sums[kq:].reshape(q, w, -1)
+
+
+def group_moments(
+    y: np.ndarray,
+    X: np.ndarray,
+    Z: np.ndarray,
+    codes: np.ndarray,
+    n_groups: int,
+    *,
+    template: Template,
+    weights: np.ndarray | None = None,
+    basis: Basis | None = None,
+) -> GroupMoments:
+    """Cross-products per level in one pass over NumPy rows, chunk by chunk.
+
+    Parameters
+    ----------
+    y : (n,) response; X : (n, p); Z : (n, q); codes : (n,) integers in [0, n_groups).
+    weights : (n,) prior weights > 0: Var(ε_i) = σ²/w_i.
+    basis : a common basis, if one is known to suit all chunks (saves a pilot per chunk); a pilot of these rows
+        if None, and ``merge`` finds the common one. The chunk itself may be tiny, rank deficient or exactly fitted.
+
+    Raises
+    ------
+    DataError
+        For codes outside [0, n_groups).
+
+    Notes
+    -----
+    O(n(q² + q(p+1) + (p+1)²)) operations; the extra memory is O(CHUNK_ROWS · (p + q²)).
+    """
+    codes = check_codes(codes, n_groups)
+    log_weights = 0.0 if weights is None else np.log(weights).sum()
+    basis = pilot_basis(y, X, Z, template, log_weights) if basis is None else basis
+    n, p, q = len(y), X.shape[1], Z.shape[1]
+    sums = np.zeros((q * (q + 1) // 2 + q * (p + 1), n_groups))
+    WtW = np.zeros((p + 1, p + 1))
+    for lo in range(0, n, CHUNK_ROWS):
+        rows = slice(lo, min(lo + CHUNK_ROWS, n))
+        W = basis.map[:p].T @ X[rows].T + basis.map[p][:, None] * y[rows]
+        Zs = np.divide(Z[rows].T, basis.z_scale[:, None], order="C")
+        if weights is not None:
+            root = np.sqrt(weights[rows])
+            W, Zs = W * root, Zs * root
+        WtW += gram(W)
+        add_by_code(sums, codes[rows], products(Zs, W))
+    ZtZ, ZtW = unpack_products(sums, q, p + 1)
+    return GroupMoments(ZtZ, ZtW, WtW, np.float64(n), np.float64(log_weights), basis, template)
+
+
+def add_by_code(sums: np.ndarray, codes: np.ndarray, columns: Iterable[np.ndarray]) -> None:
+    """sums[j, codes[i]] += columns[j][i]; sorted codes, the usual order of rows, are quickest."""
+    if not len(codes):
+        return
+    if (codes[1:] >= codes[:-1]).all():
+        starts = np.concatenate([[0], np.flatnonzero(codes[1:] != codes[:-1]) + 1])
+        present = codes[starts]
+        for total, column in zip(sums, columns, strict=True):
+            total[present] += np.add.reduceat(column, starts)
+        return
+    lo = int(codes.min())
+    width = int(codes.max()) - lo + 1
+    for total, column in zip(sums, columns, strict=True):
+        total[lo : lo + width] += np.bincount(codes - lo, column, minlength=width)
+
+
+def change_basis(moments: GroupMoments, basis: Basis) -> GroupMoments:
+    """The same moments expressed in another basis (exact up to rounding)."""
+    A = np.linalg.solve(np.asarray(moments.basis.map), np.asarray(basis.map))
+    s = np.asarray(moments.basis.z_scale) / np.asarray(basis.z_scale)
+    return GroupMoments(
+        moments.ZtZ * (s[:, None] * s[None, :])[:, :, None],
+        np.einsum("qcg,cd->qdg", moments.ZtW, A) * s[:, None, None],
+        A.T @ moments.WtW @ A,
+        moments.n_rows,
+        moments.log_weights,
+        basis,
+        moments.template,
+    )
+
+
+def merge(a: GroupMoments, b: GroupMoments) -> GroupMoments:
+    """Moments of both chunks together: they add. Both must use one coding of the levels.
+
+    Chunks in different bases are carried into one that suits all their rows, so no chunk need be typical:
+    the first may be tiny, lack a treatment or be fitted exactly. The result is new.
+    """
+    if a.template != b.template or a.ZtW.shape != b.ZtW.shape:
+        raise DataError(
+            f"cannot merge moments of shapes {a.ZtW.shape} and {b.ZtW.shape} or of different templates: "
+            "code both chunks with the same columns and the same list of levels"
+        )
+    same = np.array_equal(a.basis.map, b.basis.map) and np.array_equal(a.basis.z_scale, b.basis.z_scale)
+    if not same:
+        basis = _common_basis(a, b)
+        a, b = change_basis(a, basis), change_basis(b, basis)
+    return GroupMoments(
+        a.ZtZ + b.ZtZ,
+        a.ZtW + b.ZtW,
+        a.WtW + b.WtW,
+        a.n_rows + b.n_rows,
+        a.log_weights + b.log_weights,
+        a.basis,
+        a.template,
+    )
+
+
+def _common_basis(a: GroupMoments, b: GroupMoments) -> Basis:
+    """A conditioned basis of the rows of both chunks, as ``pilot_basis`` would find it from the rows.
+
+    The triangular factors of the chunks' [X y] stacked have the cross-products of all rows; each comes from
+    near-orthonormal columns, so no digit is lost to squaring.
+    """
+    n = a.n_rows + b.n_rows
+    stacked = np.concatenate([_triangle(m.WtW, m.basis) for m in (a, b)])
+    p = stacked.shape[1] - 1
+    scale, Q, R = _scaled_qr(stacked[:, :p])
+    root = np.sqrt(n / len(stacked))
+    to_w = _pilot_map(scale, Q, R, stacked[:, p]) * root
+    squares = sum((np.einsum("aag->a", m.ZtZ) * np.asarray(m.basis.z_scale) ** 2 for m in (a, b)), 0.0)
+    z_scale = power_of_two_scale(squares, n, a.template)
+    return Basis(to_w, np.linalg.slogdet(to_w[:p, :p])[1], z_scale)
+
+
+def _triangle(WtW: np.ndarray, basis: Basis) -> np.ndarray:
+    """T (p+1, p+1) with TᵀT = [X y]ᵀ[X y], in the user's columns."""
+    size = np.sqrt(np.maximum(np.diag(WtW), np.finfo(float).tiny))
+    values, vectors = np.linalg.eigh(WtW / np.outer(size, size))
+    half = np.sqrt(np.maximum(values, 0.0))[:, None] * vectors.T * size
+    return np.linalg.solve(np.asarray(basis.map).T, half.T).T
+
+
+def rows_with_residual(n_rows: Any, WtW: np.ndarray, basis: Basis) -> np.float64:
+    """The number of rows, NaN where least squares on X leaves no more of y than rounding."""
+    p = len(WtW) - 1
+    last = np.sqrt(np.maximum(np.diag(WtW), np.finfo(float).tiny))
+    scaled = WtW / np.outer(last, last)
+    explained = scaled[p, :p] @ np.linalg.lstsq(scaled[:p, :p], scaled[:p, p], rcond=1e-12)[0] if p else 0.0
+    residual = last[p] ** 2 * (1.0 - explained) / np.asarray(basis.map)[p, p] ** 2
+    y = np.linalg.solve(np.asarray(basis.map), np.eye(p + 1)[p])  # y = W @ this
+    total = y @ WtW @ y
+    return np.float64(n_rows if residual > NO_RESIDUAL**2 * total else np.nan)
