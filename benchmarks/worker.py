@@ -63,13 +63,13 @@ def time_batches(engine: Any, Y: np.ndarray, repeats: int, seconds: float) -> di
     def action() -> Any:
         return engine.fit_all(Y)
 
-    (first, following), fits = repeat(action, 1, math.inf, slow=math.inf)
+    (first,), fits = repeat(action, 0, 0.0)
     compiled = engine.is_compiled()
+    (following,), _ = repeat(action, 0, 0.0)
     if not compiled:
         engine.compile_from_now_on()
         action()
-    later, _ = repeat(action, max(repeats, 1) - 1, seconds, slow=math.inf)
-    later += [following] * compiled
+    later = [following] * compiled + repeat(action, max(repeats, 1) - 1, seconds, slow=math.inf)[0]
     checked = range(min(CHECKED, len(Y))) if hasattr(engine, "relative_of") else ()
     relative = [[m.tolist() for m in engine.relative_of(fits, i)] for i in checked]
     per_response = [seconds / len(Y) for seconds in later]
