@@ -3,8 +3,6 @@
 import os
 from pathlib import Path
 
-import jax
-
 
 def enable_compilation_cache(folder: str | os.PathLike[str] | None = None) -> Path:
     """Keep compiled programs on disk and reuse them in later processes.
@@ -22,6 +20,8 @@ def enable_compilation_cache(folder: str | os.PathLike[str] | None = None) -> Pa
     Path
         The folder, created if it was not there.
     """
+    import jax
+
     if folder is None:
         folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "lme_jax"
     path = Path(folder)

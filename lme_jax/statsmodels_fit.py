@@ -1,8 +1,6 @@
 """Optimisers by name, held parameters and penalties: what ``MixedLM.fit`` offers beyond the default Newton."""
 
 import dataclasses
-import functools
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -22,7 +20,7 @@ from .statsmodels_layout import Layout
 
 METHODS = ("newton", "lbfgs", "bfgs", "cg", "nm", "powell")
 FIT_OPTIONS = ("gtol", "maxiter", "eps", "maxcor", "ftol", "xtol", "tol", "disp", "maxls", "m", "pgtol", "use_t")
-_SCIPY = {"bfgs": "BFGS", "cg": "CG", "nm": "Nelder-Mead", "powell": "Powell"}
+_SCIPY = {"lbfgs": "L-BFGS-B", "bfgs": "BFGS", "cg": "CG", "nm": "Nelder-Mead", "powell": "Powell"}
 # A fit counts as converged when at most this many deviance units remain to be gained, ½gᵀH⁻¹g.
 REMAINING = 1e-5
 
@@ -36,10 +34,7 @@ def theta_scale(data: ModelData) -> np.ndarray:
     """(k,) factors that make θ dimensionless in conditioned units of Z."""
     compressed = data.compressed
     basis = compressed.moments.basis if isinstance(compressed, GroupData) else compressed.basis
-    import jax
-
-    with jax.enable_x64(True):
-        return np.asarray(covariance.theta_scale(data.template, jax.numpy.asarray(basis.z_scale)))
+    return covariance.theta_scale(data.template, np.asarray(basis.z_scale))
 
 
 def default_start(data: ModelData) -> np.ndarray:
@@ -52,28 +47,19 @@ def default_start(data: ModelData) -> np.ndarray:
     return np.concatenate(parts) / theta_scale(data)
 
 
-@functools.cache
-def _value_and_gradient(reml: bool) -> Callable[[Any, Any], tuple[Any, Any]]:
-    import jax
-
-    return jax.jit(jax.value_and_grad(lambda theta, data: core.deviance(theta, data, reml=reml)))
-
-
 def objective(data: ModelData, reml: bool) -> Callable[[np.ndarray], tuple[float, np.ndarray]]:
     """Deviance and exact gradient in θ, float64; +∞ where it is not finite."""
-    import jax
 
     def at(theta: np.ndarray) -> tuple[float, np.ndarray]:
-        with jax.enable_x64(True):
-            value, slope = _value_and_gradient(reml)(np.asarray(theta, float), data.compressed)
-        if not np.isfinite(value):
+        there = core.fit_at(theta, data.compressed, reml=reml)
+        if not np.isfinite(there.deviance):
             return np.inf, np.zeros(len(theta))
-        return float(value), np.asarray(slope)
+        return float(there.deviance), np.asarray(there.gradient)
 
     return at
 
 
-# ---------------------------------------------------------------- arguments
+# ---------------------------------------------------------------- searches
 
 
 def checked_options(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -92,9 +78,6 @@ def checked_methods(method: str | Sequence[str] | None) -> list[str]:
     if unknown or not methods:
         raise DataError(f"unknown method {unknown}; choose from {METHODS}")
     return methods
-
-
-# ---------------------------------------------------------------- searches
 
 
 def search(
@@ -119,8 +102,6 @@ def search(
     x0 = start[free] * scale[free]
     if not free.any():
         x = x0
-    elif method == "lbfgs":
-        x = _lbfgs(reduced, x0, options)
     else:
         x = minimize(reduced, x0, method, options)
     theta = start.copy()
@@ -140,54 +121,11 @@ def minimize(fun: Any, x0: np.ndarray, method: str, options: Mapping[str, Any]) 
         settings.setdefault("maxfev", 4000 * len(x0))
         found = scipy.optimize.minimize(lambda x: fun(x)[0], x0, method=_SCIPY[method], options=settings)
     else:
-        settings["gtol"] = options.get("gtol", 1e-5)
+        settings["gtol"] = options.get("gtol", options.get("pgtol", 1e-5))
+        if method == "lbfgs":
+            settings |= {"maxcor": int(options.get("maxcor", options.get("m", 10))), "ftol": options.get("ftol", 1e-14)}
         found = scipy.optimize.minimize(fun, x0, jac=True, method=_SCIPY[method], options=settings)
     return np.atleast_1d(found.x)
-
-
-def _lbfgs(fun: Any, x0: np.ndarray, options: Mapping[str, Any]) -> np.ndarray:
-    """optax's L-BFGS; the objective runs on the host, so its line search is driven from here."""
-    import jax
-    import jax.numpy as jnp
-    import optax  # only this method needs it
-
-    gtol, limit = float(options.get("gtol", options.get("pgtol", 1e-5))), int(options.get("maxiter", 500))
-    with jax.enable_x64(True):
-        direction = optax.scale_by_lbfgs(memory_size=int(options.get("maxcor", options.get("m", 10))))
-        x = jnp.asarray(x0)
-        state = direction.init(x)
-        value, slope = fun(np.asarray(x))
-        for iteration in range(limit):
-            if np.abs(slope).max() < gtol:
-                break
-            step, state = direction.update(jnp.asarray(slope), state, x)
-            moved = _line_search(fun, np.asarray(x), -np.asarray(step), value, slope, first=iteration == 0)
-            if moved is None:
-                break
-            x, value, slope = jnp.asarray(moved[0]), moved[1], moved[2]
-    return np.asarray(x)
-
-
-def _line_search(
-    fun: Any, x: np.ndarray, step: np.ndarray, value: float, slope: np.ndarray, *, first: bool
-) -> tuple[np.ndarray, float, np.ndarray] | None:
-    """A point that satisfies the strong Wolfe conditions, or sufficient decrease alone where none is found."""
-    if step @ slope >= 0:
-        step = -slope
-    if first:
-        step = step / max(1.0, float(np.linalg.norm(step)))
-    with warnings.catch_warnings():
-        # At the optimum no step gains anything; what follows settles that.
-        warnings.simplefilter("ignore")
-        size = scipy.optimize.line_search(lambda z: fun(z)[0], lambda z: fun(z)[1], x, step, slope, value, c2=0.9)[0]
-    for _ in range(40):
-        size = 1.0 if size is None else size
-        trial = x + size * step
-        new, new_slope = fun(trial)
-        if new <= value + 1e-4 * size * (step @ slope):
-            return trial, new, new_slope
-        size *= 0.5
-    return None
 
 
 def newton_held(layout: Layout, reml: bool, start: np.ndarray, free: np.ndarray, gtol: float) -> np.ndarray:
@@ -298,6 +236,12 @@ def penalised(
 
     start = np.concatenate([beta0, packed]) / unit
     x = minimize(fun, start, "bfgs" if method in ("newton", "lbfgs") else method, options)
+    # The last digits: a line search ends where differences of the criterion are rounding, its gradient does not.
+    closer = scipy.optimize.root(lambda x: fun(x)[1], x).x
+    if np.abs(fun(closer)[1]).max() < np.abs(fun(x)[1]).max() and np.abs(closer - x).max() < 1e-3 * (
+        1.0 + np.abs(x).max()
+    ):
+        x = closer
     return x[:p] * unit[:p], layout.unpack_theta(x[p:] * unit[p:])
 
 
@@ -344,7 +288,7 @@ def fit_at(
     if int(found.status) == Status.NOT_FINITE:
         raise ConvergenceError("the deviance is not finite at these parameters: try another start or method")
     remaining = _remaining(np.asarray(found.gradient)[free], np.asarray(found.hessian)[np.ix_(free, free)])
-    smallest = _smallest_root(found.theta * theta_scale(data), data)
+    smallest = float(covariance.smallest_root(found.theta * theta_scale(data), data.template))
     status = Status.CONVERGED if remaining < REMAINING else Status.STALLED
     if status is Status.CONVERGED and smallest < SINGULAR_BELOW:
         status = Status.SINGULAR
@@ -363,13 +307,6 @@ def fit_at(
         status=np.int32(status),
         iterations=np.int32(evaluations),
     )
-
-
-def _smallest_root(theta: np.ndarray, data: ModelData) -> float:
-    import jax
-
-    with jax.enable_x64(True):
-        return float(covariance.smallest_root(jax.numpy.asarray(theta), data.template))
 
 
 def _remaining(gradient: np.ndarray, hessian: np.ndarray) -> float:
