@@ -125,9 +125,10 @@ def _shapes(ready: dict[str, Any]) -> str:
         return f"### Many shapes of model\n\nFailed: {s['failed']}"
     cells = [s["fits"], seconds(s["total"]), seconds(s["median"]), seconds(s["slowest"])]
     cells += [" → ".join(str(n) for n in s["maps"]), " → ".join(f"{mb:.0f}" for mb in s["mb"])]
+    jax = "JAX was imported." if s["jax"] else "JAX was not imported."
     text = (
         "25 fixed parts × 12 random parts × ML and REML on 300 rows, fit and summary, in one process; memory maps and "
-        f"resident MB after the first half and at the end. JAX was {'' if s['jax'] else 'not '}imported. The slowest: `{s['slowest_formula']}`."
+        f"resident MB after the first half and at the end. {jax} The slowest: `{s['slowest_formula']}`."
     )
     columns = ("fits", "total", "median", "slowest", "maps", "MB")
     return f"### Many shapes of model\n\n{text}\n\n{table(columns, [cells])}"
