@@ -151,7 +151,7 @@ def _add(row: Row, found: dict[str, Any], problem: Problem) -> None:
         return
     row.fits = found.get("fits", 1)
     row.first.append(found["first"])
-    row.following += [found["next"]] * (found.get("next") is not None)
+    row.following += found["times"][:1] if problem.responses is None else found.get("next", [])
     row.times += found["times"]
     row.extra_mb = max(row.extra_mb or 0.0, found["peak_mb"] - found["base_mb"])
     row.input_mb, row.versions = arrays(problem).n_bytes / 2**20, found["versions"]

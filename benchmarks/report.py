@@ -86,7 +86,7 @@ def _floors(run: dict[str, Any]) -> str:
             cells = (digits(f["mb"]), digits(f["mflop"]), seconds(f["ms"] / 1e3), seconds(warm))
             rows.append([problem["title"], *cells, digits(1e3 * warm / f["ms"])])
     head = "## Floor\n\nBytes read once and multiplications of six evaluations, at the rates above; from arrays.\n\n"
-    return head + table(("problem", "MB", "Mflop", "floor", "lme_jax", "×"), rows)
+    return head + table(("problem", "MB", "Mflop", "floor", "lme_jax", "×"), rows) if rows else ""
 
 
 def _against(run: dict[str, Any]) -> str:

@@ -1,7 +1,7 @@
 """One Python engine on one problem: ``python -m benchmarks.worker folder engine repeats seconds``.
 
-The last line of the output is JSON: seconds of the ``first`` call, of the ``next`` one and of the later fits
-(``times``), these per response where the problem has many; how many ``fits`` those times are of; Ψ/σ² of each term
+The last line of the output is JSON: seconds of the ``first`` call, of the ``next`` one of a batch and of the later
+fits (``times``), these per response where the problem has many; how many ``fits`` those times are of; Ψ/σ² of each term
 (``relative``), of the first responses where there are many; memory at the start of the fits and at its peak; versions.
 """
 
@@ -54,7 +54,7 @@ def repeat(action: Callable[[], Any], repeats: int, seconds: float, slow: float 
 def time_fits(engine: Adapter, repeats: int, seconds: float) -> dict[str, Any]:
     times, fitted = repeat(engine.fit, repeats, seconds)
     relative = [m.tolist() for m in engine.relative(fitted)]
-    return {"first": times[0], "next": times[1] if len(times) > 1 else None, "times": times[1:], "relative": relative}
+    return {"first": times[0], "times": times[1:], "relative": relative}
 
 
 def time_batches(engine: Any, Y: np.ndarray, repeats: int, seconds: float) -> dict[str, Any]:
@@ -73,7 +73,7 @@ def time_batches(engine: Any, Y: np.ndarray, repeats: int, seconds: float) -> di
     checked = range(min(CHECKED, len(Y))) if hasattr(engine, "relative_of") else ()
     relative = [[m.tolist() for m in engine.relative_of(fits, i)] for i in checked]
     per_response = [seconds / len(Y) for seconds in later]
-    return {"first": first, "next": following, "times": per_response, "fits": len(Y), "relative": relative}
+    return {"first": first, "next": [following], "times": per_response, "fits": len(Y), "relative": relative}
 
 
 def time_refits(engine: Adapter, Y: np.ndarray, seconds: float) -> dict[str, Any]:
