@@ -38,12 +38,20 @@ QUICK_ENGINES = tuple(name for name in FIT_ENGINES if name != "glmmTMB")
 SWEEP_ENGINES = ("lme_jax_core", "glmm")
 
 
-def _bootstrap(n: int, seconds: float) -> Case:
-    return Case(partial(problems.bootstrap, n), BOOTSTRAP_ENGINES, Plan(2, 4, seconds))
+def _bootstrap(n: int, seconds: float, engines: tuple[str, ...] = BOOTSTRAP_ENGINES) -> Case:
+    return Case(partial(problems.bootstrap, n), engines, Plan(2, 4, seconds))
 
 
-def _many(kind: str, n: int, plan: Plan) -> Case:
-    return Case(partial(problems.many, kind, n), REFIT_ENGINES, plan)
+def _many(kind: str, n: int, plan: Plan, engines: tuple[str, ...] = REFIT_ENGINES) -> Case:
+    return Case(partial(problems.many, kind, n), engines, plan)
+
+
+def _few(seconds: float) -> tuple[Case, ...]:
+    """Batches that do not repay a compiled program at once."""
+    return (
+        _bootstrap(200, seconds, ("lme_jax_bootstrap", "glmm", "lme4_bootmer")),
+        _many("intercept", 1_000, Plan(2, 3, seconds), ("lme_jax_many", "glmm", "lme4")),
+    )
 
 
 def _rows(sizes: tuple[int, ...]) -> list[Case]:
@@ -79,8 +87,8 @@ SMALL = Configuration(
             ("lme_jax_core", "lme_jax_compress", "lme_jax_fit", "lme_jax_formula", "glmm"),
         ),
         Case(partial(problems.nested, 200_000, 20_000, 1_000), QUICK_ENGINES, Plan(2, 2, 3.0)),
-        *(_bootstrap(n, 1.0) for n in (200, 10_000)),
-        _many("intercept", 1_000, Plan(2, 3, 1.0)),
+        *_few(1.0),
+        _bootstrap(10_000, 1.0),
         *(_many(kind, 5_000, Plan(2, 2, 1.0)) for kind in MANY_KINDS),
         *_rows((10_000, 100_000, 1_000_000)),
         *_groups(200_000, (100, 10_000)),
@@ -100,8 +108,8 @@ FULL = Configuration(
         Case(partial(problems.slopes, 1_000_000, 50_000), FIT_ENGINES, BRIEFLY),
         Case(partial(problems.crossed, 883_000, 20_000, 4_000), QUICK_ENGINES, ONCE),
         Case(partial(problems.nested, 200_000, 20_000, 1_000), FIT_ENGINES, TWICE),
-        *(_bootstrap(n, 10.0) for n in (200, 10_000)),
-        _many("intercept", 1_000, Plan(2, 3, 10.0)),
+        *_few(10.0),
+        _bootstrap(10_000, 10.0),
         *(_many(kind, 100_000, Plan(1, 2, 10.0)) for kind in MANY_KINDS),
         *_rows((10_000, 100_000, 1_000_000, 10_000_000)),
         *_groups(1_000_000, (100, 1_000, 10_000, 100_000)),
