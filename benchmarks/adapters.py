@@ -14,10 +14,11 @@ from .problem import Problem, arrays
 class Adapter:
     """One engine on one problem; what the constructor does, the import too, is not timed.
 
-    ``packages``: whose versions matter.
+    ``packages`` are imported, ``parts`` are not; the versions of both matter.
     """
 
     packages: tuple[str, ...] = ()
+    parts: tuple[str, ...] = ()
 
     def __init__(self, problem: Problem) -> None:
         for package in self.packages:
@@ -40,6 +41,10 @@ class Adapter:
     def deviance(self, fitted: Any) -> float:
         raise NotImplementedError
 
+    def summary(self, fitted: Any) -> Any:
+        """What a person prints."""
+        return fitted.summary()
+
 
 # ---------------------------------------------------------------- lme_jax
 
@@ -52,7 +57,7 @@ def term_blocks(problem: Problem, relative_factor: Any) -> list[np.ndarray]:
 
 
 class LmeJaxCore(Adapter):
-    packages = ("lme_jax", "jax", "numpy", "scipy")
+    packages, parts = ("lme_jax",), ("jax", "numpy", "scipy")
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem)
@@ -70,6 +75,18 @@ class LmeJaxCore(Adapter):
         return float(fitted.deviance)
 
 
+class LmeJaxCompress(LmeJaxCore):
+    """The fit for the referee is not timed."""
+
+    def fit(self) -> Any:
+        return self.arrays.compress()
+
+    def relative(self, fitted: Any) -> list[np.ndarray]:
+        import lme_jax
+
+        return super().relative(lme_jax.fit(fitted, reml=self.problem.reml))
+
+
 class LmeJaxFit(LmeJaxCore):
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem)
@@ -82,7 +99,7 @@ class LmeJaxFit(LmeJaxCore):
 
 
 class LmeJaxFormula(Adapter):
-    packages = LmeJaxCore.packages
+    packages, parts = LmeJaxCore.packages, LmeJaxCore.parts
 
     def fit(self) -> Any:
         import lme_jax
@@ -96,15 +113,25 @@ class LmeJaxFormula(Adapter):
         return fitted.deviance
 
 
-class LmeJaxCached(LmeJaxFormula):
-    def __init__(self, problem: Problem) -> None:
-        import lme_jax
+class _Batches:
+    """Batches run in NumPy until compiling would have paid."""
 
-        super().__init__(problem)
-        lme_jax.enable_compilation_cache(os.environ["BENCHMARK_CACHE"])
+    @property
+    def _programs(self) -> Any:
+        try:
+            return importlib.import_module("lme_jax.core.programs")
+        except ImportError:  # an older checkout, which compiles always
+            return None
+
+    def is_compiled(self) -> bool:
+        return self._programs is None or self._programs.n_programs() > 0
+
+    def compile_from_now_on(self) -> None:
+        """As after many calls."""
+        self._programs.COMPILE_SECONDS = 0.0
 
 
-class LmeJaxMany(LmeJaxCore):
+class LmeJaxMany(_Batches, LmeJaxCore):
     """All responses in one call."""
 
     def fit_all(self, Y: np.ndarray) -> Any:
@@ -117,11 +144,19 @@ class LmeJaxMany(LmeJaxCore):
         return term_blocks(self.problem, fits.fit.relative_factor[number])
 
 
-class LmeJaxBootstrap(LmeJaxFormula):
+class LmeJaxBootstrap(_Batches, LmeJaxFormula):
     """Samples of its own, as many as the problem has responses."""
 
     def fit_all(self, Y: np.ndarray) -> Any:
         return self.fit().bootstrap(len(Y), seed=1, progress=False)
+
+
+class LmeJaxBootstrapCached(LmeJaxBootstrap):
+    def __init__(self, problem: Problem) -> None:
+        import lme_jax
+
+        super().__init__(problem)
+        lme_jax.enable_compilation_cache(os.environ["BENCHMARK_CACHE"])
 
 
 # ---------------------------------------------------------------- the others
@@ -163,44 +198,62 @@ class Mixedlm(Adapter):
         return self.first.refit(y)
 
     def relative(self, fitted: Any) -> list[np.ndarray]:
-        groups = fitted.VarCorr().groups.values()
-        found = {(g.grouping_factor, tuple(g.term_names)): np.asarray(g.cov) / fitted.sigma**2 for g in groups}
-        return [found[factor, tuple(_intercept_first(columns))] for columns, factor in self.problem.random]
+        groups = list(fitted.VarCorr().groups.values())
+        return [self._block(groups, _intercept_first(c), factor) / fitted.sigma**2 for c, factor in self.problem.random]
+
+    @staticmethod
+    def _block(groups: list[Any], effects: list[str], factor: str) -> np.ndarray:
+        """It prints a factor's uncorrelated terms as one."""
+        own = next(g for g in groups if g.grouping_factor == factor and set(effects) <= set(g.term_names))
+        places = [own.term_names.index(effect) for effect in effects]
+        return np.asarray(own.cov)[np.ix_(places, places)]
 
     def deviance(self, fitted: Any) -> float:
         return fitted.deviance
 
 
 class Statsmodels(Adapter):
-    """``smf.mixedlm``: the outermost factor as groups, or one group of all rows where factors cross; others by
-    ``vc_formula``."""
+    """``smf.mixedlm``: the outermost factor as groups, with its first term by ``re_formula``, or one group of all rows
+    where factors cross; other terms by ``vc_formula``."""
 
     packages = ("statsmodels",)
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem)
-        outer = problem.random[-1]
         self.whole = len(problem.factors) == 1 or problem.nested
-        self.groups = outer[1] if self.whole else np.zeros(len(problem.y), int)
-        self.re_formula = "~" + "+".join(outer[0]) if self.whole else "0"
-        self.components = [f for _, f in problem.random if f != outer[1] or not self.whole]
+        self.groups = problem.factors[-1] if self.whole else np.zeros(len(problem.y), int)
+        self.own = next(term for term in problem.random if term[1] == problem.factors[-1]) if self.whole else None
+        self.components: dict[str, str] = {}
+        for columns, factor in problem.random:
+            if (columns, factor) != self.own:
+                within = f"0 + C({factor})" if columns == ("1",) else f"0 + {columns[0]}"
+                self.components[self._name(columns, factor)] = within
+
+    @staticmethod
+    def _name(columns: tuple[str, ...], factor: str) -> str:
+        return factor if columns == ("1",) else f"{factor}_{columns[0]}"
+
+    @staticmethod
+    def _patsy(term: str) -> str:
+        return term.replace("^", "**").replace("log(", "np.log(")
 
     def fit(self) -> Any:
         import statsmodels.formula.api as smf
 
-        fixed = f"y ~ {' + '.join(('1', *self.problem.fixed))}"
+        fixed = f"{self.problem.response} ~ {' + '.join(('1', *map(self._patsy, self.problem.fixed)))}"
         arguments: dict[str, Any] = {"groups": self.groups}
         if self.components:
-            arguments["vc_formula"] = {name: f"0 + C({name})" for name in self.components}
-        if self.whole:
-            arguments["re_formula"] = self.re_formula
+            arguments["vc_formula"] = self.components
+        if self.own:
+            arguments["re_formula"] = "~" + "+".join(self.own[0])
         return smf.mixedlm(fixed, self.frame, **arguments).fit(reml=self.problem.reml)
 
     def relative(self, fitted: Any) -> list[np.ndarray]:
         names = fitted.model.exog_vc.names
         parts = dict(zip(names, np.atleast_1d(fitted.vcomp) / fitted.scale, strict=True)) if self.components else {}
         own = np.asarray(fitted.cov_re_unscaled)
-        return [np.atleast_2d(parts[factor]) if factor in parts else own for _, factor in self.problem.random]
+        terms = ((self._name(*term), term) for term in self.problem.random)
+        return [own if term == self.own else np.atleast_2d(parts[name]) for name, term in terms]
 
     def deviance(self, fitted: Any) -> float:
         return -2.0 * fitted.llf
@@ -252,11 +305,12 @@ def _intercept_first(columns: tuple[str, ...]) -> list[str]:
 
 ADAPTERS: dict[str, type[Adapter]] = {
     "lme_jax_core": LmeJaxCore,
+    "lme_jax_compress": LmeJaxCompress,
     "lme_jax_fit": LmeJaxFit,
     "lme_jax_formula": LmeJaxFormula,
-    "lme_jax_cached": LmeJaxCached,
     "lme_jax_many": LmeJaxMany,
     "lme_jax_bootstrap": LmeJaxBootstrap,
+    "lme_jax_bootstrap_cached": LmeJaxBootstrapCached,
     "glmm": Glmm,
     "mixedlm": Mixedlm,
     "statsmodels": Statsmodels,

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from . import problems
-from .engines import FIT_ENGINES, REFIT_ENGINES
+from . import problems, ready
+from .engines import BOOTSTRAP_ENGINES, FIT_ENGINES, REFIT_ENGINES
 from .measure import Plan
 from .problem import Problem, spaced
 
@@ -26,23 +26,32 @@ class Case:
 @dataclass(frozen=True)
 class Configuration:
     cases: tuple[Case, ...]
-    cold_rounds: int
+    ready: ready.Plan
     derivatives: tuple[Callable[[], Problem], ...]
     derivative_rounds: int = 30
 
 
+EXPLORATIONS = (problems.one_formula, problems.chickweight)
 MANY_KINDS = ("intercept", "slope_common", "slope_irregular")
 # glmmTMB takes ten seconds and more on what the others fit in one.
 QUICK_ENGINES = tuple(name for name in FIT_ENGINES if name != "glmmTMB")
 SWEEP_ENGINES = ("lme_jax_core", "glmm")
 
 
-def _bootstrap(seconds: float) -> Case:
-    return Case(partial(problems.bootstrap, 10_000), ("lme_jax_bootstrap", *REFIT_ENGINES), Plan(2, 4, seconds))
+def _bootstrap(n: int, seconds: float, engines: tuple[str, ...] = BOOTSTRAP_ENGINES) -> Case:
+    return Case(partial(problems.bootstrap, n), engines, Plan(2, 4, seconds))
 
 
-def _many(kind: str, n: int, plan: Plan) -> Case:
-    return Case(partial(problems.many, kind, n), REFIT_ENGINES, plan)
+def _many(kind: str, n: int, plan: Plan, engines: tuple[str, ...] = REFIT_ENGINES) -> Case:
+    return Case(partial(problems.many, kind, n), engines, plan)
+
+
+def _few(seconds: float) -> tuple[Case, ...]:
+    """Batches that do not repay a compiled program at once."""
+    return (
+        _bootstrap(200, seconds, ("lme_jax_bootstrap", "glmm", "lme4_bootmer")),
+        _many("intercept", 1_000, Plan(2, 3, seconds), ("lme_jax_many", "glmm", "lme4")),
+    )
 
 
 def _rows(sizes: tuple[int, ...]) -> list[Case]:
@@ -73,16 +82,20 @@ SMALL = Configuration(
         Case(problems.sleepstudy, FIT_ENGINES, Plan(2, 20, 1.0)),
         Case(problems.penicillin, FIT_ENGINES, Plan(2, 20, 1.0)),
         Case(partial(problems.insteval, 2), QUICK_ENGINES, Plan(2, 2, 3.0)),
-        Case(partial(problems.slopes, 1_000_000, 50_000), ("lme_jax_core", "lme_jax_fit", "lme_jax_formula", "glmm")),
+        Case(
+            partial(problems.slopes, 1_000_000, 50_000),
+            ("lme_jax_core", "lme_jax_compress", "lme_jax_fit", "lme_jax_formula", "glmm"),
+        ),
         Case(partial(problems.nested, 200_000, 20_000, 1_000), QUICK_ENGINES, Plan(2, 2, 3.0)),
-        _bootstrap(1.0),
+        *_few(1.0),
+        _bootstrap(10_000, 1.0),
         *(_many(kind, 5_000, Plan(2, 2, 1.0)) for kind in MANY_KINDS),
         *_rows((10_000, 100_000, 1_000_000)),
         *_groups(200_000, (100, 10_000)),
         *_effects(100_000, (1, 3, 5)),
         *_second_factor(100_000, 5_000, (10, 100, 500)),
     ),
-    cold_rounds=3,
+    ready=ready.Plan(2, EXPLORATIONS, 600),
     derivatives=(partial(problems.slopes, 100_000, 5_000, 3),),
 )
 
@@ -95,14 +108,15 @@ FULL = Configuration(
         Case(partial(problems.slopes, 1_000_000, 50_000), FIT_ENGINES, BRIEFLY),
         Case(partial(problems.crossed, 883_000, 20_000, 4_000), QUICK_ENGINES, ONCE),
         Case(partial(problems.nested, 200_000, 20_000, 1_000), FIT_ENGINES, TWICE),
-        _bootstrap(10.0),
+        *_few(10.0),
+        _bootstrap(10_000, 10.0),
         *(_many(kind, 100_000, Plan(1, 2, 10.0)) for kind in MANY_KINDS),
         *_rows((10_000, 100_000, 1_000_000, 10_000_000)),
         *_groups(1_000_000, (100, 1_000, 10_000, 100_000)),
         *_effects(200_000, (1, 2, 3, 4, 6, 8)),
         *_second_factor(200_000, 10_000, (10, 100, 500, 1_000, 2_000)),
     ),
-    cold_rounds=5,
+    ready=ready.Plan(5, EXPLORATIONS, 600),
     derivatives=(partial(problems.slopes, 100_000, 5_000, 3), partial(problems.slopes, 1_000_000, 50_000)),
 )
 

@@ -4,7 +4,7 @@ import functools
 import importlib.util
 import shutil
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .problem import Problem
 
@@ -19,6 +19,7 @@ class Engine:
     settings : what differs from the engine's defaults, for the report.
     reml, crossed, correlated, slope_only : whether it fits by REML, crossed factors, an intercept with its slope, and a
         term without an intercept.
+    checkout : the folder whose lme_jax it runs, where that is not this one.
     cached : it starts with a persistent compilation cache that an earlier process has filled.
     """
 
@@ -32,22 +33,24 @@ class Engine:
     correlated: bool = True
     slope_only: bool = True
     cached: bool = False
+    checkout: str = ""
 
 
 _ALL = (
     Engine("lme_jax_core", "lme_jax, arrays", "python", "lme_jax", "NumPy arrays → compress → fit; defaults"),
+    Engine("lme_jax_compress", "lme_jax, compress only", "python", "lme_jax", "no fit"),
     Engine("lme_jax_fit", "lme_jax, fit only", "python", "lme_jax", "fit of statistics compressed before; defaults"),
     Engine("lme_jax_formula", "lme_jax, formula", "python", "lme_jax", "data frame and formula → results; defaults"),
-    Engine(
-        "lme_jax_cached",
-        "lme_jax, formula, cached",
-        "python",
-        "lme_jax",
-        "as formula; `first` finds the programs of an earlier process in `enable_compilation_cache`",
-        cached=True,
-    ),
     Engine("lme_jax_many", "lme_jax, fit_many", "python", "lme_jax", "all responses in one call, from arrays"),
     Engine("lme_jax_bootstrap", "lme_jax, bootstrap", "python", "lme_jax", "`.bootstrap()`, simulation included"),
+    Engine(
+        "lme_jax_bootstrap_cached",
+        "lme_jax, bootstrap, cached",
+        "python",
+        "lme_jax",
+        "`first` finds the programs of an earlier process in `enable_compilation_cache`",
+        cached=True,
+    ),
     Engine("glmm", "glmm", "python", "glmm", "satterthwaite=False (generous)", slope_only=False),
     Engine("mixedlm", "mixedlm", "python", "mixedlm", "defaults"),
     Engine("statsmodels", "statsmodels", "python", "statsmodels", "defaults; several factors by vc_formula"),
@@ -64,13 +67,32 @@ _ALL = (
         correlated=False,
     ),
     Engine("lme4", "lme4", "r", "lme4", "calc.derivs = FALSE (generous); responses by `refit`"),
+    Engine("lme4_bootmer", "lme4, bootMer", "r", "lme4", "of as many samples as the time allows, simulation included"),
     Engine("nlme", "nlme", "r", "nlme", "defaults", crossed=False),
     Engine("glmmTMB", "glmmTMB", "r", "glmmTMB", "defaults"),
     Engine("MixedModels", "MixedModels.jl", "julia", "MixedModels", "defaults; responses by `refit!`"),
 )
 ENGINES = {engine.name: engine for engine in _ALL}
 REFIT_ENGINES = ("lme_jax_many", "glmm", "mixedlm", "statsmodels", "lme4", "MixedModels")
-FIT_ENGINES = tuple(name for name in ENGINES if name not in ("lme_jax_many", "lme_jax_bootstrap"))
+BOOTSTRAP_ENGINES = ("lme_jax_bootstrap", "lme_jax_bootstrap_cached", *REFIT_ENGINES, "lme4_bootmer")
+_OF_PARTS = ("lme_jax_compress", *BOOTSTRAP_ENGINES[:3], "lme4_bootmer")
+FIT_ENGINES = tuple(name for name in ENGINES if name not in _OF_PARTS)
+_OTHER = "@other"
+
+
+def from_checkout(name: str, folder: str) -> str | None:
+    """The same engine of the lme_jax in another folder, as a further engine; None where it is not ours."""
+    engine = ENGINES[name]
+    if engine.package != "lme_jax":
+        return None
+    other = replace(engine, name=name + _OTHER, label=f"{engine.label} (other)", checkout=folder)
+    ENGINES[other.name] = other
+    return other.name
+
+
+def own_name(name: str) -> str:
+    """The engine of this checkout that an engine of another one is compared with."""
+    return name.removesuffix(_OTHER)
 
 
 @functools.cache

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from .engines import ENGINES, Engine, reason_to_skip
+from . import CHECKOUT
+from .engines import ENGINES, Engine, own_name, reason_to_skip
 from .evaluate import VOID_ABOVE, deviance_at
 from .problem import Problem, arrays
 from .worker import SLOW
@@ -41,7 +42,7 @@ class Row:
 
     Attributes
     ----------
-    first, times : seconds of each process's first call (with compilation) and of all later fits, these of one
+    first, following, times : seconds of each process's first call, of its next one and of all later fits, these of one
         response where the problem has many.
     behind : deviance reached, above the best engine's, by the referee; of each response that was checked.
     void : it is behind by more than ``VOID_ABOVE``, in most of its responses, so that its times mean nothing.
@@ -52,6 +53,7 @@ class Row:
     engine: str
     skipped: str | None = None
     first: list[float] = field(default_factory=list)
+    following: list[float] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
     fits: int = 1
     deviances: list[float] = field(default_factory=list)
@@ -93,8 +95,11 @@ def run_worker(engine: Engine, folder: Path, plan: Plan, cache: Path) -> dict[st
         "r": ["Rscript", "--vanilla", str(HERE / "worker.R")],
         "julia": ["julia", "--startup-file=no", str(HERE / "worker.jl")],
     }[engine.language]
-    command = [*program, str(folder), engine.name, str(plan.repeats), str(plan.seconds)]
-    environment = os.environ | {"BENCHMARK_CACHE": str(cache)}
+    command = [*program, str(folder), own_name(engine.name), str(plan.repeats), str(plan.seconds)]
+    environment = os.environ | {
+        "BENCHMARK_CACHE": str(cache),
+        CHECKOUT: engine.checkout or os.environ.get(CHECKOUT, ""),
+    }
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, env=environment, cwd=HERE.parent, timeout=KILL_AFTER
@@ -146,6 +151,7 @@ def _add(row: Row, found: dict[str, Any], problem: Problem) -> None:
         return
     row.fits = found.get("fits", 1)
     row.first.append(found["first"])
+    row.following += found["times"][:1] if problem.responses is None else found.get("next", [])
     row.times += found["times"]
     row.extra_mb = max(row.extra_mb or 0.0, found["peak_mb"] - found["base_mb"])
     row.input_mb, row.versions = arrays(problem).n_bytes / 2**20, found["versions"]

@@ -17,7 +17,8 @@ class Problem:
 
     Attributes
     ----------
-    columns : float64 columns; those of grouping factors hold codes. The response is ``y``.
+    columns : float64 columns; those of grouping factors hold codes.
+    response : the column that is explained.
     fixed : columns of X beside the intercept.
     random : (columns of Z, factor) per term, "1" the intercept; terms of one factor side by side, and where the
         factors are ``nested`` the inner ones first.
@@ -34,6 +35,7 @@ class Problem:
     nested: bool = False
     slow: tuple[str, ...] = ()
     responses: np.ndarray | None = field(default=None, repr=False)
+    response: str = "y"
 
     @property
     def formula(self) -> str:
@@ -46,7 +48,7 @@ class Problem:
 
     @property
     def y(self) -> np.ndarray:
-        return self.columns["y"]
+        return self.columns[self.response]
 
     def with_response(self, y: np.ndarray) -> "Problem":
         return replace(self, columns=self.columns | {"y": np.asarray(y)}, responses=None)

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import itertools
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pandas as pd
 import lme_jax
 
 from .problem import Problem, Terms, spaced
+from .written import Exploration
 
 REFERENCE = Path(__file__).parents[1] / "tests" / "reference" / "data"
 MINUTES = ("statsmodels",)
@@ -44,6 +46,35 @@ def insteval(n_theta: int) -> Problem:
     columns |= {factor: _codes(d[factor]) for _, factor in random}
     name, title = f"insteval_{n_theta}", f"InstEval, 73 421 rows, 2 972 × 1 128 crossed, {n_theta} θ, ML"
     return Problem(name, title, columns, ("x",), random, False, slow=MINUTES)
+
+
+# ---------------------------------------------------------------- formulas to explore
+
+CHICK_FIXED = (
+    "1",
+    "Time",
+    "Diet",
+    "Time + Diet",
+    "Time * Diet",
+    "Time + I(Time^2)",
+    "(Time + I(Time^2)) * Diet",
+    "log(Time + 1) + Diet",
+)
+CHICK_RANDOM = ("(1 | Chick)", "(Time | Chick)", "(Time || Chick)")
+
+
+def chickweight() -> Exploration:
+    with gzip.open(REFERENCE / "ChickWeight.csv.gz") as stream:
+        data = pd.read_csv(io.BytesIO(stream.read()))
+    models = tuple(itertools.product(CHICK_FIXED, CHICK_RANDOM))
+    title = "ChickWeight: 578 rows, 50 chicks; 24 formulas, REML"
+    return Exploration("chickweight", title, "weight", ("Chick", "Diet"), models, data)
+
+
+def one_formula() -> Exploration:
+    models = (("Days", "(Days | Subject)"),)
+    title = "sleepstudy: one formula, REML"
+    return Exploration("one_formula", title, "Reaction", ("Subject",), models, lme_jax.datasets.load("sleepstudy"))
 
 
 # ---------------------------------------------------------------- synthetic data
@@ -106,7 +137,7 @@ def many(kind: str, n_responses: int) -> Problem:
     columns = {"y": Y[0].copy(), "x": x, "g": g.astype(float)}
     random = ((("1", "x")[:q], "g"),)
     title = f"{spaced(n_responses)} responses × 2 000 rows, 200 groups, {kind.replace('_', ' ')}, REML"
-    return Problem(f"many_{kind}", title, columns, ("x",), random, True, responses=Y)
+    return Problem(f"many_{kind}_{n_responses}", title, columns, ("x",), random, True, responses=Y)
 
 
 def bootstrap(n_samples: int) -> Problem:
@@ -115,4 +146,4 @@ def bootstrap(n_samples: int) -> Problem:
     fitted = lme_jax.lmer(base.formula, base.frame(), reml=base.reml)
     Y = np.ascontiguousarray(fitted.simulate(n_samples, seed=5).to_numpy().T)
     title = f"{spaced(n_samples)} parametric bootstrap samples of sleepstudy, REML"
-    return replace(base, name="bootstrap", title=title, responses=Y)
+    return replace(base, name=f"bootstrap_{n_samples}", title=title, responses=Y)

@@ -1,12 +1,14 @@
 """One Markdown table from a run's JSON, and a plot of the scaling sweeps."""
 
-from collections.abc import Iterable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-from .engines import ENGINES
+from . import report_ready
+from .engines import ENGINES, own_name
 from .evaluate import VOID_ABOVE
 from .problem import spaced
+from .tables import digits, seconds, table
 
 REFERENCES = ("lme_jax_formula", "lme_jax_many", "lme_jax_core")
 # Below it the compiler's own memory is most of what is measured.
@@ -24,29 +26,8 @@ compiler's own is in it."""
 def markdown(run: dict[str, Any]) -> str:
     """The whole report."""
     parts = [f"# Benchmarks: {run['configuration']} set", _machine(run), LEGEND, _fits(run), _floors(run)]
-    parts += [_cold(run), _derivatives(run), _sweeps(run), _skipped(run), _settings(run)]
-    return "\n\n".join(parts) + "\n"
-
-
-def table(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
-    def line(cells: Iterable[Any]) -> str:
-        return "| " + " | ".join(str(cell) for cell in cells) + " |"
-
-    header = list(header)
-    ruler = ["---"] * 2 + ["--:"] * (len(header) - 2)
-    return "\n".join([line(header), line(ruler), *map(line, rows)])
-
-
-def seconds(value: float | None) -> str:
-    """Three significant digits in a unit that suits."""
-    if value is None:
-        return ""
-    unit, scale = next(((u, s) for u, s in (("s", 1.0), ("ms", 1e3), ("µs", 1e6)) if value * s >= 1.0), ("µs", 1e6))
-    return f"{_digits(value * scale)} {unit}"
-
-
-def _digits(value: float) -> str:
-    return f"{value:.3g}" if value < 1e3 else f"{value:.0f}"
+    parts += [_against(run), report_ready.section(run), _derivatives(run), _sweeps(run), _skipped(run), _settings(run)]
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def _machine(run: dict[str, Any]) -> str:
@@ -80,11 +61,11 @@ def _fits(run: dict[str, Any]) -> str:
 def _fit_row(problem: dict[str, Any], row: dict[str, Any], unit: dict[str, Any] | None, named: bool) -> list[str]:
     ratio = ""
     if row["warm"] is not None and unit is not None:
-        ratio = "1" if row is unit else _digits(row["warm"] / unit["warm"])
-    first = "" if row["void"] else seconds(_median(row["first"]))
+        ratio = "1" if row is unit else digits(row["warm"] / unit["warm"])
+    first = "" if row["void"] else seconds(median(row["first"]))
     warm = "void" if row["void"] else seconds(row["warm"]) + "*" * (not row["times"])
     title = problem["title"] if named else ""
-    return [title, ENGINES[row["engine"]].label, first, warm, ratio, _behind(row["behind"]), _digits(row["extra_mb"])]
+    return [title, ENGINES[row["engine"]].label, first, warm, ratio, _behind(row["behind"]), digits(row["extra_mb"])]
 
 
 def _behind(behind: list[float]) -> str:
@@ -95,12 +76,6 @@ def _behind(behind: list[float]) -> str:
     return f"{max(worst, 0.0):.0e}{of_many}"
 
 
-def _median(values: list[float]) -> float:
-    ordered = sorted(values)
-    half = len(ordered) // 2
-    return ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2
-
-
 def _floors(run: dict[str, Any]) -> str:
     rows = []
     for problem in run["problems"]:
@@ -108,19 +83,31 @@ def _floors(run: dict[str, Any]) -> str:
         warm = own.get("lme_jax_core") or own.get("lme_jax_many")
         if problem["sweep"] is None and warm is not None:
             f = problem["floor"]
-            cells = (_digits(f["mb"]), _digits(f["mflop"]), seconds(f["ms"] / 1e3), seconds(warm))
-            rows.append([problem["title"], *cells, _digits(1e3 * warm / f["ms"])])
+            cells = (digits(f["mb"]), digits(f["mflop"]), seconds(f["ms"] / 1e3), seconds(warm))
+            rows.append([problem["title"], *cells, digits(1e3 * warm / f["ms"])])
     head = "## Floor\n\nBytes read once and multiplications of six evaluations, at the rates above; from arrays.\n\n"
-    return head + table(("problem", "MB", "Mflop", "floor", "lme_jax", "×"), rows)
+    return head + table(("problem", "MB", "Mflop", "floor", "lme_jax", "×"), rows) if rows else ""
 
 
-def _cold(run: dict[str, Any]) -> str:
-    rows = [
-        [c["program"], c["skipped"] or seconds(c["median"]), ", ".join(f"{t:.2f}" for t in c["times"])]
-        for c in run["cold"]
-    ]
-    head = "## Cold start\n\nA new process: import, read sleepstudy, formula, fit, summary.\n\n"
-    return head + table(("program", "median", "each, s"), rows)
+def _against(run: dict[str, Any]) -> str:
+    """This checkout beside another one; nothing where there is none."""
+    rows = []
+    for problem in run["problems"]:
+        ran = {row["engine"]: row for row in _ran(problem)}
+        for name, other in ran.items():
+            own = ran.get(own_name(name))
+            if own is not None and own is not other and _timed(own) and _timed(other):
+                label = ENGINES[own["engine"]].label
+                rows.append([problem["title"], label, *_ratios(own, other, "first"), *_ratios(own, other, "times")])
+    what = "Medians, and this one's as a multiple of the other's; `least`: of the quickest."
+    columns = ("problem", "engine", "first", "other", "×", "least", "later", "other", "×", "least")
+    return f"## Against another checkout\n\n{what}\n\n{table(columns, rows)}" if rows else ""
+
+
+def _ratios(own: dict[str, Any], other: dict[str, Any], what: str) -> list[str]:
+    mine, theirs = (row[what] or row["first"] for row in (own, other))
+    ratios = (median(mine) / median(theirs), min(mine) / min(theirs))
+    return [seconds(median(mine)), seconds(median(theirs)), *(f"{ratio:.2f}" for ratio in ratios)]
 
 
 def _derivatives(run: dict[str, Any]) -> str:
@@ -129,7 +116,7 @@ def _derivatives(run: dict[str, Any]) -> str:
         for d in run["derivatives"]
     ]
     head = "## Derivatives\n\nA compiled value beside the value with its gradient, taking turns.\n\n"
-    return head + table(("problem", "function", "value", "value and gradient", "ratio"), rows)
+    return head + table(("problem", "function", "value", "value and gradient", "ratio"), rows) if rows else ""
 
 
 def _sweeps(run: dict[str, Any]) -> str:
@@ -141,12 +128,12 @@ def _sweeps(run: dict[str, Any]) -> str:
             other: Any = own.get("glmm")
             cells = [problem["sweep"], spaced(problem["size"])]
             cells += [seconds(row["warm"]) if row else "" for row in (core, other)]
-            cells.append(_digits(other["warm"] / core["warm"]) if _timed(core) and _timed(other) else "")
+            cells.append(digits(other["warm"] / core["warm"]) if _timed(core) and _timed(other) else "")
             large = core and core["input_mb"] > LARGE_MB
             cells.append(f"{core['extra_mb'] / core['input_mb']:.2f}" if large else "")
             rows.append(cells)
     head = "## Scaling\n\nFrom arrays (lme_jax) and from a data frame (glmm); memory beyond the inputs, in inputs.\n\n"
-    return head + table(("sweep", "size", "lme_jax", "glmm", "ratio", "memory"), rows)
+    return head + table(("sweep", "size", "lme_jax", "glmm", "ratio", "memory"), rows) if rows else ""
 
 
 def _timed(row: Any) -> bool:

@@ -11,17 +11,20 @@ import os
 import platform
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from . import cold, derivatives, report
+from . import derivatives, report
 from .config import CONFIGURATIONS, Configuration
-from .engines import ENGINES
+from .engines import ENGINES, from_checkout
 from .floor import Rates, floor, rates_of_a_fresh_process
 from .measure import measure, pin
+from .ready import measure_ready
 
+ONLY = "names or beginnings of names of problems; ready, derivatives"
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -29,8 +32,10 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
     parser.add_argument("set", choices=CONFIGURATIONS, help="which set of problems")
     parser.add_argument("--threads", type=int, default=2, help="CPUs and threads of every engine (2)")
-    parser.add_argument("--only", nargs="+", metavar="PROBLEM", help="names or beginnings of names of problems")
+    parser.add_argument("--only", nargs="+", metavar="PROBLEM", help=ONLY)
     parser.add_argument("--engines", nargs="+", choices=ENGINES, metavar="ENGINE", help="of those a problem lists")
+    parser.add_argument("--rounds", type=int, help="processes per engine and problem, instead of the problem's own")
+    parser.add_argument("--against", type=Path, metavar="CHECKOUT", help="run lme_jax of that folder too, in turns")
     parser.add_argument("--folder", type=Path, default=RESULTS, help="where the results go (benchmarks/results)")
     return parser.parse_args()
 
@@ -45,20 +50,20 @@ def main() -> None:
         "commit": _commit(),
         "machine": _machine(chosen.threads, rates),
         "problems": [],
-        "cold": [],
+        "ready": None,
         "derivatives": [],
     }
     begin = time.perf_counter()
     chosen.folder.mkdir(parents=True, exist_ok=True)
     partial = chosen.folder / f"{chosen.set}.partial"
-    target = partial if chosen.only or chosen.engines else chosen.folder / chosen.set
+    target = partial if chosen.only or chosen.engines or chosen.against else chosen.folder / chosen.set
     try:
         _run(CONFIGURATIONS[chosen.set], chosen, rates, found, partial)
     except KeyboardInterrupt:
         print("interrupted; what is done is reported")
         target = partial
-    if not found["problems"]:
-        raise SystemExit("no problem was measured: --only takes names, or beginnings of names, of problems")
+    if not (found["problems"] or found["ready"] or found["derivatives"]):
+        raise SystemExit(f"nothing was measured: {ONLY}")
     found["wall_s"] = time.perf_counter() - begin
     _save(found, target)
     _file(target, "md").write_text(report.markdown(found))
@@ -75,20 +80,35 @@ def _run(
     with tqdm(configuration.cases) as cases:
         for case in cases:
             problem = case.make()
-            if chosen.only and not problem.name.startswith(tuple(chosen.only)):
+            if not _wanted(problem.name, chosen):
                 continue
             engines = [name for name in case.engines if not chosen.engines or name in chosen.engines]
+            if chosen.against:
+                engines = _with_twins(engines, str(chosen.against.resolve()))
+            plan = replace(case.plan, rounds=chosen.rounds or case.plan.rounds)
             begin = time.perf_counter()
-            rows = [row.as_dict() for row in measure(problem, engines, case.plan, cases.set_postfix_str)]
+            rows = [row.as_dict() for row in measure(problem, engines, plan, cases.set_postfix_str)]
             entry = {"name": problem.name, "title": problem.title, "sweep": case.sweep, "size": case.size}
+            entry["responses"] = 0 if problem.responses is None else len(problem.responses)
             entry["wall_s"] = time.perf_counter() - begin
             found["problems"].append(entry | {"floor": floor(problem, rates), "rows": rows})
             _save(found, target)
-        if not chosen.only and not chosen.engines:
-            found["cold"] = cold.measure_cold_starts(configuration.cold_rounds, cases.set_postfix_str)
+        if not chosen.engines and _wanted("ready", chosen):
+            found["ready"] = measure_ready(configuration.ready, cases.set_postfix_str)
+        if not chosen.engines and _wanted("derivatives", chosen):
             for make in configuration.derivatives:
                 cases.set_postfix_str("derivatives")
                 found["derivatives"] += derivatives.measure_derivatives(make(), configuration.derivative_rounds)
+
+
+def _wanted(name: str, chosen: argparse.Namespace) -> bool:
+    return not chosen.only or name.startswith(tuple(chosen.only))
+
+
+def _with_twins(engines: list[str], folder: str) -> list[str]:
+    """Each engine of lme_jax beside the same one of another checkout."""
+    twins = {name: from_checkout(name, folder) for name in engines}
+    return [name for pair in twins.items() for name in pair if name]
 
 
 def _save(found: dict[str, Any], target: Path) -> None:

@@ -7,7 +7,8 @@ seconds <- as.numeric(args[4])
 checked <- 10
 slow <- 30
 spec <- jsonlite::fromJSON(file.path(folder, "problem.json"), simplifyDataFrame = FALSE)
-suppressWarnings(suppressMessages(library(engine, character.only = TRUE)))
+package <- sub("_.*", "", engine)
+suppressWarnings(suppressMessages(library(package, character.only = TRUE)))
 
 raw <- function(name) {
   path <- file.path(folder, paste0(name, ".f64"))
@@ -54,7 +55,7 @@ adapters <- list(
     relative = function(fit) lapply(blocks(VarCorr(fit)$cond), function(block) block / sigma(fit)^2)
   )
 )
-adapter <- adapters[[engine]]
+adapter <- adapters[[package]]
 now <- function() as.numeric(Sys.time())
 rows <- function(matrices) lapply(matrices, function(m) matrix(as.numeric(m), nrow(m)))
 
@@ -86,11 +87,28 @@ time_refits <- function() {
   list(first = first, times = I(elapsed / done), fits = done, relative = relative)
 }
 
+# bootMer of one sample, then of as many as the time allows; its samples are its own, so that none are checked.
+time_bootmer <- function() {
+  samples <- function(fit, n) bootMer(fit, function(m) c(fixef(m), getME(m, "theta"), sigma(m)), nsim = n)
+  begin <- now()
+  fit <- adapter$fit()
+  samples(fit, 1)
+  first <- now() - begin
+  begin <- now()
+  samples(fit, 10)
+  n <- min(spec$responses, max(10, round(10 * seconds / (now() - begin))))
+  begin <- now()
+  samples(fit, n)
+  list(first = first, times = I((now() - begin) / n), fits = n, relative = list())
+}
+
 try(cat("5", file = "/proc/self/clear_refs"), silent = TRUE)  # the peak counts from here
 base_mb <- memory("VmRSS")
-out <- suppressWarnings(suppressMessages(if (spec$responses > 0) time_refits() else time_fits()))
+out <- suppressWarnings(suppressMessages({
+  if (engine == "lme4_bootmer") time_bootmer() else if (spec$responses > 0) time_refits() else time_fits()
+}))
 version <- list(R = paste(R.version$major, R.version$minor, sep = "."))
-version[[engine]] <- as.character(packageVersion(engine))
+version[[package]] <- as.character(packageVersion(package))
 version[["BLAS (R)"]] <- basename(La_library())
 out <- c(out, list(base_mb = base_mb, peak_mb = memory("VmHWM"), versions = version))
 cat("\n", jsonlite::toJSON(out, auto_unbox = TRUE, digits = NA), "\n", sep = "")

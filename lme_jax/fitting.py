@@ -165,11 +165,16 @@ def determined(data: ModelData) -> bool:
 
 
 def read_only(found: Fit, *, copy: bool = True) -> Fit:
-    """The fit in arrays that cannot be written to, its own ones if ``copy``."""
-    arrays = {name: np.array(values) if copy else np.asarray(values) for name, values in vars(found).items()}
-    for values in arrays.values():
-        values.setflags(write=False)
-    return dataclasses.replace(found, **arrays)
+    """The fit in arrays that cannot be written to, its own ones if ``copy``; what is computed when read still is."""
+
+    def locked(values: Any) -> Any:
+        if callable(values):
+            return lambda: locked(values())
+        own = np.array(values) if copy else np.asarray(values)
+        own.setflags(write=False)
+        return own
+
+    return dataclasses.replace(found, **{name: locked(values) for name, values in vars(found).items()})
 
 
 # ---------------------------------------------------------------- many fits

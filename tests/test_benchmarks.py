@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 import lme_jax
-from benchmarks import config, engines, problems, report, worker
+from benchmarks import config, engines, problems, ready, report, report_ready, worker
 from benchmarks.adapters import adapter
 from benchmarks.evaluate import VOID_ABOVE, deviance_at
 from benchmarks.floor import Rates, floor
 from benchmarks.measure import Plan, Row, _compare, measure
 from benchmarks.problem import arrays, read_problem
+from benchmarks.written import NUMBERS, read_exploration, shapes
 
 # Polished in R (tests/reference), REML.
 SLEEPSTUDY = 1743.6282719599653
@@ -175,6 +176,108 @@ def test_every_case_names_known_engines(name):
         assert set(case.engines) <= set(engines.ENGINES)
 
 
+# ---------------------------------------------------------------- ready at once
+
+
+def test_sixty_shapes_of_model_in_one_process_leave_nothing_behind():
+    """Fits and summaries of NumPy data run without JAX, whose programs each held hundreds of memory maps."""
+    command = [sys.executable, "-m", "benchmarks.shapes", "60"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    assert found["fits"] == 60
+    assert not found["jax"]
+    half, end = found["maps"]
+    assert end < 20_000
+    # An arena of the allocator or two.
+    assert end <= half + 20
+
+
+def test_shapes_differ():
+    every = shapes(600)
+    assert len(set(every)) == 600
+    assert shapes(60) == shapes(60)
+    assert {formula.split(" + ")[0] for formula, _ in shapes(60)} <= {f"y ~ {part.split(' + ')[0]}" for part in NUMBERS}
+
+
+def test_an_exploration_reads_what_was_written(tmp_path):
+    exploration = problems.chickweight()
+    exploration.write(tmp_path)
+    read = read_exploration(tmp_path)
+    assert [p.formula for p in read.problems()] == [p.formula for p in exploration.problems()]
+    assert [p.random for p in read.problems()] == [p.random for p in exploration.problems()]
+    assert list(read.data.Diet.cat.categories) == list(exploration.data.Diet.cat.categories)
+    assert (tmp_path / "formulas.txt").read_text().count("\n") == 24
+
+
+@pytest.mark.parametrize("number", [4, 7, 11, 14])  # slopes, correlated and not, and a square
+def test_engines_agree_on_a_formula_as_a_person_writes_it(number):
+    problem = problems.chickweight().problems()[number]
+    ours, peer = (adapter(name, problem) for name in ("lme_jax_formula", "statsmodels"))
+    fitted = ours.fit()
+    data = ready.compressed(problem)
+    expected = ours.deviance(fitted)
+    assert deviance_at(ours.relative(fitted), data, reml=True) == pytest.approx(expected, abs=1e-8)
+    assert deviance_at(peer.relative(peer.fit()), data, reml=True) == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.slow
+def test_an_exploration_becomes_a_table(monkeypatch):
+    monkeypatch.setattr(ready, "EXPLORERS", ("lme_jax_formula", "statsmodels", "lme4"))
+    found = json.loads(json.dumps(ready.explore(problems.one_formula(), 1, lambda _: None)))
+    for row in found["rows"]:
+        if row["skipped"] is None:
+            assert row["behind"] == [pytest.approx(0.0, abs=1e-6)]
+            assert row["import"] + row["read"] + sum(row["first_fit"] + row["first_summary"]) < row["total"]
+            assert len(row["next_fit"]) == len(row["next_summary"]) == 1
+    text = report_ready._exploration(found)
+    assert "| statsmodels |" in text
+    assert text.count("1 of 1") == sum(row["skipped"] is None for row in found["rows"])
+
+
+def test_a_formula_that_an_engine_cannot_fit_is_named():
+    able = {"fit": [0.1, 0.01], "summary": [0.2, 0.02], "behind": 2e-3}
+    unable = {"fit": [], "summary": [], "failed": "ValueError: no such term"}
+    run = {"boot": 0.1, "import": 0.5, "read": 0.1, "total": 1.0, "models": [able, unable]}
+    row = {"engine": "glmm", "skipped": None} | ready._summary([run])
+    absent = {"engine": "lme4", "skipped": "no Rscript"}
+    text = report_ready._exploration({"title": "t", "models": 2, "rows": [row, absent]})
+    assert (
+        "| glmm | 1 s |  | 500 ms | 100 ms | 200 ms | 300 ms | 300 ms | 30 ms | 2e-03 (1 formulas) | 1 of 2 |" in text
+    )
+    assert "| lme4 | no Rscript |" in text
+    assert "glmm, 1 formulas: ValueError: no such term" in text
+
+
+def test_packages_are_counted_by_their_own_modules():
+    found = ready.packages("import lme_jax")
+    assert {"lme_jax", "numpy", "pandas"} <= set(found["seconds"])
+    assert not {"jax", "jaxlib", "statsmodels", "formulaic", "matplotlib"} & set(found["seconds"])
+
+
+def test_another_checkout_takes_turns(tmp_path, sleepstudy):
+    (tmp_path / "lme_jax").mkdir()
+    (tmp_path / "lme_jax" / "__init__.py").write_text("raise ImportError('the other one')")
+    assert engines.from_checkout("glmm", str(tmp_path)) is None
+    other = engines.from_checkout("lme_jax_core", str(tmp_path))
+    try:
+        (row,) = measure(sleepstudy, [other], Plan(1, 0))
+        assert row.skipped == "failed: ImportError: the other one"
+        assert engines.own_name(other) == "lme_jax_core"
+    finally:
+        del engines.ENGINES[other]
+
+
+def test_ratios_to_another_checkout(sleepstudy, monkeypatch):
+    monkeypatch.setitem(engines.ENGINES, "lme_jax_core@other", engines.ENGINES["lme_jax_core"])
+    own, other = (
+        Row("p", name, first=[1.0], times=times, extra_mb=1.0).as_dict()
+        for name, times in (("lme_jax_core", [0.2, 0.3, 0.4]), ("lme_jax_core@other", [0.1, 0.2, 0.3]))
+    )
+    text = report._against(run_of(sleepstudy, [own, other]))
+    assert "| lme_jax, arrays | 1 s | 1 s | 1.00 | 1.00 | 300 ms | 200 ms | 1.50 | 2.00 |" in text
+
+
 def test_the_command_line_explains_itself():
     shown = subprocess.run([sys.executable, "-m", "benchmarks.run", "--help"], capture_output=True, text=True)
     assert shown.returncode == 0
@@ -183,14 +286,14 @@ def test_the_command_line_explains_itself():
 
 def run_of(problem, rows):
     machine = {"cpu": "c", "threads": 2, "memory_gb": 1.0, "load": 0.0, "bytes_per_s": 1e9, "flops_per_s": 1e9}
-    entry = {"name": problem.name, "title": problem.title, "sweep": None, "size": 0.0, "rows": rows}
+    entry = {"name": problem.name, "title": problem.title, "sweep": None, "size": 0.0, "responses": 0, "rows": rows}
     return {
         "configuration": "small",
         "date": "2000-01-01",
         "commit": "c",
         "machine": machine,
         "wall_s": 60.0,
-        "cold": [],
+        "ready": None,
         "derivatives": [],
         "problems": [entry | {"floor": floor(problem, Rates(1e9, 1e9))}],
     }
