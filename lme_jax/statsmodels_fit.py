@@ -10,9 +10,10 @@ import scipy  # scipy.optimize loads at its first use
 from .core import covariance
 from .core import fit as core
 from .core.components import root_hessian, root_map, root_of
+from .core.covariance import SINGULAR_BELOW
 from .core.em import em
 from .core.moments import GroupData
-from .core.records import SINGULAR_BELOW, Fit
+from .core.records import Fit
 from .core.types import Status
 from .data import ModelData
 from .errors import ConvergenceError, DataError, warn_caller

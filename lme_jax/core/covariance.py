@@ -17,6 +17,9 @@ from . import linalg
 from .linalg import tril
 from .types import Array, namespace
 
+# Roots of a conditioned relative covariance that count as zero: a singular fit.
+SINGULAR_BELOW = 1e-4
+
 STRUCTURES = ("unstructured", "diagonal", "identity", "compound_symmetry", "ar1")
 
 

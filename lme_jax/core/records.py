@@ -12,8 +12,6 @@ from .optimize import NewtonState
 from .profiled import RowTotals, estimates
 from .types import Array, Status, namespace, pytree
 
-SINGULAR_BELOW = 1e-4
-
 
 @pytree
 class Fit:
@@ -105,7 +103,7 @@ def assemble(found: NewtonState, totals: RowTotals, template: Template, reml: bo
     scale = covariance.theta_scale(template, totals.basis.z_scale)
     theta, sign = covariance.canonical(found.x, template)
     gls = estimates(found.aux.H, totals, reml)
-    singular = covariance.smallest_root(theta, template) < SINGULAR_BELOW
+    singular = covariance.smallest_root(theta, template) < covariance.SINGULAR_BELOW
     status = xp.where((found.status == Status.CONVERGED) & singular, np.int32(Status.SINGULAR), found.status)
     finite = xp.isfinite(found.value) & xp.isfinite(gls.sigma) & xp.isfinite(gls.beta).all(0)
     user_theta, to_user = theta / scale, sign * scale

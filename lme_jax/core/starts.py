@@ -31,8 +31,6 @@ ENOUGH = 4
 MOST_ALONE, ALONE, SLIGHT = 3, 5.0, 0.05
 # Searches of a design whose largest level tells this many times more than its median, or than its smallest one.
 IRREGULAR, SPREAD, MANY_SEARCHES = 8.0, 1e4, 7
-# Roots of the relative covariance, conditioned, that count as zero.
-SINGULAR_BELOW = 1e-4
 # The least part of a variance that the effects before it must leave unexplained.
 LEFT = 0.05
 
@@ -141,7 +139,7 @@ def plan(template: Template, searches: Any, certain: Array, seen: Glimpse | None
     n_starts = n_further(template) + len(glimpsed)
 
     def again(s: Multistart) -> Array:
-        singular = covariance.smallest_root(s.best.x, template) < SINGULAR_BELOW
+        singular = covariance.smallest_root(s.best.x, template) < covariance.SINGULAR_BELOW
         failed = (s.best.status != Status.CONVERGED) | (s.now.status != Status.CONVERGED)
         lower = False if seen is None else seen.value[0] < s.best.value - SAME
         doubt = (singular | failed | (s.optima > 1) | lower) & ((s.hits < ENOUGH) | (searches > 1))
@@ -203,8 +201,8 @@ def n_searches(template: Template, G: np.ndarray, levels: int, *, glimpsed: bool
 def has_one_optimum(template: Template, G: Array, levels: int) -> Array:
     """Whether (*lanes) all levels share ZᵀZ and their covariance is free; levels stand on axis ``levels`` of G.
 
-    The likelihood is then that of a Wishart matrix of mean σ²(G⁻¹ + Ψ) beside σ², convex in its precision and
-    1/σ², and Ψ ≥ 0 is a convex set there.
+    Where the fixed effects are alike in all levels too, the likelihood is that of a Wishart matrix of mean σ²(G⁻¹ + Ψ)
+    beside σ², convex in its precision and 1/σ², and Ψ ≥ 0 is a convex set there; other fixed effects bend it little.
     """
     xp = namespace(G)
     if len(template) > 1 or (template[0].structure != "unstructured" and template[0].size > 1):
