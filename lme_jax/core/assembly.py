@@ -90,8 +90,8 @@ def _step_matrix(kq: int) -> np.ndarray:
 def step_products(S: Array) -> Array:
     """K (kq, kq, *lanes) with Σ tr(ΔUΔE) = δᵀKδ for packed symmetric Δ, from S = ΣU⊗E over packed pairs."""
     kq = S.shape[0]
-    if namespace(S) is np and kq <= 10:
-        return (_step_matrix(kq) @ S.reshape(kq * kq, -1)).reshape(S.shape)
+    if kq <= 10:
+        return (_step_matrix(kq).astype(S.dtype) @ S.reshape(kq * kq, -1)).reshape(S.shape)
     total = 0.0
     for left, right, weight in zip(*_step_terms(kq), strict=True):
         total = total + weight.reshape(kq, kq, *[1] * (S.ndim - 2)).astype(S.dtype) * S[left, right]

@@ -273,11 +273,13 @@ def _run(
     executor: Backend,
 ) -> _Running:
     limits = (*options.limits(np.float64), starts.n_searches(data.template, data.G, 0, glimpsed=False))
+    # Of a design whose likelihood has one optimum the program is simpler.
+    sure = bool(np.all(starts.has_one_optimum(data.template, data.G, 0)))
     if executor == "jax":
         data_there, state = _place((data, state), data.n_lanes)
-        found = programs.on_jax(_search, data_there, state, *limits, reml=reml)
+        found = programs.on_jax(_search, data_there, state, *limits, reml=reml, sure=sure)
     else:
-        found = programs.run(_search, data, state, *limits, reml=reml)
+        found = programs.run(_search, data, state, *limits, reml=reml, sure=sure)
     padded = _Running(np.arange(data.n_lanes), data, *found, shared)
     return padded.take(np.arange(len(number)))._replace(number=number)
 
@@ -306,10 +308,10 @@ def _start(data: LaneData, theta: Any) -> Multistart:
 
 
 def _search(
-    data: LaneData, state: Multistart, tol: Any, max_iter: Any, searches: Any, *, reml: bool
+    data: LaneData, state: Multistart, tol: Any, max_iter: Any, searches: Any, *, reml: bool, sure: bool
 ) -> tuple[Multistart, Fit]:
     rounds = CHEAP_ROUNDS if data.G.shape[0] <= FEW_LEVELS else ROUNDS
-    plan = starts.plan(data.template, searches, starts.has_one_optimum(data.template, data.G, 0))
+    plan = None if sure else starts.plan(data.template, searches, starts.has_one_optimum(data.template, data.G, 0))
     state = multistart.minimise(lambda x: lanes.objective(x, data, reml), state, plan, tol, max_iter, rounds)
     return state, assemble(state.found, data, data.template, reml, state.optima)
 

@@ -87,7 +87,7 @@ def search(data: GroupData, x0: Array, tol: Any, max_iter: Any, reml: bool) -> t
         return grouped.objective(x, data, reml)
 
     first = multistart.begin(x0, nothing_kept(data.n_fixed, x0))
-    plan = starts.plan(template, searches, certain, seen)
+    plan = None if xp is np and certain else starts.plan(template, searches, certain, seen)
     done = multistart.minimise(objective, first, plan, tol, max_iter)
     return done.found, done.optima
 

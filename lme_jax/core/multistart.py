@@ -52,14 +52,6 @@ class Plan(NamedTuple):
     start: Callable[[Multistart], Array]
 
 
-def pick(starts: list[Array], which: Array) -> Array:
-    """starts[which] lane by lane; the last one where there are no more."""
-    out = starts[-1]
-    for number in range(len(starts) - 2, -1, -1):
-        out = select(which <= number, starts[number], out)
-    return out
-
-
 def begin(x: Array, aux: Any) -> Multistart:
     """Before the first evaluation at ``x`` (k, *lanes); ``aux`` is shaped as the objective's."""
     state = initial_state(x, aux)
@@ -70,7 +62,7 @@ def begin(x: Array, aux: Any) -> Multistart:
 def minimise(
     objective: Objective,
     search: Multistart,
-    plan: Plan,
+    plan: Plan | None,
     tol: Any,
     max_iter: Any,
     rounds: int | None = None,
@@ -80,7 +72,7 @@ def minimise(
     Parameters
     ----------
     objective : see ``optimize.advance``.
-    plan : whether and from where a lane searches again.
+    plan : whether and from where a lane searches again; None where one search is enough.
     tol, max_iter : of each search; see ``NewtonOptions.limits``.
     """
     xp = namespace(search.now.x)
@@ -93,22 +85,28 @@ def minimise(
     def go_on(s: Multistart) -> Multistart:
         now = advance(s.now, objective, tol, max_iter)
         moved = s._replace(now=now, evaluations=s.evaluations + np.int32(1))
-        if xp is np and not (now.status >= 0).any():
+        if plan is None or (xp is np and not (now.status >= 0).any()):
             return moved
         return _next(moved, plan)
 
     def frozen(s: Multistart) -> Multistart:
-        going = unfinished(s)
-        return tree_map(lambda new, old: select(going, new, old), go_on(s), s)
+        going, moved = unfinished(s), go_on(s)
+        if plan is None:
+            now = tree_map(lambda new, old: select(going, new, old), moved.now, s.now)
+            return s._replace(now=now, evaluations=select(going, moved.evaluations, s.evaluations))
+        return tree_map(lambda new, old: select(going, new, old), moved, s)
 
+    body = go_on if search.now.x.ndim == 1 else frozen
     if xp is np:
-        one = search.now.x.ndim == 1
         while unfinished(search).any():
-            search = go_on(search) if one else frozen(search)
-        return search
-    import jax
+            search = body(search)
+    else:
+        import jax
 
-    return jax.lax.while_loop(lambda s: unfinished(s).any(), frozen, search)
+        search = jax.lax.while_loop(lambda s: unfinished(s).any(), body, search)
+    if plan is None:
+        return search._replace(best=search.now, optima=_is_optimum(search.now).astype(np.int32))
+    return search
 
 
 def _next(s: Multistart, plan: Plan) -> Multistart:

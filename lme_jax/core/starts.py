@@ -16,8 +16,8 @@ import numpy as np
 from . import covariance, linalg
 from .covariance import Block, Template
 from .levels import pairs
-from .multistart import SAME, Multistart, Plan, pick
-from .types import Array, Status, namespace
+from .multistart import SAME, Multistart, Plan
+from .types import Array, Status, namespace, select
 
 # Variances of a conditioned effect relative to σ²: not at zero, where the deviance is stationary whatever the
 # data; not so far out that it is flat.
@@ -135,8 +135,7 @@ def plan(template: Template, searches: Any, certain: Array, seen: Glimpse | None
     ``seen``; then the points seen and ``further_starts`` are searched from. ``certain`` (*lanes): see
     ``has_one_optimum``.
     """
-    glimpsed = [] if seen is None else list(seen.x)
-    n_starts = n_further(template) + len(glimpsed)
+    listed = further_starts(template) if seen is None else np.concatenate([seen.x, further_starts(template)])
 
     def again(s: Multistart) -> Array:
         singular = covariance.smallest_root(s.best.x, template) < covariance.SINGULAR_BELOW
@@ -144,9 +143,14 @@ def plan(template: Template, searches: Any, certain: Array, seen: Glimpse | None
         lower = False if seen is None else seen.value[0] < s.best.value - SAME
         doubt = (singular | failed | (s.optima > 1) | lower) & ((s.hits < ENOUGH) | (searches > 1))
         wanted = (s.attempt + 1 < searches) | doubt
-        return wanted & (s.attempt < n_starts) & ~certain
+        return wanted & (s.attempt <= len(listed)) & ~certain
 
-    return Plan(again, lambda s: pick([*glimpsed, *further_starts(template, s.best.x)], s.attempt))
+    def start(s: Multistart) -> Array:
+        xp, x = namespace(s.best.x), s.best.x
+        chosen = xp.moveaxis(xp.asarray(listed, x.dtype)[xp.minimum(s.attempt, len(listed) - 1)], -1, 0)
+        return select(s.attempt < len(listed), chosen, _opposite(x, template))
+
+    return Plan(again, start)
 
 
 @functools.lru_cache(maxsize=64)
@@ -224,26 +228,15 @@ def _kinds(template: Template) -> list[tuple[float, float]]:
     return [(FAR, 0.0), (0.1, 0.0), *across, (10.0, 0.0), (1.0, 0.0)]
 
 
-def further_starts(template: Template, x: Array) -> list[Array]:
-    """θ (k, *lanes) to search from after the end ``x``: of all sizes, and with the covariances of ``x`` turned.
+@functools.lru_cache(maxsize=64)
+def further_starts(template: Template) -> np.ndarray:
+    """θ (s, k) to search from: effects of all sizes, alone, and of rank one.
 
     Effects that are far too large come down to an optimum that small ones never see; optima that are missed are
-    mostly of rank one.
+    mostly of rank one. Last of all the covariances of the best end are turned.
     """
-    zero, shape = namespace(x).zeros_like(x), (-1, *[1] * (x.ndim - 1))
-    return [*(zero + theta.astype(x.dtype).reshape(shape) for theta in _fixed(template)), _opposite(x, template)]
-
-
-def n_further(template: Template) -> int:
-    """How many ``further_starts`` there are."""
-    return len(_fixed(template)) + 1
-
-
-@functools.lru_cache(maxsize=64)
-def _fixed(template: Template) -> list[np.ndarray]:
-    """The further starts (k,) that do not depend on the best end."""
     kinds = [_correlated(template, *kind) for kind in _kinds(template)]
-    return [*kinds[:2], *_alone(template), *kinds[2:]]
+    return np.array([*kinds[:2], *_alone(template), *kinds[2:]])
 
 
 def _alone(template: Template) -> list[np.ndarray]:
