@@ -59,7 +59,7 @@ def _twice_off_diagonal(kq: int, ndim: int) -> np.ndarray:
 def _step_terms(kq: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Rows and columns (terms, kq, kq) of S, and their weights, that ``step_products`` adds up."""
     q = int(np.sqrt(2 * kq))
-    position = np.zeros((q, q), int)
+    position = np.zeros((q, q), np.int32)
     lower, upper = np.array(pairs(q)).T
     position[lower, upper] = position[upper, lower] = np.arange(kq)
     # A packed entry off the diagonal stands for (i, j) and (j, i): Δ_ij U_jk Δ_kl E_li.

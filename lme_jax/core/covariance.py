@@ -58,7 +58,7 @@ def make_template(structure: str | Template, q: int) -> Template:
 def triangle(q: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Rows and columns of the packed lower triangle of (q, q), and where its diagonal stands."""
     rows, columns = tril(q)
-    return rows, columns, np.flatnonzero(rows == columns)
+    return rows, columns, np.flatnonzero(rows == columns).astype(np.int32)
 
 
 @functools.lru_cache(maxsize=256)

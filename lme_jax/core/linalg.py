@@ -20,7 +20,9 @@ UNROLL_UP_TO = 5
 @functools.lru_cache(maxsize=64)
 def tril(q: int) -> tuple[np.ndarray, np.ndarray]:
     """``np.tril_indices``: rows and columns of a packed symmetric matrix; not to be written to."""
-    return np.tril_indices(q)
+    # int32 whether or not x64 is on: JAX keeps what it made of an array that it meets again.
+    rows, columns = np.tril_indices(q)
+    return rows.astype(np.int32), columns.astype(np.int32)
 
 
 def is_one(M: Array) -> bool:

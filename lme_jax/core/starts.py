@@ -44,7 +44,8 @@ def _free(template: Template) -> np.ndarray:
             x
             for x, (i, j) in enumerate(pairs(len(block)))
             if i == j or (block[i] == block[j] and template[block[i]].structure == "unstructured")
-        ]
+        ],
+        np.int32,
     )
 
 
