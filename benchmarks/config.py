@@ -38,19 +38,19 @@ QUICK_ENGINES = tuple(name for name in FIT_ENGINES if name != "glmmTMB")
 SWEEP_ENGINES = ("lme_jax_core", "glmm")
 
 
-def _bootstrap(n: int, seconds: float, engines: tuple[str, ...] = BOOTSTRAP_ENGINES) -> Case:
-    return Case(partial(problems.bootstrap, n), engines, Plan(2, 4, seconds))
+def _bootstrap(n: int, plan: Plan, engines: tuple[str, ...] = BOOTSTRAP_ENGINES) -> Case:
+    return Case(partial(problems.bootstrap, n), engines, plan)
 
 
 def _many(kind: str, n: int, plan: Plan, engines: tuple[str, ...] = REFIT_ENGINES) -> Case:
     return Case(partial(problems.many, kind, n), engines, plan)
 
 
-def _few(seconds: float) -> tuple[Case, ...]:
+def _few(plan: Plan) -> tuple[Case, ...]:
     """Batches that do not repay a compiled program at once."""
     return (
-        _bootstrap(200, seconds, ("lme_jax_bootstrap", "glmm", "lme4_bootmer")),
-        _many("intercept", 1_000, Plan(2, 3, seconds), ("lme_jax_many", "glmm", "lme4")),
+        _bootstrap(200, plan, ("lme_jax_bootstrap", "glmm", "lme4_bootmer")),
+        _many("intercept", 1_000, plan, ("lme_jax_many", "glmm", "lme4")),
     )
 
 
@@ -87,9 +87,9 @@ SMALL = Configuration(
             ("lme_jax_core", "lme_jax_compress", "lme_jax_fit", "lme_jax_formula", "glmm"),
         ),
         Case(partial(problems.nested, 200_000, 20_000, 1_000), QUICK_ENGINES, Plan(2, 2, 3.0)),
-        *_few(1.0),
-        _bootstrap(10_000, 1.0),
-        *(_many(kind, 5_000, Plan(2, 2, 1.0)) for kind in MANY_KINDS),
+        *_few(Plan(1, 4, 1.0)),
+        _bootstrap(10_000, Plan(1, 4, 1.0)),
+        *(_many(kind, 5_000, Plan(1, 4, 1.0)) for kind in MANY_KINDS),
         *_rows((10_000, 100_000, 1_000_000)),
         *_groups(200_000, (100, 10_000)),
         *_effects(100_000, (1, 3, 5)),
@@ -108,8 +108,8 @@ FULL = Configuration(
         Case(partial(problems.slopes, 1_000_000, 50_000), FIT_ENGINES, BRIEFLY),
         Case(partial(problems.crossed, 883_000, 20_000, 4_000), QUICK_ENGINES, ONCE),
         Case(partial(problems.nested, 200_000, 20_000, 1_000), FIT_ENGINES, TWICE),
-        *_few(10.0),
-        _bootstrap(10_000, 10.0),
+        *_few(Plan(2, 4, 10.0)),
+        _bootstrap(10_000, Plan(2, 4, 10.0)),
         *(_many(kind, 100_000, Plan(1, 2, 10.0)) for kind in MANY_KINDS),
         *_rows((10_000, 100_000, 1_000_000, 10_000_000)),
         *_groups(1_000_000, (100, 1_000, 10_000, 100_000)),
