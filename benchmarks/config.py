@@ -81,7 +81,7 @@ SMALL = Configuration(
     cases=(
         Case(problems.sleepstudy, FIT_ENGINES, Plan(2, 20, 1.0)),
         Case(problems.penicillin, FIT_ENGINES, Plan(2, 20, 1.0)),
-        Case(partial(problems.insteval, 2), QUICK_ENGINES, Plan(2, 2, 3.0)),
+        Case(partial(problems.insteval, 2), QUICK_ENGINES, Plan(1, 3, 3.0)),
         Case(
             partial(problems.slopes, 1_000_000, 50_000),
             ("lme_jax_core", "lme_jax_compress", "lme_jax_fit", "lme_jax_formula", "glmm"),
