@@ -6,7 +6,6 @@ the memory in use is that of a few chunks however many lanes there are.
 """
 
 import itertools
-import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -23,6 +22,7 @@ from .profiled import nothing_kept
 from .programs import Backend
 from .pytrees import leaves, tree_map
 from .records import Fit, assemble
+from .threads import n_cores
 from .types import Status
 
 # Sums over the levels, of all lanes of a call: half a megabyte.
@@ -185,8 +185,7 @@ def _workers() -> int:
     """Calls to run side by side: a CPU call of this size keeps one core busy, an accelerator is fed by one."""
     if programs.accelerated():
         return 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(8, cores))
+    return n_cores()
 
 
 class _Running(NamedTuple):

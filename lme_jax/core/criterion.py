@@ -20,9 +20,8 @@ from . import covariance, linalg, multistart, starts
 from .covariance import Template
 from .crossed_data import CrossedData, NestedData
 from .levels import pairs
-from .optimize import NewtonState, initial_state, newton
+from .optimize import NewtonState
 from .profiled import AtOptimum, deviance_of_root, nothing_kept
-from .types import namespace
 
 Effects = list[np.ndarray]
 
@@ -320,9 +319,9 @@ def search(
     """The optimum over scaled θ, and how many were seen; its Hessian is the average information unless ``exact``."""
     tol = tol * engine.tighter
     curved, nothing = objective(engine, data, reml, engine.exact), nothing_kept(data.n_fixed, x0)
-    if engine.n_starts == 0 or max_iter <= 1:
-        return newton(curved, initial_state(x0, nothing), tol, max_iter), 1
-    done = multistart.minimise(curved, multistart.begin(x0, nothing), plan(data, engine.n_starts), tol, max_iter)
+    once = engine.n_starts == 0 or max_iter <= 1
+    further = None if once else plan(data, engine.n_starts)
+    done = multistart.minimise(curved, multistart.begin(x0, nothing), further, tol, max_iter)
     return done.found, done.optima
 
 
@@ -333,8 +332,4 @@ def plan(data: CrossedData | NestedData, n_starts: int) -> multistart.Plan:
     def again(s: multistart.Multistart) -> Any:
         return whatever.again(s) & (s.attempt < n_starts)
 
-    def start(s: multistart.Multistart) -> Any:
-        traced = namespace(s.best.x) is not np
-        return whatever.start(s) if traced or (s.now.status >= 0 and again(s)) else s.best.x
-
-    return multistart.Plan(again, start)
+    return multistart.Plan(again, whatever.start)

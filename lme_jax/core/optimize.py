@@ -197,14 +197,3 @@ def advance(state: NewtonState, objective: Objective, tol: Any, max_iter: Any) -
     moved = moved._replace(status=status)
     proposed = _propose(moved, tol)
     return proposed._replace(status=select(status == RUNNING, proposed.status, moved.status))
-
-
-def newton(objective: Objective, state: NewtonState, tol: Any, max_iter: Any) -> NewtonState:
-    """Minimise from ``state`` by one search; see ``advance`` for ``objective``."""
-    if namespace(state.x) is np:
-        while (state.status < 0).any():
-            state = advance(state, objective, tol, max_iter)
-        return state
-    import jax
-
-    return jax.lax.while_loop(lambda s: (s.status < 0).any(), lambda s: advance(s, objective, tol, max_iter), state)
