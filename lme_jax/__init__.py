@@ -13,16 +13,16 @@ from .model import lmer
 if TYPE_CHECKING:
     from . import datasets
     from .cache import enable_compilation_cache
+    from .compat.mixed_lm import MixedLM, mixedlm
+    from .compat.params import MixedLMParams, VCSpec
     from .core.compression import compress, merge
     from .core.fit import deviance, fit, fit_at, predict, random_effects
     from .core.optimize import NewtonOptions
     from .core.records import Fit
     from .core.types import Status
-    from .many import fit_many, lmer_many
-    from .many_results import ManyFits, compare
-    from .mixed_lm import MixedLM, mixedlm
+    from .many.doors import fit_many, lmer_many
+    from .many.results import ManyFits, compare
     from .results import MixedLMResults
-    from .statsmodels_params import MixedLMParams, VCSpec
 
 __version__ = "0.1.0"
 
@@ -54,23 +54,23 @@ __all__ = [
 
 _HOMES = {
     "Fit": "core.records",
-    "ManyFits": "many_results",
-    "MixedLM": "mixed_lm",
-    "MixedLMParams": "statsmodels_params",
+    "ManyFits": "many.results",
+    "MixedLM": "compat.mixed_lm",
+    "MixedLMParams": "compat.params",
     "MixedLMResults": "results",
     "NewtonOptions": "core.optimize",
     "Status": "core.types",
-    "VCSpec": "statsmodels_params",
-    "compare": "many_results",
+    "VCSpec": "compat.params",
+    "compare": "many.results",
     "compress": "core.compression",
     "deviance": "core.fit",
     "enable_compilation_cache": "cache",
     "fit": "core.fit",
     "fit_at": "core.fit",
-    "fit_many": "many",
-    "lmer_many": "many",
+    "fit_many": "many.doors",
+    "lmer_many": "many.doors",
     "merge": "core.moments",
-    "mixedlm": "mixed_lm",
+    "mixedlm": "compat.mixed_lm",
     "predict": "core.fit",
     "random_effects": "core.fit",
 }

@@ -12,7 +12,8 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from .bootstrap import Bootstrap, Kind, bootstrap
+from .compat.inherited import StatsmodelsResults
+from .compat.packed import chosen_covariance
 from .core.covariance import smallest_root
 from .core.fit import random_effects
 from .core.henderson import MixedModelEquations
@@ -26,13 +27,12 @@ from .inference.prediction import RandomChoice, predict_mean, prediction_rows, p
 from .inference.simulation import response_for, simulate_responses
 from .inference.wald import covariance_standard_errors, wald_table
 from .lazy import handed_out
-from .many_results import ManyFits
+from .many.bootstrap import Bootstrap, Kind, bootstrap
+from .many.responses import MEMORY_LIMIT, BatchOptions, Responses, fit_observed, fit_responses, read_responses
+from .many.results import ManyFits
+from .many.views import ResponseViews
 from .report import components_table, facts_table
-from .responses import MEMORY_LIMIT, BatchOptions, Responses, fit_observed, fit_responses, read_responses
-from .statsmodels_packed import chosen_covariance
-from .statsmodels_results import StatsmodelsResults
 from .summary import Summary
-from .views import ResponseViews
 
 Refitter = Callable[[Mapping[str, Any], Mapping[str, Any]], "MixedLMResults"]
 

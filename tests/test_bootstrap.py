@@ -9,7 +9,7 @@ import lme_jax
 from lme_jax import lmer
 from lme_jax.errors import DataError, UnsupportedError
 from lme_jax.inference.intervals import basic, bca, percentile
-from lme_jax.inference.resampling import LevelSamples, parametric_responses, residual_responses
+from lme_jax.many.resampling import LevelSamples, parametric_responses, residual_responses
 
 
 @pytest.fixture(scope="module")

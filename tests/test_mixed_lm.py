@@ -10,11 +10,11 @@ import pytest
 import scipy.stats
 
 import lme_jax as lme
+from lme_jax.compat.params import MixedLMParams, VCSpec
 from lme_jax.core.components import Components, Term, root_hessian, root_map, root_of
 from lme_jax.core.em import em
 from lme_jax.errors import DataError, UnsupportedError
 from lme_jax.inference.contrasts import hypotheses
-from lme_jax.statsmodels_params import MixedLMParams, VCSpec
 
 WHEEL = Path(import_module("statsmodels.regression").__file__).parent / "tests" / "results"
 

@@ -548,7 +548,7 @@ class TestManyDoors:
         result = lme.lmer("diameter ~ 1 + (1 | plate) + (1 | sample)", data)
         Y = result.simulate(4, seed=3)
         expected = [result.refit(Y[r]).deviance for r in range(2)]
-        import lme_jax.responses as module
+        import lme_jax.many.responses as module
 
         real, calls = module.fit, []
 
@@ -582,7 +582,7 @@ class TestBootstrap:
         left_out = boot._left_out()
         np.testing.assert_array_equal(left_out.n_obs, len(short) - sizes)
         assert len(set(boot.fits.n_obs.tolist())) > 1
-        from lme_jax.inference.resampling import LevelSamples
+        from lme_jax.many.resampling import LevelSamples
 
         times = LevelSamples(model._data).times(3, np.array([7]))[:, 0]
         assert boot.fits.n_obs[7] == times @ sizes
@@ -592,9 +592,8 @@ class TestBootstrap:
     @pytest.mark.parametrize("kind", ["parametric", "residual"])
     def test_several_factors_are_drawn_in_bounded_memory(self, monkeypatch, kind):
         """Two samples at a time, each fitted before the next are drawn."""
-        import lme_jax.bootstrap as module
-        from lme_jax import responses
-        from lme_jax.inference import resampling
+        import lme_jax.many.bootstrap as module
+        from lme_jax.many import resampling, responses
 
         model = lme.lmer("diameter ~ 1 + (1 | plate) + (1 | sample)", datasets.load("penicillin"))
         monkeypatch.setattr(resampling, "BLOCK_NUMBERS", 2 * model.nobs)
@@ -632,7 +631,7 @@ class TestBootstrap:
 def test_what_is_imported_at_once():
     """Formulas, statistics, figures and optimisers load when something asks for them."""
     program = (
-        "import sys, lme_jax.results, lme_jax.many, lme_jax.mixed_lm\n"
+        "import sys, lme_jax.results, lme_jax.many.doors, lme_jax.compat.mixed_lm\n"
         "print([m for m in ('scipy.stats', 'scipy.optimize', 'matplotlib', 'optax') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

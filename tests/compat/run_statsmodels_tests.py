@@ -36,7 +36,7 @@ class Replace:
         import statsmodels.regression.mixed_linear_model as theirs
 
         import lme_jax
-        from lme_jax.statsmodels_params import MixedLMParams, VCSpec
+        from lme_jax.compat.params import MixedLMParams, VCSpec
 
         for name, ours in {"MixedLM": lme_jax.MixedLM, "MixedLMParams": MixedLMParams, "VCSpec": VCSpec}.items():
             setattr(theirs, name, ours)

@@ -7,16 +7,16 @@ from typing import Any, Literal, get_args
 import numpy as np
 import pandas as pd
 
-from .core.batch import Family, Lanes, fit_lanes
-from .core.records import Fit
-from .core.types import Status
-from .data import ModelData
-from .errors import ConvergenceWarning, DataError, UnsupportedError, warn_caller
-from .fitting import settle
-from .inference.intervals import basic, bca, percentile
-from .inference.resampling import BLOCK, LevelSamples, parametric_responses, residual_responses
-from .many_results import ManyFits
+from ..core.batch import Family, Lanes, fit_lanes
+from ..core.records import Fit
+from ..core.types import Status
+from ..data import ModelData
+from ..errors import ConvergenceWarning, DataError, UnsupportedError, warn_caller
+from ..fitting import settle
+from ..inference.intervals import basic, bca, percentile
+from .resampling import BLOCK, LevelSamples, parametric_responses, residual_responses
 from .responses import BatchOptions, fit_one_by_one, why_not_one_factor
+from .results import ManyFits
 
 Kind = Literal["parametric", "residual", "cases"]
 Method = Literal["percentile", "basic", "bca"]

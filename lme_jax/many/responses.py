@@ -8,17 +8,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from .core.batch import Family, chunk_lanes, fit_lanes
-from .core.fit import fit
-from .core.lane_data import SharedDesign
-from .core.lanes import LaneData
-from .core.optimize import NewtonOptions
-from .core.records import Fit
-from .core.types import Status
-from .data import ModelData, aligned
-from .errors import DataError, UnsupportedError, warn_caller
-from .fitting import spread_of
-from .formula.values import as_frame
+from ..core.batch import Family, chunk_lanes, fit_lanes
+from ..core.fit import fit
+from ..core.lane_data import SharedDesign
+from ..core.lanes import LaneData
+from ..core.optimize import NewtonOptions
+from ..core.records import Fit
+from ..core.types import Status
+from ..data import ModelData, aligned
+from ..errors import DataError, UnsupportedError, warn_caller
+from ..fitting import spread_of
+from ..formula.values import as_frame
 
 MEMORY_LIMIT = 1 << 30
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from .core.optimize import NewtonOptions
-from .core.records import Fit
-from .data import ModelData
+from ..core.optimize import NewtonOptions
+from ..core.records import Fit
+from ..data import ModelData
 from .responses import Responses
 
 

@@ -11,17 +11,17 @@ import numpy as np
 import pandas as pd
 import scipy  # its submodules load at their first use
 
-from .core.components import Components, root_map, root_of
-from .data import ModelData
-from .errors import DataError, UnsupportedError
-from .inference.contrasts import TTest, WaldTest, hypotheses, reference_distribution, t_test, wald_test
-from .inference.terms import fixed_terms
-from .inference.wald import check_alpha
-from .statsmodels_layout import Layout
-from .statsmodels_params import MixedLMParams
+from ..core.components import Components, root_map, root_of
+from ..data import ModelData
+from ..errors import DataError, UnsupportedError
+from ..inference.contrasts import TTest, WaldTest, hypotheses, reference_distribution, t_test, wald_test
+from ..inference.terms import fixed_terms
+from ..inference.wald import check_alpha
+from .layout import Layout
+from .params import MixedLMParams
 
 if TYPE_CHECKING:
-    from .core.records import Fit
+    from ..core.records import Fit
 
 
 class StatsmodelsResults:

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .inference.wald import wald_table
-from .lazy import handed_out
-from .results import MixedLMResults
-from .statsmodels_layout import Layout
-from .statsmodels_packed import PackedEstimates
-from .summary import Summary
+from ..inference.wald import wald_table
+from ..lazy import handed_out
+from ..results import MixedLMResults
+from ..summary import Summary
+from .layout import Layout
+from .packed import PackedEstimates
 
 # Plain arrays in array models, as in statsmodels; everything else keeps its labels and takes positions too.
 _PLAIN = ("params", "bse", "tvalues", "pvalues")

@@ -8,24 +8,24 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .core.batch import Family, fit_lanes
-from .core.checks import check_rows, real_array
-from .core.compression import bucket
-from .core.covariance import STRUCTURES
-from .core.data_sets import DataSets
-from .core.lanes import LaneData
-from .core.optimize import NewtonOptions
-from .core.programs import Backend
-from .core.records import Fit
-from .data import ModelData
-from .errors import DataError, UnsupportedError
-from .fitting import fit_without_lost_columns, read_options, read_reml, read_start, settle, with_backend
-from .formula import design_from_arrays, design_from_formula
-from .formula.values import as_frame, column
-from .many_results import ManyFits
-from .model import callers_names
+from ..core.batch import Family, fit_lanes
+from ..core.checks import check_rows, real_array
+from ..core.compression import bucket
+from ..core.covariance import STRUCTURES
+from ..core.data_sets import DataSets
+from ..core.lanes import LaneData
+from ..core.optimize import NewtonOptions
+from ..core.programs import Backend
+from ..core.records import Fit
+from ..data import ModelData
+from ..errors import DataError, UnsupportedError
+from ..fitting import fit_without_lost_columns, read_options, read_reml, read_start, settle, with_backend
+from ..formula import design_from_arrays, design_from_formula
+from ..formula.values import as_frame, column
+from ..model import callers_names
+from ..results import MixedLMResults, refit_responses
 from .responses import MEMORY_LIMIT, BatchOptions, Responses, read_responses, residual_spread, why_not_one_factor
-from .results import MixedLMResults, refit_responses
+from .results import ManyFits
 from .views import SubsetViews
 
 RESPONSE = "response"

@@ -16,7 +16,7 @@ from ..core.lanes import LaneData
 from ..core.moments import Basis
 from ..core.records import Fit
 from ..data import ModelData
-from .simulation import simulate_responses
+from ..inference.simulation import simulate_responses
 
 # Samples that share a generator, and the most numbers that are drawn at once.
 BLOCK = 256

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from .errors import DataError, UnsupportedError
-from .formula import RandomTerm
+from ..errors import DataError, UnsupportedError
+from ..formula import RandomTerm
 
 PADDED_LIMIT = 24
 

@@ -9,12 +9,12 @@ from typing import Any, Protocol
 import numpy as np
 import pandas as pd
 
-from .core.records import Fit
-from .core.types import Status
-from .data import ModelData
-from .errors import ConvergenceError, ConvergenceWarning, DataError, RankWarning, UnsupportedError, warn_caller
-from .fitting import WITHOUT_ESTIMATES, read_only, reason
-from .inference.wald import covariance_standard_errors, variance_parameter_covariance, wald_table
+from ..core.records import Fit
+from ..core.types import Status
+from ..data import ModelData
+from ..errors import ConvergenceError, ConvergenceWarning, DataError, RankWarning, UnsupportedError, warn_caller
+from ..fitting import WITHOUT_ESTIMATES, read_only, reason
+from ..inference.wald import covariance_standard_errors, variance_parameter_covariance, wald_table
 
 
 class SingleResults(Protocol):

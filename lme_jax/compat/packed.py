@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .inference.wald import check_alpha
-from .lazy import handed_out
-from .statsmodels_params import MixedLMParams
-from .statsmodels_results import StatsmodelsResults
+from ..inference.wald import check_alpha
+from ..lazy import handed_out
+from .inherited import StatsmodelsResults
+from .params import MixedLMParams
 
 
 class PackedEstimates(StatsmodelsResults):

@@ -5,10 +5,10 @@ from functools import cached_property
 
 import numpy as np
 
-from .core.components import Components, Term
-from .core.covariance import Block, Template, linear_basis
-from .data import ModelData
-from .errors import UnsupportedError
+from ..core.components import Components, Term
+from ..core.covariance import Block, Template, linear_basis
+from ..data import ModelData
+from ..errors import UnsupportedError
 
 
 @dataclass(frozen=True)

@@ -7,17 +7,17 @@ from typing import Any
 import numpy as np
 import scipy  # scipy.optimize loads at its first use
 
-from .core import covariance
-from .core import fit as core
-from .core.components import root_hessian, root_map, root_of
-from .core.covariance import SINGULAR_BELOW
-from .core.em import em
-from .core.moments import GroupData
-from .core.records import Fit
-from .core.types import Status
-from .data import ModelData
-from .errors import ConvergenceError, DataError, warn_caller
-from .statsmodels_layout import Layout
+from ..core import covariance
+from ..core import fit as core
+from ..core.components import root_hessian, root_map, root_of
+from ..core.covariance import SINGULAR_BELOW
+from ..core.em import em
+from ..core.moments import GroupData
+from ..core.records import Fit
+from ..core.types import Status
+from ..data import ModelData
+from ..errors import ConvergenceError, DataError, warn_caller
+from .layout import Layout
 
 METHODS = ("newton", "lbfgs", "bfgs", "cg", "nm", "powell")
 FIT_OPTIONS = ("gtol", "maxiter", "eps", "maxcor", "ftol", "xtol", "tol", "disp", "maxls", "m", "pgtol", "use_t")

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .data import ModelData
-from .errors import DataError, UnsupportedError, warn_caller
-from .formula import Design, RandomTerm, design_from_arrays
-from .formula.values import factorize
-from .statsmodels_params import VCSpec
+from ..data import ModelData
+from ..errors import DataError, UnsupportedError, warn_caller
+from ..formula import Design, RandomTerm, design_from_arrays
+from ..formula.values import factorize
+from .params import VCSpec
 
 
 def is_plain(endog: Any, exog: Any) -> bool:

@@ -9,17 +9,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .core.components import root_map
-from .core.fit import fit as core_fit
-from .core.optimize import NewtonOptions
-from .core.records import Fit
-from .core.types import Status
-from .data import ModelData
-from .errors import DataError, UnsupportedError
-from .fitting import read_options, read_reml, read_start, report
-from .formula import Design, RandomTerm, design_from_arrays, design_from_statsmodels
-from .formula.values import as_frame, column, factorize
-from .mixed_lm_design import (
+from ..core.components import root_map
+from ..core.fit import fit as core_fit
+from ..core.optimize import NewtonOptions
+from ..core.records import Fit
+from ..core.types import Status
+from ..data import ModelData
+from ..errors import DataError, UnsupportedError
+from ..fitting import read_options, read_reml, read_start, report
+from ..formula import Design, RandomTerm, design_from_arrays, design_from_statsmodels
+from ..formula.values import as_frame, column, factorize
+from ..model import callers_names
+from .design import (
     design_with_components,
     group_codes_of,
     group_matrix,
@@ -30,9 +31,9 @@ from .mixed_lm_design import (
     with_statsmodels_names,
     without_columns,
 )
-from .mixed_lm_results import StatsmodelsFit
-from .model import callers_names
-from .statsmodels_fit import (
+from .inherited import without_rows
+from .layout import Layout
+from .optimisers import (
     ascent_start,
     checked_methods,
     checked_options,
@@ -44,9 +45,8 @@ from .statsmodels_fit import (
     penalised,
     search,
 )
-from .statsmodels_layout import Layout
-from .statsmodels_params import MixedLMParams, VCSpec
-from .statsmodels_results import without_rows
+from .params import MixedLMParams, VCSpec
+from .results import StatsmodelsFit
 
 _ADVICE = "Try method='newton', another start, or a larger maxiter."
 

@@ -1,0 +1,1 @@
+"""statsmodels' names: MixedLM, its packed parameters, optimisers and results."""

@@ -1,0 +1,1 @@
+"""Many fits in one call: responses, formulas, data sets, bootstrap samples."""
