@@ -14,7 +14,7 @@ from lme_jax.compat.params import MixedLMParams, VCSpec
 from lme_jax.core.components import Components, Term, root_hessian, root_map, root_of
 from lme_jax.core.em import em
 from lme_jax.errors import DataError, UnsupportedError
-from lme_jax.inference.contrasts import hypotheses
+from lme_jax.inference.hypotheses import hypotheses
 
 WHEEL = Path(import_module("statsmodels.regression").__file__).parent / "tests" / "results"
 

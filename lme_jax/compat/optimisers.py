@@ -9,14 +9,12 @@ import scipy  # scipy.optimize loads at its first use
 
 from ..core import covariance
 from ..core import fit as core
-from ..core.components import root_hessian, root_map, root_of
 from ..core.covariance import SINGULAR_BELOW
-from ..core.em import em
-from ..core.moments import GroupData
 from ..core.records import Fit
 from ..core.types import Status
 from ..data import ModelData
 from ..errors import ConvergenceError, DataError, warn_caller
+from ..inference.profile import slopes, theta_units
 from .layout import Layout
 
 METHODS = ("newton", "lbfgs", "bfgs", "cg", "nm", "powell")
@@ -28,16 +26,6 @@ REMAINING = 1e-5
 History = list[dict[str, Any]]
 
 
-# ---------------------------------------------------------------- θ in conditioned units
-
-
-def theta_scale(data: ModelData) -> np.ndarray:
-    """(k,) factors that make θ dimensionless in conditioned units of Z."""
-    compressed = data.compressed
-    basis = compressed.moments.basis if isinstance(compressed, GroupData) else compressed.basis
-    return covariance.theta_scale(data.template, np.asarray(basis.z_scale))
-
-
 def default_start(data: ModelData) -> np.ndarray:
     """θ (k,) of L = I in conditioned units."""
     parts = []
@@ -45,17 +33,14 @@ def default_start(data: ModelData) -> np.ndarray:
         rows, columns = np.tril_indices(block.size)
         ones = (rows == columns).astype(float) if block.structure == "unstructured" else np.ones(block.n_theta)
         parts.append(np.array([1.0, 0.0]) if block.structure == "ar1" and block.size > 1 else ones)
-    return np.concatenate(parts) / theta_scale(data)
+    return np.concatenate(parts) / theta_units(data)
 
 
 def objective(data: ModelData, reml: bool) -> Callable[[np.ndarray], tuple[float, np.ndarray]]:
     """Deviance and exact gradient in θ, float64; +∞ where it is not finite."""
 
     def at(theta: np.ndarray) -> tuple[float, np.ndarray]:
-        there = core.fit_at(theta, data.compressed, reml=reml)
-        if not np.isfinite(there.deviance):
-            return np.inf, np.zeros(len(theta))
-        return float(there.deviance), np.asarray(there.gradient)
+        return slopes(theta, data.compressed, reml)[:2]
 
     return at
 
@@ -90,7 +75,7 @@ def search(
     options: Mapping[str, Any],
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Minimise the deviance over the free entries of θ by a named method; returns θ and what happened."""
-    scale, at = theta_scale(data), objective(data, reml)
+    scale, at = theta_units(data), objective(data, reml)
     path: list[float] = []
 
     def reduced(x: np.ndarray) -> tuple[float, np.ndarray]:
@@ -131,16 +116,16 @@ def minimize(fun: Any, x0: np.ndarray, method: str, options: Mapping[str, Any]) 
 
 def newton_held(layout: Layout, reml: bool, start: np.ndarray, free: np.ndarray, gtol: float) -> np.ndarray:
     """Trust-region Newton over the free entries of θ (the data's order), exact second derivatives."""
-    order, model = layout.theta_order, layout.components
+    order = layout.theta_order
     packed, held = start[order], ~free[order]
-    scale = theta_scale(layout.data)[order]
+    scale = theta_units(layout.data)[order]
 
     def derivatives(x: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
         theta = packed.copy()
         theta[~held] = x / scale[~held]
-        omega, jacobian = root_map(theta, model.template)
-        value, score, hessian = model.profiled(omega, reml)
-        curvature = root_hessian(theta, score, hessian, model.template)
+        omega, jacobian = layout.roots_to_omega(theta)
+        value, score, hessian = layout.profiled(omega, reml)
+        curvature = layout.hessian_in_roots(theta, score, hessian)
         to = 1.0 / scale[~held]
         return (
             -2.0 * value,
@@ -165,9 +150,8 @@ def newton_held(layout: Layout, reml: bool, start: np.ndarray, free: np.ndarray,
 
 def em_start(layout: Layout, reml: bool, theta: np.ndarray, steps: int) -> tuple[np.ndarray, dict[str, Any]]:
     """θ after some EM steps."""
-    model = layout.components
-    omega, path = em(model, root_map(theta[layout.theta_order], model.template)[0], steps, reml)
-    theta = layout.unpack_theta(root_of(omega, model.template))
+    omega, path = layout.em(layout.roots_to_omega(theta[layout.theta_order])[0], steps, reml)
+    theta = layout.unpack_theta(layout.omega_to_roots(omega))
     return theta, {"method": "em", "evaluations": steps, "deviances": [-2.0 * v for v in path], "params": theta}
 
 
@@ -175,7 +159,7 @@ def ascent_start(
     data: ModelData, reml: bool, theta: np.ndarray, free: np.ndarray, steps: int
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """θ after some steepest-ascent steps, each halved until ℓ rises."""
-    at, scale = objective(data, reml), theta_scale(data)
+    at, scale = objective(data, reml), theta_units(data)
     value, slope = at(theta)
     path, size = [value], 1.0
     for _ in range(steps):
@@ -211,20 +195,19 @@ def penalised(
     method: str,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Maximise ℓ(β, ω) − fe_pen(β) − cov_pen(D) jointly over β and θ; returns β and θ (the data's order)."""
-    model, p = layout.components, layout.components.n_fixed
-    packed = theta[layout.theta_order]
-    omega = root_map(packed, model.template)[0]
-    beta0 = model.gls(omega)
-    hessian = model.score_and_hessian(beta0, omega, reml)[1]
-    unit = np.concatenate([1.0 / np.sqrt(-np.diag(hessian)[:p]), 1.0 / theta_scale(layout.data)[layout.theta_order]])
+    p, packed = layout.data.X.shape[1], theta[layout.theta_order]
+    omega = layout.roots_to_omega(packed)[0]
+    beta0 = layout.gls(omega)
+    hessian = layout.score_and_hessian(beta0, omega, reml)[1]
+    unit = np.concatenate([1.0 / np.sqrt(-np.diag(hessian)[:p]), 1.0 / theta_units(layout.data)[layout.theta_order]])
 
     def fun(x: np.ndarray) -> tuple[float, np.ndarray]:
         beta, root = x[:p] * unit[:p], x[p:] * unit[p:]
-        omega, jacobian = root_map(root, model.template)
-        value = model.loglike(beta, omega, reml)
+        omega, jacobian = layout.roots_to_omega(root)
+        value = layout.loglike(beta, omega, reml)
         if not np.isfinite(value):
             return np.inf, np.zeros(len(x))
-        score = model.score_and_hessian(beta, omega, reml)[0]
+        score = layout.score_and_hessian(beta, omega, reml)[0]
         if fe_pen is not None:
             value -= float(fe_pen.func(beta))
             score[:p] -= fe_pen.deriv(beta)
@@ -281,7 +264,7 @@ def lasso(cov: np.ndarray, beta_hat: np.ndarray, alpha: np.ndarray, start: Any, 
 # ---------------------------------------------------------------- the record of a point
 
 
-def fit_at(
+def judged_fit(
     data: ModelData, reml: bool, theta: np.ndarray, free: np.ndarray, evaluations: int, *, searched: bool = True
 ) -> Fit:
     """The Fit of given θ (k,): nothing moves. Converged if the free parameters have nothing left to gain."""
@@ -289,7 +272,7 @@ def fit_at(
     if int(found.status) == Status.NOT_FINITE:
         raise ConvergenceError("the deviance is not finite at these parameters: try another start or method")
     remaining = _remaining(np.asarray(found.gradient)[free], np.asarray(found.hessian)[np.ix_(free, free)])
-    smallest = float(covariance.smallest_root(found.theta * theta_scale(data), data.template))
+    smallest = float(covariance.smallest_root(found.theta * theta_units(data), data.template))
     status = Status.CONVERGED if remaining < REMAINING else Status.STALLED
     if status is Status.CONVERGED and smallest < SINGULAR_BELOW:
         status = Status.SINGULAR
