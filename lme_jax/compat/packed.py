@@ -6,22 +6,21 @@ and ``bse_re`` of every result are on the natural scale, with generalised-least-
 """
 
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from ..core.records import Fit
 from ..data import ModelData
+from ..errors import DataError
 from ..inference.hypotheses import WaldTest, hypotheses, wald_test
 from ..inference.wald import check_alpha, chosen_covariance
 from ..lazy import handed_out
 from ..results import MixedLMResults
 from .layout import Layout
+from .likelihood import Likelihood
 from .params import MixedLMParams
-
-if TYPE_CHECKING:
-    from .mixed_lm import MixedLM
 
 
 class PackedEstimates(MixedLMResults):
@@ -44,7 +43,7 @@ class PackedEstimates(MixedLMResults):
         data: ModelData,
         fit: Fit,
         *,
-        model: "MixedLM",
+        model: Likelihood,
         freepat: MixedLMParams | None = None,
         hist: list[dict[str, Any]] | None = None,
         fe_pen: Any = None,
@@ -56,7 +55,7 @@ class PackedEstimates(MixedLMResults):
         self.freepat, self.hist, self.fe_pen, self.cov_pen = freepat, hist, fe_pen, cov_pen
 
     @property
-    def model(self) -> "MixedLM":
+    def model(self) -> Likelihood:
         """The model that was fitted; a later fit of it leaves this result alone."""
         return self._model
 
@@ -185,9 +184,16 @@ class PackedEstimates(MixedLMResults):
         """
         r, c = hypotheses(r_matrix, self.param_names)
         text = isinstance(r_matrix, str) or (isinstance(r_matrix, (list, tuple)) and isinstance(r_matrix[0], str))
-        if r.shape[1] == len(self._packed) and not (text and not r[:, self.k_fe :].any()):
+        if text and not r[:, self.k_fe :].any():
+            r = r[:, : self.k_fe]
+        K = len(self._packed)
+        if r.shape[1] not in (self.k_fe, K):
+            raise DataError(
+                f"r_matrix has {r.shape[1]} columns; give {self.k_fe} for the fixed effects or {K} for all parameters"
+            )
+        if r.shape[1] == K:
             return wald_test(r, c, self._packed, self._packed_cov, self._df(use_f))
-        return super().wald_test((r[:, : self.k_fe] if text else r, c), use_f)
+        return super().wald_test((r, c), use_f)
 
     def _keep_before_removal(self) -> None:
         for name in ("bse", "pvalues", "_packed_cov", "_omega"):
