@@ -11,7 +11,7 @@ from ..data import ModelData
 from ..formula import Design, RandomTerm
 from ..keeping import without_rows
 from .design import group_matrix, with_component_names
-from .layout import Layout
+from .layout import PackedLayout
 from .params import VCSpec
 
 
@@ -46,8 +46,8 @@ class LabelledModel:
     # ------------------------------------------------------------ data and sizes
 
     @cached_property
-    def _layout(self) -> Layout:
-        return Layout(self._data)
+    def _layout(self) -> PackedLayout:
+        return PackedLayout(self._data)
 
     @property
     def _named_terms(self) -> list[tuple[str | None, RandomTerm]]:

@@ -17,7 +17,7 @@ from ..errors import UnsupportedError
 
 
 @dataclass(frozen=True)
-class Layout:
+class PackedLayout:
     """Where the packed parameters (the design's order of terms) stand in the fit's θ and covariance (by factor)."""
 
     data: ModelData

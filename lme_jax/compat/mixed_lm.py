@@ -25,7 +25,7 @@ from .design import (
     without_columns,
 )
 from .distribution import MixedLMDistribution
-from .layout import Layout
+from .layout import PackedLayout
 from .likelihood import Likelihood
 from .optimisers import ascent_start, checked_methods, checked_options, default_start, em_start, judged_fit, lasso
 from .params import MixedLMParams, VCSpec
@@ -224,7 +224,7 @@ class MixedLM(Likelihood):
         mask = np.ones(len(data.theta_names), bool) if free is None or independent else free_entries(self, free)
         theta = start_of(self, start_params, start, data)
         hist: list[dict[str, Any]] = []
-        layout = Layout(data) if independent else self._layout
+        layout = PackedLayout(data) if independent else self._layout
         if niter_em or niter_sa or not do_cg or not mask.all() or fe_pen is not None or cov_pen is not None:
             theta = default_start(data) if theta is None else theta
         if niter_em and theta is not None:

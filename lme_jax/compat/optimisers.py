@@ -15,7 +15,7 @@ from ..core.types import Status
 from ..data import ModelData
 from ..errors import ConvergenceError, DataError, warn_caller
 from ..inference.profile import slopes, theta_units
-from .layout import Layout
+from .layout import PackedLayout
 
 METHODS = ("newton", "lbfgs", "bfgs", "cg", "nm", "powell")
 FIT_OPTIONS = ("gtol", "maxiter", "eps", "maxcor", "ftol", "xtol", "tol", "disp", "maxls", "m", "pgtol", "use_t")
@@ -114,7 +114,7 @@ def minimize(fun: Any, x0: np.ndarray, method: str, options: Mapping[str, Any]) 
     return np.atleast_1d(found.x)
 
 
-def newton_held(layout: Layout, reml: bool, start: np.ndarray, free: np.ndarray, gtol: float) -> np.ndarray:
+def newton_held(layout: PackedLayout, reml: bool, start: np.ndarray, free: np.ndarray, gtol: float) -> np.ndarray:
     """Trust-region Newton over the free entries of θ (the data's order), exact second derivatives."""
     order = layout.theta_order
     packed, held = start[order], ~free[order]
@@ -148,7 +148,7 @@ def newton_held(layout: Layout, reml: bool, start: np.ndarray, free: np.ndarray,
     return layout.unpack_theta(packed)
 
 
-def em_start(layout: Layout, reml: bool, theta: np.ndarray, steps: int) -> tuple[np.ndarray, dict[str, Any]]:
+def em_start(layout: PackedLayout, reml: bool, theta: np.ndarray, steps: int) -> tuple[np.ndarray, dict[str, Any]]:
     """θ after some EM steps."""
     omega, path = layout.em(layout.roots_to_omega(theta[layout.theta_order])[0], steps, reml)
     theta = layout.unpack_theta(layout.omega_to_roots(omega))
@@ -186,7 +186,7 @@ def ascent_start(
 
 
 def penalised(
-    layout: Layout,
+    layout: PackedLayout,
     reml: bool,
     theta: np.ndarray,
     fe_pen: Any,
@@ -229,7 +229,7 @@ def penalised(
     return x[:p] * unit[:p], layout.unpack_theta(x[p:] * unit[p:])
 
 
-def _covariance_penalty(pen: Any, omega: np.ndarray, layout: Layout) -> tuple[float, np.ndarray]:
+def _covariance_penalty(pen: Any, omega: np.ndarray, layout: PackedLayout) -> tuple[float, np.ndarray]:
     """Value and slope of a penalty on D = Ψ/σ² of the correlated effects."""
     block = layout.template[0]
     slope = np.zeros(len(omega))

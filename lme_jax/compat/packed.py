@@ -18,7 +18,7 @@ from ..inference.hypotheses import WaldTest, hypotheses, wald_test
 from ..inference.wald import check_alpha, chosen_covariance
 from ..lazy import handed_out
 from ..results import MixedLMResults
-from .layout import Layout
+from .layout import PackedLayout
 from .likelihood import Likelihood
 from .params import MixedLMParams
 
@@ -62,7 +62,7 @@ class PackedEstimates(MixedLMResults):
     # ------------------------------------------------------------ packing
 
     @property
-    def _layout(self) -> Layout:
+    def _layout(self) -> PackedLayout:
         return self._model._layout
 
     @cached_property

@@ -10,7 +10,7 @@ import pandas as pd
 from ..inference.prediction import design_rows
 from ..lazy import handed_out
 from ..summary import Summary
-from .layout import Layout
+from .layout import PackedLayout
 from .packed import PackedEstimates
 
 
@@ -44,7 +44,7 @@ class StatsmodelsFit(PackedEstimates):
     @property
     def _shown_order(self) -> np.ndarray:
         """The packed order."""
-        return Layout(self._data).theta_order
+        return PackedLayout(self._data).theta_order
 
     def profile_re(
         self,

@@ -13,14 +13,14 @@ from ..core.types import Status
 from ..data import ModelData
 from ..errors import DataError, UnsupportedError
 from ..fitting import read_start
-from .layout import Layout
+from .layout import PackedLayout
 from .likelihood import Likelihood
 from .optimisers import default_start, judged_fit, newton_held, penalised, search
 from .params import MixedLMParams
 
 
 def searched(
-    layout: Layout,
+    layout: PackedLayout,
     reml: bool,
     theta: np.ndarray | None,
     mask: np.ndarray,
@@ -57,7 +57,7 @@ def searched(
 
 
 def penalised_fit(
-    layout: Layout,
+    layout: PackedLayout,
     reml: bool,
     theta: np.ndarray,
     fe_pen: Any,
@@ -76,7 +76,7 @@ def penalised_fit(
     return _with_beta(found, beta, reml, layout)
 
 
-def _with_beta(found: Fit, beta: np.ndarray, reml: bool, layout: Layout) -> Fit:
+def _with_beta(found: Fit, beta: np.ndarray, reml: bool, layout: PackedLayout) -> Fit:
     """The same covariance with another β: σ² and ℓ are those of that β."""
     L = np.asarray(found.relative_factor)
     omega = layout.omega(L @ L.T)
@@ -99,7 +99,7 @@ def start_of(model: Likelihood, start_params: Any, theta: Any, data: ModelData) 
         return model._layout.unpack_theta(packed)
     rows, columns = np.tril_indices(model.k_re)
     on_diagonal = np.concatenate([rows == columns, np.ones(model.k_vc, bool)])
-    return Layout(data).unpack_theta(packed[on_diagonal])
+    return PackedLayout(data).unpack_theta(packed[on_diagonal])
 
 
 def free_entries(model: Likelihood, free: MixedLMParams) -> np.ndarray:
