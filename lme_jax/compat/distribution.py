@@ -9,7 +9,7 @@ from .params import MixedLMParams
 
 
 class MixedLMDistribution:
-    """Draws responses marginally: new random effects and errors each time."""
+    """Draws responses marginally: new random effects and errors each time, in statsmodels' order of random numbers."""
 
     def __init__(self, model: Likelihood, params: Any, scale: float, exog: Any = None) -> None:
         self.model, self.scale = model, float(scale)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..core.components import Components, Term, root_hessian, root_map, root_of
+from ..core.components import Components, Term, root_map, root_of
 from ..core.covariance import Block, Template, linear_basis
 from ..core.em import em
 from ..data import ModelData
@@ -78,10 +78,6 @@ class PackedLayout:
         """Packed θ of ω, zero columns where it is singular."""
         return root_of(omega, self.template)
 
-    def hessian_in_roots(self, theta: np.ndarray, score: np.ndarray, hessian: np.ndarray) -> np.ndarray:
-        """Hessian (k, k) in packed θ of a function with this score (k,) and Hessian (k, k) in ω."""
-        return root_hessian(theta, score, hessian, self.template)
-
     # ------------------------------------------------------------ the likelihood at given β (p,) and ω (k,)
 
     def gls(self, omega: np.ndarray) -> np.ndarray:
@@ -99,10 +95,6 @@ class PackedLayout:
     def score_and_hessian(self, beta: np.ndarray, omega: np.ndarray, reml: bool) -> tuple[np.ndarray, np.ndarray]:
         """Derivatives of ``loglike`` in (β, ω)."""
         return self.components.score_and_hessian(beta, omega, reml)
-
-    def profiled(self, omega: np.ndarray, reml: bool) -> tuple[float, np.ndarray, np.ndarray]:
-        """ℓ with β profiled out too, its score (k,) and Hessian (k, k) in ω."""
-        return self.components.profiled(omega, reml)
 
     def em(self, omega: np.ndarray, steps: int, reml: bool) -> tuple[np.ndarray, list[float]]:
         """ω after EM steps, and ℓ after each."""

@@ -14,6 +14,7 @@ from ..errors import DataError, UnsupportedError
 from ..fitting import read_options, read_reml, report
 from ..formula import design_from_arrays, design_from_statsmodels
 from ..formula.values import as_frame, column, factorize, namespace
+from ..inference.lasso import lasso
 from .array_results import ArrayFit
 from .design import (
     design_with_components,
@@ -27,7 +28,7 @@ from .design import (
 from .distribution import MixedLMDistribution
 from .layout import PackedLayout
 from .likelihood import Likelihood
-from .optimisers import ascent_start, checked_methods, checked_options, default_start, em_start, judged_fit, lasso
+from .optimisers import ascent_start, checked_methods, checked_options, default_start, em_start, judged_fit
 from .params import MixedLMParams, VCSpec
 from .results import StatsmodelsFit
 from .searches import free_entries, means_independent, penalised_fit, searched, start_of

@@ -14,7 +14,7 @@ from ..core.records import Fit
 from ..core.types import Status
 from ..data import ModelData
 from ..errors import ConvergenceError, DataError, warn_caller
-from ..inference.profile import slopes, theta_units
+from ..inference.profile import curvature, slopes, theta_units
 from .layout import PackedLayout
 
 METHODS = ("newton", "lbfgs", "bfgs", "cg", "nm", "powell")
@@ -114,38 +114,30 @@ def minimize(fun: Any, x0: np.ndarray, method: str, options: Mapping[str, Any]) 
     return np.atleast_1d(found.x)
 
 
-def newton_held(layout: PackedLayout, reml: bool, start: np.ndarray, free: np.ndarray, gtol: float) -> np.ndarray:
-    """Trust-region Newton over the free entries of θ (the data's order), exact second derivatives."""
-    order = layout.theta_order
-    packed, held = start[order], ~free[order]
-    scale = theta_units(layout.data)[order]
-
-    def derivatives(x: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
-        theta = packed.copy()
-        theta[~held] = x / scale[~held]
-        omega, jacobian = layout.roots_to_omega(theta)
-        value, score, hessian = layout.profiled(omega, reml)
-        curvature = layout.hessian_in_roots(theta, score, hessian)
-        to = 1.0 / scale[~held]
-        return (
-            -2.0 * value,
-            -2.0 * (jacobian.T @ score)[~held] * to,
-            -2.0 * curvature[np.ix_(~held, ~held)] * np.outer(to, to),
-        )
-
-    if held.all():
+def newton_held(data: ModelData, reml: bool, start: np.ndarray, free: np.ndarray, gtol: float) -> np.ndarray:
+    """Trust-region Newton over the free entries of θ, exact second derivatives."""
+    if not free.any():
         return start
+    scale = theta_units(data)[free]
+
+    def theta_of(x: np.ndarray) -> np.ndarray:
+        theta = start.copy()
+        theta[free] = x / scale
+        return theta
+
+    def value(x: np.ndarray) -> tuple[float, np.ndarray]:
+        there = slopes(theta_of(x), data.compressed, reml)
+        return there.deviance, there.gradient[free] / scale
+
     found = scipy.optimize.minimize(
-        lambda x: derivatives(x)[:2],
-        packed[~held] * scale[~held],
+        value,
+        start[free] * scale,
         jac=True,
-        hess=lambda x: derivatives(x)[2],
+        hess=lambda x: curvature(theta_of(x), data.compressed, reml)[np.ix_(free, free)] / np.outer(scale, scale),
         method="trust-exact",
         options={"gtol": gtol, "maxiter": 200},
     )
-    packed = packed.copy()
-    packed[~held] = found.x / scale[~held]
-    return layout.unpack_theta(packed)
+    return theta_of(found.x)
 
 
 def em_start(layout: PackedLayout, reml: bool, theta: np.ndarray, steps: int) -> tuple[np.ndarray, dict[str, Any]]:
@@ -244,21 +236,6 @@ def _covariance_penalty(pen: Any, omega: np.ndarray, layout: PackedLayout) -> tu
         return np.inf, slope
     slope[: block.n_theta] = pen.deriv(relative, inverse)
     return float(pen.func(relative, inverse)), slope
-
-
-def lasso(cov: np.ndarray, beta_hat: np.ndarray, alpha: np.ndarray, start: Any, tol: float, maxit: int) -> np.ndarray:
-    """argmin (β − β̂)ᵀC⁻¹(β − β̂) + Σ α|β| by cyclic coordinate descent; C the GLS covariance of β̂."""
-    precision = np.linalg.inv(cov)
-    beta = beta_hat.copy() if start is None else np.asarray(start, float)[: len(beta_hat)].copy()
-    unit = 1.0 / np.sqrt(np.diag(precision))
-    for _ in range(maxit):
-        before = beta.copy()
-        for j in range(len(beta)):
-            pull = precision[j] @ (beta_hat - beta) + precision[j, j] * beta[j]
-            beta[j] = np.sign(pull) * max(abs(pull) - 0.5 * alpha[j], 0.0) / precision[j, j]
-        if np.max(np.abs(beta - before) / unit) < tol:
-            break
-    return beta
 
 
 # ---------------------------------------------------------------- the record of a point

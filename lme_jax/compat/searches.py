@@ -36,7 +36,7 @@ def searched(
             found = core_fit(data.compressed, reml=reml, start=theta, options=options)
             record: dict[str, Any] = {"method": "newton", "evaluations": int(found.iterations)}
         elif method == "newton":
-            theta = newton_held(layout, reml, np.asarray(theta), mask, float(settings.get("gtol", 1e-7)))
+            theta = newton_held(data, reml, np.asarray(theta), mask, float(settings.get("gtol", 1e-7)))
             found = judged_fit(data, reml, theta, mask, 0)
             record = {"method": "newton", "evaluations": 0}
         else:

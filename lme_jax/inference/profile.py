@@ -33,6 +33,12 @@ def slopes(theta: np.ndarray, data: ModelStatistics, reml: bool) -> Slopes:
     return Slopes(float(there.deviance), gradients[0], 2.0 * float(np.log(there.sigma)), gradients[1])
 
 
+def curvature(theta: np.ndarray, data: ModelStatistics, reml: bool) -> np.ndarray:
+    """Hessian (k, k) of the profiled deviance in θ as it was given."""
+    sign = covariance.canonical(np.asarray(theta, float), data.template)[1]
+    return np.asarray(fit_at(theta, data, reml=reml).hessian) * np.outer(sign, sign)
+
+
 class HeldVariance(NamedTuple):
     """Variance number i of Ψ = σ²LLᵀ as a function of θ: Ψ_ii = σ²·wᵀMw with w the entries ``own`` of θ.
 
