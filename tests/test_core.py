@@ -126,7 +126,8 @@ def test_patterns_change_nothing():
     assert data.G.shape[-1] <= data.C.shape[0] * data.C.shape[1] < 20
     assert np.unique(data.G.reshape(-1, data.G.shape[-1]), axis=1).shape[1] <= 2  # the pattern, and padding
     assert data.count.sum() == 20.0 == data.count.max()
-    single = compression.GroupData(moments.ZtZ, np.ones(moments.ZtZ.shape[-1]), moments.ZtW, moments)
+    count, within = np.ones(moments.ZtZ.shape[-1]), compression.within_levels(moments)
+    single = compression.GroupData(moments.ZtZ, count, moments.ZtW, *within, moments)
     for seed in range(3):
         theta = random_theta(data.template, seed)
         assert grouped.deviance(theta, data) == pytest.approx(grouped.deviance(theta, single), abs=1e-9)
