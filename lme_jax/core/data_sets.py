@@ -12,17 +12,19 @@ import scipy.linalg
 
 from .compression import enough_rows
 from .covariance import Template
-from .lanes import LaneData
+from .lanes import LaneData, from_moments
 from .moments import (
     NO_RESIDUAL,
     Basis,
     GroupMoments,
     add_by_code,
+    between_dominates,
     group_moments,
     pilot_basis,
     power_of_two_scale,
     products,
     unpack_products,
+    within_levels,
 )
 
 # Ratio of the smallest to the largest eigenvalue of X̃ᵀX̃ from which its factor serves.
@@ -86,18 +88,18 @@ class DataSets:
             log_weights = np.add.reduceat(np.log(weights), starts)
         G, C = self._level_sums(rows, which, Z, W, n_levels)
         p = len(W) - 1
-        data = LaneData(
+        data = from_moments(
             G,
             np.ones((n_levels, 1)),
-            C[:, :, :p],
-            C[:, :, p],
+            C,
             _products_by(W, starts),
             np.where(residual & self.identified[which], sizes, np.nan),
             log_weights,
             basis,
             self.template,
         )
-        for lane in np.flatnonzero(~plain & self.identified[which]).tolist():
+        far = between_dominates((data.cy**2).sum((0, 1)), _within_least_squares(data.rest))
+        for lane in np.flatnonzero((~plain | far) & self.identified[which]).tolist():
             moments = self._alone(which[lane])
             if moments is not None:
                 _put(data, lane, moments, self._map)
@@ -181,16 +183,25 @@ def _leaves_residual(y: np.ndarray, X: np.ndarray) -> bool:
     return bool(residual @ residual > NO_RESIDUAL**2 * (y @ y))
 
 
+def _within_least_squares(rest: np.ndarray) -> np.ndarray:
+    """(sets,) what least squares on X within the levels leaves of y, from what they leave of [X y] (p+1, p+1, sets)."""
+    M = np.moveaxis(rest, 2, 0)
+    size = np.sqrt(np.maximum(np.abs(np.diagonal(M, axis1=1, axis2=2)), np.finfo(float).tiny))[:, :, None]
+    M = M / (size * np.swapaxes(size, 1, 2))
+    p = M.shape[1] - 1
+    inverse = np.linalg.pinv(M[:, :p, :p], rcond=1e-8, hermitian=True) if p else M[:, :p, :p]
+    return (1.0 - np.einsum("si,sij,sj->s", M[:, p, :p], inverse, M[:, p, :p])) * size[:, p, 0] ** 2
+
+
 def _put(data: LaneData, lane: int, moments: GroupMoments, common: np.ndarray) -> None:
     """Overwrite a lane; ``common`` (p, p) leads to the basis of X that the moments were taken in."""
-    for array in (data.G, data.CX, data.Cy):
+    for array in (data.roots, data.cX, data.cy):
         array[..., lane] = 0.0
     p = len(common)
-    n_levels = moments.ZtZ.shape[-1]
-    data.G[:n_levels, ..., lane] = np.moveaxis(moments.ZtZ, -1, 0)
-    data.CX[:n_levels, ..., lane] = np.moveaxis(moments.ZtW[:, :p], -1, 0)
-    data.Cy[:n_levels, ..., lane] = moments.ZtW[:, p].T
-    data.WtW[..., lane], data.n_rows[lane] = moments.WtW, moments.n_rows
+    R, c, data.rest[..., lane] = within_levels(moments)
+    n_levels = R.shape[-1]
+    data.roots[:n_levels, :, lane], data.cX[:n_levels, ..., lane] = R.T, np.moveaxis(c[:, :p], -1, 0)
+    data.cy[:n_levels, ..., lane], data.n_rows[lane] = c[:, p].T, moments.n_rows
     data.log_weights[lane] = moments.log_weights
     whole = scipy.linalg.block_diag(common, 1.0) @ moments.basis.map
     data.basis.map[..., lane], data.basis.z_scale[:, lane] = whole, moments.basis.z_scale

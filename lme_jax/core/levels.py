@@ -205,7 +205,7 @@ def root(G: Array) -> list[Array]:
 
 def against_root(R: Sequence[Array], C: Sequence[Array]) -> list[Array]:
     """c = R⁻ᵀC for q arrays C (w, …); zero where R has no pivot."""
-    lower, c = _lower(R), list(C)
+    lower, c = unpack_lower(R), list(C)
     for i in reversed(range(len(c))):
         rest = C[i] - sum(lower[m][i][None] * c[m] for m in range(i + 1, len(c)))
         c[i] = _over(rest, lower[i][i])
@@ -214,7 +214,7 @@ def against_root(R: Sequence[Array], C: Sequence[Array]) -> list[Array]:
 
 def coefficients(R: Sequence[Array], c: Sequence[Array], least: float = 0.0) -> list[Array]:
     """b with Rb = c, zero where a pivot is no more than ``least`` of its column; q arrays (w, …)."""
-    lower, b = _lower(R), list(c)
+    lower, b = unpack_lower(R), list(c)
     for i in range(len(b)):
         rest = c[i] - sum(lower[i][m][None] * b[m] for m in range(i))
         size = sum(lower[m][i] ** 2 for m in range(i, len(b)))
@@ -225,13 +225,13 @@ def coefficients(R: Sequence[Array], c: Sequence[Array], least: float = 0.0) -> 
 
 def times_root(R: Sequence[Array], B: Sequence[Array]) -> list[Array]:
     """RB of q arrays (w, …)."""
-    lower = _lower(R)
+    lower = unpack_lower(R)
     return [dot([r[None] for r in lower[i][: i + 1]], B[: i + 1]) for i in range(len(B))]
 
 
 def transposed_times(R: Sequence[Array], c: Sequence[Array]) -> list[Array]:
     """C = Rᵀc of q arrays (w, …)."""
-    return carried(_lower(R), c)
+    return carried(unpack_lower(R), c)
 
 
 def _over(a: Array, pivot: Array) -> Array:
@@ -240,7 +240,7 @@ def _over(a: Array, pivot: Array) -> Array:
     return a * xp.where(pivot > 0, 1.0 / xp.where(pivot > 0, pivot, 1.0), 0.0)[None]
 
 
-def _lower(R: Sequence[Array]) -> Rows:
+def unpack_lower(R: Sequence[Array]) -> Rows:
     """The rows of a packed lower-triangular matrix, None above the diagonal."""
     q = int(np.sqrt(2 * len(R)))
     return [[R[i * (i + 1) // 2 + j] if j <= i else None for j in range(q)] for i in range(q)]
@@ -254,7 +254,7 @@ def within(L: Array, R: Sequence[Array], filled: Filled) -> Within:
     """
     q, xp = len(filled), namespace(L, R[0])
     by_column = columns(rows(L, filled))
-    A = [[dot(row, column) for column in by_column] for row in _lower(R)]
+    A = [[dot(row, column) for column in by_column] for row in unpack_lower(R)]
     if q > linalg.UNROLL_UP_TO:
         K = rows(_rotated(_stack([[0.0 * R[0] if entry is None else entry for entry in row] for row in A])))
     else:
@@ -321,7 +321,7 @@ def whitened_identity(at: Within) -> Rows:
 
 def half_precision(at: Within, R: Sequence[Array]) -> Rows:
     """B = K⁻¹R, lower triangular, None above the diagonal."""
-    q, lower = len(at.K), _lower(R)
+    q, lower = len(at.K), unpack_lower(R)
     B: Rows = []
     for i in range(q):
         row = []

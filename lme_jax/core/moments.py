@@ -25,7 +25,7 @@ DEPENDENT = 1e-12
 # Sums of squares of y between levels, relative to those within, from which a difference of them lacks digits.
 BETWEEN = 1e4
 # What a sum of squares between levels counts for where there is none within.
-PILOT_BETWEEN = 1e-10
+PILOT_BETWEEN = 1e-6
 # The least pivot, relative to its column, that a pilot goes by: the coefficients behind a smaller one are noise.
 PILOT_PIVOT = 1e-10
 
