@@ -8,23 +8,20 @@ that would cost more than half of the digits the data set takes the way of a sin
 from typing import Any
 
 import numpy as np
-import scipy.linalg
 
 from .compression import enough_rows
 from .covariance import Template
-from .lanes import LaneData, from_moments
+from .lanes import LaneData, from_moments, lacks_digits, put_moments
 from .moments import (
     NO_RESIDUAL,
     Basis,
     GroupMoments,
     add_by_code,
-    between_dominates,
     group_moments,
     pilot_basis,
     power_of_two_scale,
     products,
     unpack_products,
-    within_levels,
 )
 
 # Ratio of the smallest to the largest eigenvalue of X̃ᵀX̃ from which its factor serves.
@@ -98,11 +95,11 @@ class DataSets:
             basis,
             self.template,
         )
-        far = between_dominates((data.cy**2).sum((0, 1)), _within_least_squares(data.rest))
-        for lane in np.flatnonzero((~plain | far) & self.identified[which]).tolist():
+        for lane in np.flatnonzero((~plain | lacks_digits(data)) & self.identified[which]).tolist():
             moments = self._alone(which[lane])
             if moments is not None:
-                _put(data, lane, moments, self._map)
+                put_moments(data, lane, moments, self._map)
+                data.log_weights[lane], data.basis.z_scale[:, lane] = moments.log_weights, moments.basis.z_scale
         return data
 
     def _condition(self, rows: np.ndarray, sizes: np.ndarray) -> tuple[Basis, np.ndarray, np.ndarray, np.ndarray]:
@@ -181,28 +178,3 @@ def _leaves_residual(y: np.ndarray, X: np.ndarray) -> bool:
     """Whether least squares on X (n, p) of full rank leaves more of y than rounding."""
     residual = y - X @ np.linalg.lstsq(X, y)[0] if X.shape[1] else y
     return bool(residual @ residual > NO_RESIDUAL**2 * (y @ y))
-
-
-def _within_least_squares(rest: np.ndarray) -> np.ndarray:
-    """(sets,) what least squares on X within the levels leaves of y, from what they leave of [X y] (p+1, p+1, sets)."""
-    M = np.moveaxis(rest, 2, 0)
-    size = np.sqrt(np.maximum(np.abs(np.diagonal(M, axis1=1, axis2=2)), np.finfo(float).tiny))[:, :, None]
-    M = M / (size * np.swapaxes(size, 1, 2))
-    p = M.shape[1] - 1
-    inverse = np.linalg.pinv(M[:, :p, :p], rcond=1e-8, hermitian=True) if p else M[:, :p, :p]
-    return (1.0 - np.einsum("si,sij,sj->s", M[:, p, :p], inverse, M[:, p, :p])) * size[:, p, 0] ** 2
-
-
-def _put(data: LaneData, lane: int, moments: GroupMoments, common: np.ndarray) -> None:
-    """Overwrite a lane; ``common`` (p, p) leads to the basis of X that the moments were taken in."""
-    for array in (data.roots, data.cX, data.cy):
-        array[..., lane] = 0.0
-    p = len(common)
-    R, c, data.rest[..., lane] = within_levels(moments)
-    n_levels = R.shape[-1]
-    data.roots[:n_levels, :, lane], data.cX[:n_levels, ..., lane] = R.T, np.moveaxis(c[:, :p], -1, 0)
-    data.cy[:n_levels, ..., lane], data.n_rows[lane] = c[:, p].T, moments.n_rows
-    data.log_weights[lane] = moments.log_weights
-    whole = scipy.linalg.block_diag(common, 1.0) @ moments.basis.map
-    data.basis.map[..., lane], data.basis.z_scale[:, lane] = whole, moments.basis.z_scale
-    data.basis.log_det_x[lane] = np.linalg.slogdet(whole[:p, :p])[1]

@@ -5,6 +5,7 @@ likelihood needs of m such levels is Σ c cᵀ over their stacked cross-products
 of the levels that leaves rank(ZᵀX) + q nonzero entries changes nothing (exact; no squares are formed).
 """
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -16,13 +17,15 @@ from . import levels
 from .checks import check_rows, group_codes, real_array
 from .compression import bucket, enough_rows
 from .covariance import Template, make_template
-from .lanes import LaneData, from_moments
+from .lanes import LaneData, from_moments, lacks_digits, put_moments
 from .moments import (
     NO_RESIDUAL,
     PILOT_BETWEEN,
     PILOT_PIVOT,
     Basis,
     between_dominates,
+    change_basis,
+    group_moments,
     pilot_basis,
     within_map,
     within_metric,
@@ -86,7 +89,7 @@ class SharedDesign:
         ZtZ = 0.5 * (ZtZ + np.swapaxes(ZtZ, 1, 2))
         self._roots = [r[:, None] for r in levels.root(np.moveaxis(ZtZ, 0, 2))]
         self._condition_within()
-        self._merged = _MergedLevels(ZtZ, np.stack(self._roots, axis=1)[:, :, 0], np.stack(self._cX, axis=1))
+        self._merged = _MergedLevels(ZtZ, np.stack(self._roots, axis=1)[:, :, 0], self._cX_flat.reshape(-1, q, p))
 
     def _condition_within(self) -> None:
         """X in the columns that ``within_map`` asks for, and of it what a pilot of every level leaves."""
@@ -101,6 +104,7 @@ class SharedDesign:
         e = self._against_roots(left)
         fitted = levels.times_root(self._roots, self._pilot_x)
         self._cX = [(a + b)[0] for a, b in zip(e, fitted, strict=True)]
+        self._cX_flat = np.stack(self._cX, axis=1).reshape(-1, self.n_fixed)
         self._rest_x = left.T @ left - sum(c[0].T @ c[0] for c in e)
         metric = within_metric(sum(c.T @ c for c in self._cX), self._rest_x)
         self._within_chol = scipy.linalg.cho_factor(metric)
@@ -144,12 +148,23 @@ class SharedDesign:
         at_once = max(1, min(lanes_at_once, CACHED_LANES))
         p, lanes, q = self.n_fixed, Y.shape[1], self._Z.shape[1]
         rest, coefficients = np.empty((p + 1, p + 1, lanes)), np.empty((p, lanes))
-        rest[:p, :p] = self._rest_x[:, :, None]
-        cy, squares = np.empty((self.n_groups, q, lanes)), np.empty((2, lanes))
+        Cy, squares = np.empty((self.n_groups, q, lanes)), np.empty((2, lanes))
         for lo in range(0, lanes, at_once):
             part = slice(lo, lo + at_once)
-            found = self._within(self._conditioned(np.array(Y[:, part], order="C")))
-            coefficients[:, part], squares[:, part], cy[:, :, part], rest[p, :, part] = found
+            E = self._conditioned(np.array(Y[:, part], order="C"))
+            XtY = self._X.T @ E
+            own = coefficients[:, part] = scipy.linalg.cho_solve(self._chol, XtY) if p else XtY
+            E -= self._X @ own
+            squares[0, part], squares[1, part] = np.einsum("nr,nr->r", E, E), (own * XtY).sum(0)
+            rest[p, :p, part] = self._X.T @ E
+            Cy[:, :, part] = (self._levels @ E).reshape(self.n_groups, q, -1)
+        last = rest[p]
+        cy, step, far = self._within(Cy, last, squares[0])
+        for part in np.split(far, np.arange(at_once, len(far), at_once)) if len(far) else ():
+            coefficients[:, part] += step[:, part]
+            E = self._conditioned(np.array(Y[:, part], order="C")) - self._X @ coefficients[:, part]
+            cy[:, :, part], last[:, part] = self._piloted(E)
+        rest[:p, :p] = self._rest_x[:, :, None]
         spread, n_rows = _spread(*squares, self.n_rows)
         rest[p, :p] /= spread
         rest[p, p] /= spread**2
@@ -168,36 +183,31 @@ class SharedDesign:
             self.template,
         )
 
-    def _within(self, E: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Of responses (n, R), overwritten: pilot coefficients (p, R), squares that least squares leave and explain
-        (2, R), cy (G, q, R), and the last row of what is left within levels, (p + 1, R)."""
-        p, XtY = self.n_fixed, self._X.T @ E
-        own = scipy.linalg.cho_solve(self._chol, XtY) if p else XtY
-        E -= self._X @ own
-        squares = np.array([np.einsum("nr,nr->r", E, E), (own * XtY).sum(0)])
-        cy = self._against_roots(E)
-        across = sum(a.T @ b[0] for a, b in zip(self._cX, cy, strict=True))
-        between = sum((c[0] ** 2).sum(0) for c in cy)
-        rest = np.concatenate([self._X.T @ E - across, (squares[0] - between)[None]])
-        step = scipy.linalg.cho_solve(self._within_chol, rest[:p] + PILOT_BETWEEN * across) if p else own
-        within = rest[p] - 2.0 * (step * rest[:p]).sum(0) + (step * (self._rest_x @ step)).sum(0)
-        far = np.flatnonzero(between_dominates(between, within))
-        if len(far):
-            own[:, far] += step[:, far]
-            moved, rest[:, far] = self._piloted(E[:, far] - self._X @ step[:, far])
-            for c, again in zip(cy, moved, strict=True):
-                c[0][:, far] = again[0]
-        return own, squares, np.stack([c[0] for c in cy], axis=1), rest
+    def _within(
+        self, Cy: np.ndarray, last: np.ndarray, squares: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """cy (G, q, R); the last row (p + 1, R) of WᵀW made what is left of it within levels; and a step (p, R) of the
+        pilot of y for the lanes, which are listed, that have far more between levels than within."""
+        p, c = self.n_fixed, levels.against_root(self._roots, [C[None] for C in np.moveaxis(Cy, 1, 0)])
+        cy = np.stack([own[0] for own in c], axis=1)
+        across = self._cX_flat.T @ cy.reshape(-1, cy.shape[-1])
+        between = np.einsum("gqr,gqr->r", cy, cy)
+        last[:p] -= across
+        last[p] = squares - between
+        right = last[:p] + PILOT_BETWEEN * across
+        step = scipy.linalg.cho_solve(self._within_chol, right) if p else right
+        within = last[p] + PILOT_BETWEEN * between - (step * right).sum(0)
+        return cy, step, np.flatnonzero(between_dominates(between, within))
 
-    def _piloted(self, E: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
-        """cy, q arrays (1, G, R), and the last row (p + 1, R) of what is left within levels, through pilots."""
+    def _piloted(self, E: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """cy (G, q, R) and the last row (p + 1, R) of what is left within levels, through pilots."""
         B = levels.coefficients(self._roots, self._against_roots(E), PILOT_PIVOT)
         E = E - self._fitted(B)
         e = self._against_roots(E)
         pushed = levels.transposed_times(self._roots, e)
         across = sum(b[0].T @ own[0] for b, own in zip(self._pilot_x, pushed, strict=True))
         own = np.einsum("nr,nr->r", E, E) - sum((c[0] ** 2).sum(0) for c in e)
-        c = [a + b for a, b in zip(e, levels.times_root(self._roots, B), strict=True)]
+        c = np.stack([(a + b)[0] for a, b in zip(e, levels.times_root(self._roots, B), strict=True)], axis=1)
         return c, np.concatenate([self._X.T @ E - across, own[None]])
 
     def compress_observed(self, Y: np.ndarray, observed: np.ndarray) -> tuple[LaneData, np.ndarray]:
@@ -247,7 +257,19 @@ class SharedDesign:
             self._basis(coefficients, spread),
             self.template,
         )
-        return data, ~lost
+        far = np.flatnonzero(lacks_digits(data) & ~lost)
+        return self._alone(data, far, Y, observed) if len(far) else data, ~lost
+
+    def _alone(self, data: LaneData, which: np.ndarray, Y: np.ndarray, observed: np.ndarray) -> LaneData:
+        """The lanes ``which`` compressed as single fits are, pilots and all."""
+        own = np.repeat(data.basis.log_det_x, data.n_lanes)
+        data = dataclasses.replace(data, basis=dataclasses.replace(data.basis, log_det_x=own))
+        for lane in which.tolist():
+            y, X, Z, codes = (a[observed[:, lane]] for a in (Y[:, lane], self._X, self._Z, self._codes))
+            moments = group_moments(y, X, Z, codes, self.n_groups, template=self.template)
+            basis = dataclasses.replace(moments.basis, z_scale=np.ones(Z.shape[1]))
+            put_moments(data, lane, change_basis(moments, basis), self._map)
+        return data
 
 
 def _spread(rss: np.ndarray, explained: np.ndarray, n: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+import scipy.linalg
 
 from . import assembly, covariance, levels, linalg, starts
 from .assembly import LevelSums
 from .covariance import Template
-from .moments import Basis
+from .moments import Basis, GroupMoments, between_dominates, within_levels, within_metric
 from .profiled import AtOptimum
 from .types import Array, namespace, pytree, static
 
@@ -71,6 +72,30 @@ def from_moments(
     return LaneData(
         roots, count, c[:, :, :-1].copy(), c[:, :, -1].copy(), WtW - between, n_rows, log_weights, basis, template
     )
+
+
+def lacks_digits(data: LaneData) -> np.ndarray:
+    """(R,) whether y varies so much more between levels than within, least squares on X there, that digits went."""
+    p = len(data.rest) - 1
+    c = np.concatenate([data.cX + np.zeros(data.n_lanes), data.cy[:, :, None]], axis=2)
+    between = np.einsum("gqar,gqbr->abr", c, c, optimize=True)
+    M = within_metric(between, data.rest)
+    size = np.sqrt(np.maximum(np.einsum("aar->ar", M), np.finfo(float).tiny))
+    left = linalg.cholesky(M / (size[:, None] * size))[p, p] * size[p]
+    return between_dominates(between[p, p], left**2)
+
+
+def put_moments(data: LaneData, lane: int, moments: GroupMoments, common: np.ndarray) -> None:
+    """Overwrite a lane but for units of Z and weights; ``common`` (p, p) leads to the X that the moments are of."""
+    for array in (data.roots, data.cX, data.cy):
+        array[..., lane] = 0.0
+    p = len(common)
+    R, c, data.rest[..., lane] = within_levels(moments)
+    n_levels = R.shape[-1]
+    data.roots[:n_levels, :, lane], data.cX[:n_levels, ..., lane] = R.T, np.moveaxis(c[:, :p], -1, 0)
+    data.cy[:n_levels, ..., lane], data.n_rows[lane] = c[:, p].T, moments.n_rows
+    whole = scipy.linalg.block_diag(common, 1.0) @ moments.basis.map
+    data.basis.map[..., lane], data.basis.log_det_x[lane] = whole, np.linalg.slogdet(whole[:p, :p])[1]
 
 
 def moment_start(data: LaneData) -> Array:

@@ -258,10 +258,9 @@ def group_moments(
     moments = GroupMoments(ZtZ, ZtW, WtW, np.float64(n), np.float64(log_weights), basis, template)
     R, c, rest = within_levels(moments)
     between = sum(a @ a.T for a in c)
-    move = within_map(between, rest)
-    if not between_dominates(between[p, p], move[:, p] @ rest @ move[:, p]):
+    if not between_dominates(between[p, p], within_root(between, rest)[p, p] ** 2):
         return moments
-    moments = moments if given else change_basis(moments, moved_basis(basis, move))
+    moments = moments if given else change_basis(moments, moved_basis(basis, within_map(between, rest)))
     return _add_pilots(moments, R, _conditioned_chunks(y, X, Z, weights, moments.basis), codes)
 
 
@@ -305,11 +304,17 @@ def within_map(between: Array, rest: Array) -> Array:
     rounding, which is much where what varies between levels counts for little.
     """
     xp = namespace(rest)
-    M = within_metric(between, rest)
-    size = xp.sqrt(xp.maximum(xp.diagonal(M), xp.finfo(M.dtype).tiny))
-    K = linalg.cholesky(M / (size[:, None] * size[None]) + linalg.identity(len(M), M) * (8 * xp.finfo(M.dtype).eps))
-    unit = linalg.transpose(linalg.inverse_lower(K)) * xp.diagonal(K) / size[:, None] * size
-    return xp.where(xp.isfinite(unit).all(), unit, linalg.identity(len(M), M))
+    K = within_root(between, rest)
+    move = linalg.transpose(linalg.inverse_lower(K)) * xp.diagonal(K)
+    return xp.where(xp.isfinite(move).all(), move, linalg.identity(len(K), K))
+
+
+def within_root(between: Array, rest: Array) -> Array:
+    """Lower Cholesky factor of ``within_metric``, whose last pivot squared is what X leaves of y there."""
+    M, xp = within_metric(between, rest), namespace(rest)
+    size = xp.sqrt(xp.maximum(M.diagonal(), xp.finfo(M.dtype).tiny))
+    eps = 8.0 * float(xp.finfo(M.dtype).eps)
+    return size[:, None] * linalg.cholesky(M / (size[:, None] * size) + eps * xp.eye(len(M), dtype=M.dtype))
 
 
 def moved_basis(basis: Basis, move: Array) -> Basis:
