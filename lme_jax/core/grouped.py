@@ -153,9 +153,7 @@ def objective(theta: Array, data: GroupData, reml: bool) -> tuple[Array, Array, 
     return assembly.assemble_derivatives(theta, data.template, log_det, H, R, sums, data.moments, reml)
 
 
-def _on_host(
-    L: Array, data: GroupData, filled: Filled
-) -> tuple[Array, Array, list[tuple[Array, Packed, list[Array]]]]:
+def _on_host(L: Array, data: GroupData, filled: Filled) -> tuple[Array, Array, list[tuple[Array, Packed, list[Array]]]]:
     """log|V|, H, and count, U and D of the levels, piece by piece; nothing is computed twice."""
 
     def evaluate(cut: slice) -> tuple[Array, Array, tuple[Array, Packed, list[Array]]]:

@@ -160,12 +160,12 @@ class SharedDesign:
             Cy[:, :, part] = (self._levels @ E).reshape(self.n_groups, q, -1)
         last = rest[p]
         cy, step, far = self._within(Cy, last, squares[0])
-        for part in np.split(far, np.arange(at_once, len(far), at_once)) if len(far) else ():
-            coefficients[:, part] += step[:, part]
-            E = self._conditioned(np.array(Y[:, part], order="C")) - self._X @ coefficients[:, part]
-            cy[:, :, part], last[:, part] = self._piloted(E)
+        for some in np.split(far, np.arange(at_once, len(far), at_once)) if len(far) else ():
+            coefficients[:, some] += step[:, some]
+            E = self._conditioned(np.array(Y[:, some], order="C")) - self._X @ coefficients[:, some]
+            cy[:, :, some], last[:, some] = self._piloted(E)
         rest[:p, :p] = self._rest_x[:, :, None]
-        spread, n_rows = _spread(*squares, self.n_rows)
+        spread, n_rows = _spread(squares[0], squares[1], self.n_rows)
         rest[p, :p] /= spread
         rest[p, p] /= spread**2
         rest[:p, p] = rest[p, :p]
@@ -187,7 +187,8 @@ class SharedDesign:
         self, Cy: np.ndarray, last: np.ndarray, squares: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """cy (G, q, R); the last row (p + 1, R) of WᵀW made what is left of it within levels; and a step (p, R) of the
-        pilot of y for the lanes, which are listed, that have far more between levels than within."""
+        pilot of y for the lanes, which are listed, that have far more between levels than within.
+        """
         p, c = self.n_fixed, levels.against_root(self._roots, [C[None] for C in np.moveaxis(Cy, 1, 0)])
         cy = np.stack([own[0] for own in c], axis=1)
         across = self._cX_flat.T @ cy.reshape(-1, cy.shape[-1])

@@ -81,7 +81,8 @@ def lacks_digits(data: LaneData) -> np.ndarray:
     between = np.einsum("gqar,gqbr->abr", c, c, optimize=True)
     M = within_metric(between, data.rest)
     size = np.sqrt(np.maximum(np.einsum("aar->ar", M), np.finfo(float).tiny))
-    left = linalg.cholesky(M / (size[:, None] * size))[p, p] * size[p]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        left = linalg.cholesky(M / (size[:, None] * size))[p, p] * size[p]
     return between_dominates(between[p, p], left**2)
 
 

@@ -145,7 +145,7 @@ def _weigh_jvp(filled: Filled, primals: tuple[Array, Array], tangents: tuple[Any
     return (log_det, W), (log_det_dot, tuple(W_dot))
 
 
-def stacked(packed: Sequence[Array]) -> Array:
+def stacked(packed: Sequence[Any] | Array) -> Array:
     """The symmetric (q, q, …) of a packed one."""
     return _stack(unpack(packed))
 
@@ -162,7 +162,7 @@ def precision(G: Array, F: Rows) -> Packed:
     return tuple(GF[i][j] for i, j in pairs(len(F)))
 
 
-def spread(F: Rows, C: Sequence[Array]) -> list[Array]:
+def spread(F: Rows, C: Sequence[Any] | Array) -> list[Array]:
     """D = FᵀC: q arrays (w, …) from the q arrays ``C`` (w, …)."""
     return [dot([entry[None] for entry in column], C) for column in columns(F)]
 
@@ -203,7 +203,7 @@ def root(G: Array) -> list[Array]:
     return [R[i, j] for i, j in pairs(q)]
 
 
-def against_root(R: Sequence[Array], C: Sequence[Array]) -> list[Array]:
+def against_root(R: Sequence[Any] | Array, C: Sequence[Any] | Array) -> list[Array]:
     """c = R⁻ᵀC for q arrays C (w, …); zero where R has no pivot."""
     lower, c = unpack_lower(R), list(C)
     for i in reversed(range(len(c))):
@@ -212,7 +212,7 @@ def against_root(R: Sequence[Array], C: Sequence[Array]) -> list[Array]:
     return c
 
 
-def coefficients(R: Sequence[Array], c: Sequence[Array], least: float = 0.0) -> list[Array]:
+def coefficients(R: Sequence[Any] | Array, c: Sequence[Any] | Array, least: float = 0.0) -> list[Array]:
     """b with Rb = c, zero where a pivot is no more than ``least`` of its column; q arrays (w, …)."""
     lower, b = unpack_lower(R), list(c)
     for i in range(len(b)):
@@ -223,13 +223,13 @@ def coefficients(R: Sequence[Array], c: Sequence[Array], least: float = 0.0) -> 
     return b
 
 
-def times_root(R: Sequence[Array], B: Sequence[Array]) -> list[Array]:
+def times_root(R: Sequence[Any] | Array, B: Sequence[Any] | Array) -> list[Array]:
     """RB of q arrays (w, …)."""
     lower = unpack_lower(R)
     return [dot([r[None] for r in lower[i][: i + 1]], B[: i + 1]) for i in range(len(B))]
 
 
-def transposed_times(R: Sequence[Array], c: Sequence[Array]) -> list[Array]:
+def transposed_times(R: Sequence[Any] | Array, c: Sequence[Any] | Array) -> list[Array]:
     """C = Rᵀc of q arrays (w, …)."""
     return carried(unpack_lower(R), c)
 
@@ -240,13 +240,13 @@ def _over(a: Array, pivot: Array) -> Array:
     return a * xp.where(pivot > 0, 1.0 / xp.where(pivot > 0, pivot, 1.0), 0.0)[None]
 
 
-def unpack_lower(R: Sequence[Array]) -> Rows:
+def unpack_lower(R: Sequence[Any] | Array) -> Rows:
     """The rows of a packed lower-triangular matrix, None above the diagonal."""
     q = int(np.sqrt(2 * len(R)))
     return [[R[i * (i + 1) // 2 + j] if j <= i else None for j in range(q)] for i in range(q)]
 
 
-def within(L: Array, R: Sequence[Array], filled: Filled) -> Within:
+def within(L: Array, R: Sequence[Any] | Array, filled: Filled) -> Within:
     """M' of levels with packed roots R, at L (q, q, …), whose last axes broadcast.
 
     K comes from I and the columns of RL by rotations: where Ψ is huge in some directions only, the digits of the
@@ -319,7 +319,7 @@ def whitened_identity(at: Within) -> Rows:
     return half_precision(at, [one if i == j else 0.0 * one for i, j in pairs(q)])
 
 
-def half_precision(at: Within, R: Sequence[Array]) -> Rows:
+def half_precision(at: Within, R: Sequence[Any] | Array) -> Rows:
     """B = K⁻¹R, lower triangular, None above the diagonal."""
     q, lower = len(at.K), unpack_lower(R)
     B: Rows = []
@@ -338,6 +338,6 @@ def squared(B: Rows) -> Packed:
     return tuple(dot(by_column[i], by_column[j]) for i, j in pairs(len(B)))
 
 
-def carried(B: Rows, T: Sequence[Array]) -> list[Array]:
+def carried(B: Rows, T: Sequence[Any] | Array) -> list[Array]:
     """D = BᵀT: q arrays (w, …)."""
     return [dot([None if b is None else b[None] for b in column], T) for column in columns(B)]

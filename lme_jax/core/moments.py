@@ -357,6 +357,8 @@ def add_by_code(sums: np.ndarray, codes: np.ndarray, columns: Iterable[np.ndarra
 
 def change_basis(moments: GroupMoments, basis: Basis) -> GroupMoments:
     """The same moments expressed in another basis (exact up to rounding)."""
+    if _same(moments.basis, basis):
+        return moments
     A = np.linalg.solve(np.asarray(moments.basis.map), np.asarray(basis.map))
     s = np.asarray(moments.basis.z_scale) / np.asarray(basis.z_scale)
     pilots = moments.pilots
@@ -389,10 +391,20 @@ def merge(a: GroupMoments, b: GroupMoments) -> GroupMoments:
             f"cannot merge moments of shapes {a.ZtW.shape} and {b.ZtW.shape} or of different templates: "
             "code both chunks with the same columns and the same list of levels"
         )
-    same = np.array_equal(a.basis.map, b.basis.map) and np.array_equal(a.basis.z_scale, b.basis.z_scale)
-    if not same:
-        basis = _common_basis(a, b)
-        a, b = change_basis(a, basis), change_basis(b, basis)
+    basis = a.basis if _same(a.basis, b.basis) else _common_basis(a, b)
+    if a.pilots is not None or b.pilots is not None:
+        # From where the levels of both show what varies within; the chunks go there directly, which costs no digits.
+        _, c, rest = within_levels(_sum(change_basis(a, basis), change_basis(b, basis)))
+        basis = moved_basis(basis, within_map(sum(own @ own.T for own in c), rest))
+    return _sum(change_basis(a, basis), change_basis(b, basis))
+
+
+def _same(a: Basis, b: Basis) -> bool:
+    return np.array_equal(a.map, b.map) and np.array_equal(a.z_scale, b.z_scale)
+
+
+def _sum(a: GroupMoments, b: GroupMoments) -> GroupMoments:
+    """The moments of both chunks, which are in one basis."""
     return GroupMoments(
         a.ZtZ + b.ZtZ,
         a.ZtW + b.ZtW,
@@ -423,11 +435,15 @@ def _pilots_of(moments: GroupMoments) -> Pilots:
 
 
 def _move_pilots(moments: GroupMoments, pilots: Pilots, B: np.ndarray) -> Pilots:
-    """The sums of E − ZΔ, Δ = B less the old pilots."""
-    step = B - pilots.B
-    pushed = _each(moments.ZtZ, step)
-    across = np.einsum("qcg,qdg->cd", step, pilots.ZtE)
-    return Pilots(B, pilots.ZtE - pushed, pilots.EtE - across - across.T + np.einsum("qcg,qdg->cd", step, pushed))
+    """The sums of E − ZΔ, Δ = B less the old pilots.
+
+    Where a chunk has too few rows of a level Δ is large and ZΔ small all the same: it is RΔ that is squared.
+    """
+    R = levels.root(moments.ZtZ)
+    e, step = levels.against_root(R, pilots.ZtE), levels.times_root(R, B - pilots.B)
+    across = sum(a @ s.T for a, s in zip(e, step, strict=True))
+    EtE = pilots.EtE - across - across.T + sum(s @ s.T for s in step)
+    return Pilots(B, pilots.ZtE - np.stack(levels.transposed_times(R, step)), EtE)
 
 
 def _each(G: np.ndarray, B: np.ndarray) -> np.ndarray:

@@ -58,9 +58,7 @@ def compress(
     # A code out of range would be left out of the sums without a word: NaN rows make the fit NOT_FINITE.
     n_rows = jnp.where(((codes >= 0) & (codes < n_groups)).all(), jnp.asarray(len(y), dtype), jnp.nan)
     pilots = Pilots(B, ZtE, EtE)
-    moments = GroupMoments(
-        ZtZ, ZtE + pushed, EtE + across + across.T, n_rows, log_weights, basis, template, pilots
-    )
+    moments = GroupMoments(ZtZ, ZtE + pushed, EtE + across + across.T, n_rows, log_weights, basis, template, pilots)
     R, c, rest = jax.lax.stop_gradient(within_levels(moments))
     count = jnp.ones(n_groups, dtype)
     return GroupData(ZtZ, count, moments.ZtW, R, c, rest, moments)
