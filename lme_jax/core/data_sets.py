@@ -84,7 +84,6 @@ class DataSets:
             W, Z = W * np.sqrt(weights), Z * np.sqrt(weights)
             log_weights = np.add.reduceat(np.log(weights), starts)
         G, C = self._level_sums(rows, which, Z, W, n_levels)
-        p = len(W) - 1
         data = from_moments(
             G,
             np.ones((n_levels, 1)),

@@ -186,8 +186,12 @@ class SharedDesign:
     def _within(
         self, Cy: np.ndarray, last: np.ndarray, squares: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """cy (G, q, R); the last row (p + 1, R) of WᵀW made what is left of it within levels; and a step (p, R) of the
-        pilot of y for the lanes, which are listed, that have far more between levels than within.
+        """What Zᵀy and the ``last`` row (p + 1, R) of WᵀW, overwritten by what is left of it within levels, come to.
+
+        Returns
+        -------
+        cy : (G, q, R); step : (p, R) of the pilot of y, for the lanes, which are listed, that have far more between
+            levels than within.
         """
         p, c = self.n_fixed, levels.against_root(self._roots, [C[None] for C in np.moveaxis(Cy, 1, 0)])
         cy = np.stack([own[0] for own in c], axis=1)
