@@ -84,3 +84,17 @@ class MixedModelEquations:
             fixed[blocks] = 0.5 * (inner + np.swapaxes(inner, 1, 2))
             full[blocks] = fixed[blocks] + d @ self.unscaled_cov @ np.swapaxes(d, 1, 2)
         return fixed, full
+
+    def within(self, sets: list[np.ndarray]) -> list[np.ndarray]:
+        """Var(b | y)/σ² with β fixed of sets of effects (their positions among all K) that no row joins.
+
+        One solve for each member of the largest set: independent sets share it.
+        """
+        K, Lambda = sum(self.widths), scipy.sparse.identity(sum(self.widths), format="csc")
+        ends = np.cumsum([0, *self.widths])
+        Lambda = self.spherical([Lambda[:, lo:hi] for lo, hi in zip(ends[:-1], ends[1:], strict=True)])
+        units = np.zeros((K, max(len(members) for members in sets)))
+        for members in sets:
+            units[members, np.arange(len(members))] = 1.0
+        V = Lambda @ self.factored.solve(np.ascontiguousarray(Lambda.T @ units))
+        return [V[members, : len(members)] for members in sets]

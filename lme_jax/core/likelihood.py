@@ -37,27 +37,39 @@ class Likelihood(NamedTuple):
     hessian: np.ndarray
 
 
-class Moves(NamedTuple):
-    """V to second order in directions Δ_a of Ψ, r = y − Xβ; X conditioned.
+class Sums(NamedTuple):
+    """V and what it makes of X (conditioned) and r = y − Xβ.
 
     Attributes
     ----------
     log_det : log|V|; M : (p, p) XᵀV⁻¹X; Xr : (p,) XᵀV⁻¹r; Q : rᵀV⁻¹r.
-    trace : (k,) tr V⁻¹V_a; B : (k, p+1, p+1) [X r]ᵀV⁻¹V_aV⁻¹[X r].
-    trace2 : (k, k) tr V⁻¹V_aV⁻¹V_b; BB : (k, p+1, k, p+1) [X r]ᵀV⁻¹V_aV⁻¹V_bV⁻¹[X r].
-    U : per factor the sum of ZᵀV⁻¹Z (q, q) over its levels; DD : that of D⊗D (q, p+1, q, p+1).
+    D : per factor ZᵀV⁻¹[X r] (q, p+1, m); DD : Σ D⊗D (q, p+1, q, p+1) over its levels; U : Σ ZᵀV⁻¹Z (q, q).
+    solved : what the engine keeps.
     """
 
     log_det: float
     M: np.ndarray
     Xr: np.ndarray
     Q: float
+    D: list[np.ndarray]
+    DD: list[np.ndarray]
+    U: list[np.ndarray]
+    solved: Any
+
+
+class Moves(NamedTuple):
+    """The change of V to second order in directions Δ_a of Ψ.
+
+    Attributes
+    ----------
+    trace : (k,) tr V⁻¹V_a; B : (k, p+1, p+1) [X r]ᵀV⁻¹V_aV⁻¹[X r].
+    trace2 : (k, k) tr V⁻¹V_aV⁻¹V_b; BB : (k, p+1, k, p+1) [X r]ᵀV⁻¹V_aV⁻¹V_bV⁻¹[X r].
+    """
+
     trace: np.ndarray
     B: np.ndarray
     trace2: np.ndarray
     BB: np.ndarray
-    U: list[np.ndarray]
-    DD: list[np.ndarray]
 
 
 def loglike(params: Any, data: Statistics, *, scale: Scale = "natural", reml: bool = True) -> float:
@@ -98,8 +110,10 @@ def score_and_hessian(params: Any, data: Statistics, *, scale: Scale = "natural"
     """
     at = _read(params, data, scale, reml)
     steps, bends = _directions(at, data)
-    moves = second_order(engine(data), at.roots, steps, at.beta, data)
-    found = _derivatives(moves, bends, at, data, reml)
+    held = engine(data)
+    first = sums(held, at.roots, at.beta, data)
+    moves = second_order(held, first, at.roots, steps)
+    found = _derivatives(first, moves, bends, at, data, reml)
     if scale == "natural":
         J, J2 = to_profile(np.asarray(params, float), "natural", len(at.beta), data.template)
         curvature = np.tensordot(found.score, J2, 1)
@@ -143,7 +157,7 @@ def _read(params: Any, data: Statistics, scale: Scale, reml: bool) -> _Point:
 
 def roots(omega: np.ndarray, scale: Scale, data: Statistics) -> list[np.ndarray]:
     """L (q_j, q_j) of every factor in conditioned units of Z, of ω = Ψ/σ² or θ."""
-    totals, sizes = _totals(data), _layout(data).sizes
+    totals, sizes = totals_of(data), layout_of(data).sizes
     unit = covariance.theta_scale(data.template, totals.basis.z_scale)
     theta = omega if scale == "sqrt" else sqrt_from_profile(omega, data.template)
     if scale != "sqrt":
@@ -161,7 +175,7 @@ def _check_root(theta: np.ndarray, omega: np.ndarray, data: Statistics) -> None:
 
 def _directions(at: _Point, data: Statistics) -> tuple[list[np.ndarray], list[np.ndarray | None]]:
     """Per factor ∂Ψ (q, q, k_j) and ∂²Ψ (q², k_j, k_j), None where Ψ is linear; conditioned units of Z."""
-    basis, layout = _totals(data).basis, _layout(data)
+    basis, layout = totals_of(data).basis, layout_of(data)
     unit = covariance.theta_scale(data.template, basis.z_scale)
     steps, bends = [], []
     for j, part in enumerate(criterion.parts(data.template, layout.sizes)):
@@ -207,11 +221,13 @@ def as_chain(moments: GroupMoments) -> NestedData:
     )
 
 
-def _totals(data: Statistics) -> Any:
+def totals_of(data: Statistics) -> Any:
+    """n, Σ log w and the basis."""
     return data.moments if isinstance(data, GroupData) else data
 
 
-def _layout(data: Statistics) -> Layout:
+def layout_of(data: Statistics) -> Layout:
+    """Sizes of the factors."""
     if not isinstance(data, GroupData):
         return data.layout
     q, m = data.moments.ZtZ.shape[0], data.moments.ZtZ.shape[2]
@@ -233,31 +249,35 @@ class _Solved(NamedTuple):
 
 def _contrast(beta: np.ndarray, data: Statistics) -> np.ndarray:
     """(p+1,) with y − Xβ = [X y]·map·contrast."""
-    return solve_triangular(_totals(data).basis.map, np.append(-beta, 1.0))
+    return solve_triangular(totals_of(data).basis.map, np.append(-beta, 1.0))
 
 
-def second_order(
-    held: criterion.Engine, Ls: list[np.ndarray], steps: list[np.ndarray], beta: np.ndarray, data: Statistics
-) -> Moves:
-    """``Moves`` at the roots Ls for the directions ``steps`` (q_j, q_j, k_j) of every factor's Ψ."""
-    p, k = len(beta), sum(step.shape[2] for step in steps)
+def sums(held: criterion.Engine, Ls: list[np.ndarray], beta: np.ndarray, data: Statistics) -> Sums:
+    """``Sums`` at the roots Ls and β (p,), user's units."""
+    p = len(beta)
     log_det, H, solved = _solved(held, Ls)
     A = np.eye(p + 1)
     A[:, p] = _contrast(beta, data)
-    D = held.project(solved, A)
+    inner, D = A.T @ H @ A, held.project(solved, A)
+    DD = [np.einsum("icm,jdm->icjd", d, d, optimize=True) for d in D]
+    return Sums(
+        float(log_det), inner[:p, :p], inner[:p, p], float(inner[p, p]), D, DD, held.traces(solved), solved
+    )  # fmt: skip
+
+
+def second_order(held: criterion.Engine, at: Sums, Ls: list[np.ndarray], steps: list[np.ndarray]) -> Moves:
+    """``Moves`` in the directions ``steps`` (q_j, q_j, k_j) of every factor's Ψ."""
+    p, k = len(at.M), sum(step.shape[2] for step in steps)
     owner = tuple(j for j, step in enumerate(steps) for _ in range(step.shape[2]))
     moves = [step[:, :, a] for step in steps for a in range(step.shape[2])]
-    U, DD = held.traces(solved), [np.einsum("icm,jdm->icjd", d, d, optimize=True) for d in D]
     ends = np.cumsum([step.shape[2] for step in steps])
     Y = [
         criterion.moved(step, d, slice(int(end) - step.shape[2], int(end)), k)
-        for step, d, end in zip(steps, D, ends, strict=True)
+        for step, d, end in zip(steps, at.D, ends, strict=True)
     ]
-    BB = criterion.contract(Y, held.apply(solved, Y)).reshape(k, p + 1, k, p + 1)
-    trace, B = (np.concatenate(parts) for parts in zip(*map(_along, steps, U, DD), strict=True))
-    inner = A.T @ H @ A
-    trace2 = _trace_products(held, solved, Ls, owner, moves)
-    return Moves(float(log_det), inner[:p, :p], inner[:p, p], float(inner[p, p]), trace, B, trace2, BB, U, DD)
+    BB = criterion.contract(Y, held.apply(at.solved, Y)).reshape(k, p + 1, k, p + 1)
+    trace, B = (np.concatenate(parts) for parts in zip(*map(_along, steps, at.U, at.DD), strict=True))
+    return Moves(trace, B, _trace_products(held, at.solved, Ls, owner, moves), BB)
 
 
 def _along(step: np.ndarray, U: np.ndarray, DD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -277,7 +297,7 @@ def _trace_products(
 
 
 def _value(log_det: float, M: np.ndarray, Q: float, sigma2: float, data: Statistics, reml: bool) -> float:
-    totals, p = _totals(data), len(M)
+    totals, p = totals_of(data), len(M)
     N = float(totals.n_rows) - (p if reml else 0)
     value = log_det - float(totals.log_weights) + N * np.log(2.0 * np.pi * sigma2) + Q / sigma2
     if reml and p:
@@ -285,46 +305,44 @@ def _value(log_det: float, M: np.ndarray, Q: float, sigma2: float, data: Statist
     return -0.5 * float(value)
 
 
-def _derivatives(m: Moves, bends: list[np.ndarray | None], at: _Point, data: Statistics, reml: bool) -> Likelihood:
+def _derivatives(
+    first: Sums, m: Moves, bends: list[np.ndarray | None], at: _Point, data: Statistics, reml: bool
+) -> Likelihood:
     """ℓ and its derivatives in (β, ω or θ, σ²)."""
     p, k, s2 = len(at.beta), len(m.trace), at.sigma2
-    N = float(_totals(data).n_rows) - (p if reml else 0)
-    back = np.linalg.inv(_totals(data).basis.map[:p, :p])
-    Xr, M = back.T @ m.Xr, back.T @ m.M @ back
-    XB, B = m.B[:, :p, p] @ back, m.B[:, p, p]
+    N = float(totals_of(data).n_rows) - (p if reml else 0)
+    back = np.linalg.inv(totals_of(data).basis.map[:p, :p])
+    Xr, XB, B = back.T @ first.Xr, m.B[:, :p, p] @ back, m.B[:, p, p]
     slope = -0.5 * m.trace + 0.5 * B / s2
-    curvature = 0.5 * m.trace2 - m.BB[:, p, :, p] / s2
+    curvature = 0.5 * m.trace2 - m.BB[:, p, :, p] / s2 + _bend(first, bends, k, s2, reml)
     if reml and p:
-        own, across = _of_fixed_effects(m)
+        own, across = _of_fixed_effects(first.M, m)
         slope, curvature = slope + 0.5 * own, curvature + across
-    score = np.concatenate([Xr / s2, slope, [0.5 * (m.Q / s2 - N) / s2]])
+    score = np.concatenate([Xr / s2, slope, [0.5 * (first.Q / s2 - N) / s2]])
     hessian = np.empty((p + k + 1,) * 2)
-    hessian[:p, :p], hessian[p:-1, p:-1] = -M / s2, 0.5 * (curvature + curvature.T)
-    hessian[p:-1, p:-1] += _bend(m, bends, s2, reml)
+    hessian[:p, :p], hessian[p:-1, p:-1] = -back.T @ first.M @ back / s2, 0.5 * (curvature + curvature.T)
     hessian[p:-1, :p] = -XB / s2
     hessian[-1, :p], hessian[-1, p:-1] = -Xr / s2**2, -0.5 * B / s2**2
     hessian[:p, p:] = hessian[p:, :p].T
     hessian[p:-1, -1] = hessian[-1, p:-1]
-    hessian[-1, -1] = (0.5 * N - m.Q / s2) / s2**2
-    return Likelihood(_value(m.log_det, m.M, m.Q, s2, data, reml), score, hessian)
+    hessian[-1, -1] = (0.5 * N - first.Q / s2) / s2**2
+    return Likelihood(_value(first.log_det, first.M, first.Q, s2, data, reml), score, hessian)
 
 
-def _of_fixed_effects(m: Moves) -> tuple[np.ndarray, np.ndarray]:
+def _of_fixed_effects(M: np.ndarray, m: Moves) -> tuple[np.ndarray, np.ndarray]:
     """tr M⁻¹X_a (k,) and what log|XᵀV⁻¹X| adds to the Hessian of ℓ (k, k)."""
-    p = len(m.M)
-    inverse = np.linalg.inv(m.M)
+    p, inverse = len(M), np.linalg.inv(M)
     X_a = inverse @ m.B[:, :p, :p]
     twice = np.einsum("pr,arbp->ab", inverse, m.BB[:, :p, :, :p], optimize=True)
     products = np.einsum("apr,brp->ab", X_a, X_a, optimize=True)
     return np.trace(X_a, axis1=1, axis2=2), 0.5 * products - 0.5 * (twice + twice.T)
 
 
-def _bend(m: Moves, bends: list[np.ndarray | None], sigma2: float, reml: bool) -> np.ndarray:
+def _bend(first: Sums, bends: list[np.ndarray | None], k: int, sigma2: float, reml: bool) -> np.ndarray:
     """(k, k): the derivative of ℓ along ∂²Ψ, where Ψ is not linear in its parameters."""
-    k, p, at = len(m.trace), len(m.M), 0
-    out = np.zeros((k, k))
-    inverse = np.linalg.inv(m.M)
-    for bend, U, DD in zip(bends, m.U, m.DD, strict=True):
+    p, at, out = len(first.M), 0, np.zeros((k, k))
+    inverse = np.linalg.inv(first.M)
+    for bend, U, DD in zip(bends, first.U, first.DD, strict=True):
         if bend is None:
             return out
         slope = -0.5 * U + 0.5 * DD[:, p, :, p] / sigma2
@@ -348,7 +366,7 @@ def _profiled(whole: Likelihood) -> Likelihood:
 
 def gls(omega: np.ndarray, data: Statistics, scale: Scale = "profile") -> np.ndarray:
     """β̂ (p,) at ω on the profile or sqrt scale."""
-    H, basis, p = _solved(engine(data), roots(omega, scale, data)).H, _totals(data).basis, data.n_fixed
+    H, basis, p = _solved(engine(data), roots(omega, scale, data)).H, totals_of(data).basis, data.n_fixed
     inner = np.linalg.solve(H[:p, :p], H[:p, p])
     # r = W·(−b; 1) in conditioned columns, so (−β; 1) ∝ map·(−b; 1).
     back = basis.map @ np.append(-inner, 1.0)
@@ -358,4 +376,4 @@ def gls(omega: np.ndarray, data: Statistics, scale: Scale = "profile") -> np.nda
 def scale_at(beta: np.ndarray, omega: np.ndarray, scale: Scale, data: Statistics, reml: bool) -> float:
     """σ̂² = (y − Xβ)ᵀV⁻¹(y − Xβ)/N at ω on the profile or sqrt scale."""
     H, contrast = _solved(engine(data), roots(omega, scale, data)).H, _contrast(beta, data)
-    return float(contrast @ H @ contrast) / (float(_totals(data).n_rows) - (len(beta) if reml else 0))
+    return float(contrast @ H @ contrast) / (float(totals_of(data).n_rows) - (len(beta) if reml else 0))
