@@ -40,12 +40,7 @@ def theta_scale(data: ModelData) -> np.ndarray:
 
 def default_start(data: ModelData) -> np.ndarray:
     """θ (k,) of L = I in conditioned units."""
-    parts = []
-    for block in data.template:
-        rows, columns = np.tril_indices(block.size)
-        ones = (rows == columns).astype(float) if block.structure == "unstructured" else np.ones(block.n_theta)
-        parts.append(np.array([1.0, 0.0]) if block.structure == "ar1" and block.size > 1 else ones)
-    return np.concatenate(parts) / theta_scale(data)
+    return covariance.start(data.template, np.ones(sum(b.size for b in data.template))) / theta_scale(data)
 
 
 def objective(data: ModelData, reml: bool) -> Callable[[np.ndarray], tuple[float, np.ndarray]]:

@@ -13,6 +13,7 @@ from . import linalg
 from .checks import check_rows, group_codes, real_array
 from .covariance import Template, make_template
 from .moments import Basis, GroupData, GroupMoments, add_by_code, group_moments, merge, rows_with_residual
+from .structures import entry
 from .types import is_host
 
 __all__ = [
@@ -116,12 +117,12 @@ def dependent_columns(XtX: np.ndarray) -> np.ndarray:
 def enough_rows(n_rows: np.ndarray, n_levels: np.ndarray, n_fixed: int, template: Template) -> np.ndarray:
     """Whether rows and occupied levels, per lane, can identify the model: lme4's conditions, as single fits have them.
 
-    More rows than fixed effects, than levels, and than effects of every unstructured block; two levels or more.
+    More rows than fixed effects, than levels, and than effects of every block of free covariances; two levels or more.
     """
     needed = np.maximum(n_levels, n_fixed)
-    for structure, size in template:
-        if structure == "unstructured":
-            needed = np.maximum(needed, n_levels * size)
+    for block in template:
+        if entry(block).free:
+            needed = np.maximum(needed, n_levels * block.size)
     return (n_rows > needed) & (n_levels >= 2)
 
 

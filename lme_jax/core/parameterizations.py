@@ -15,6 +15,7 @@ import numpy as np
 
 from . import covariance, programs
 from .covariance import Template
+from .structures import entry
 from .types import Array, at_least_float
 
 Scale = Literal["natural", "profile", "sqrt"]
@@ -43,10 +44,7 @@ def sqrt_from_profile(omega: Array, template: Template) -> Array:
     for block in template:
         part = M[at : at + block.size, at : at + block.size]
         at += block.size
-        if block.structure == "unstructured":
-            parts.append(covariance.pack(covariance.semidefinite_root(part)))
-        else:
-            parts.append(jnp.sqrt(jnp.diagonal(part)[: block.n_theta]))
+        parts.append(entry(block).near(block, covariance.semidefinite_root(part)))
     return jnp.concatenate(parts)
 
 

@@ -11,7 +11,6 @@ import pandas as pd
 from ..core.batch import Family, fit_lanes
 from ..core.checks import check_rows, real_array
 from ..core.compression import bucket
-from ..core.covariance import STRUCTURES
 from ..core.data_sets import DataSets
 from ..core.lanes import LaneData
 from ..core.optimize import NewtonOptions
