@@ -19,6 +19,7 @@ from .core.fit import random_effects
 from .core.henderson import MixedModelEquations
 from .core.optimize import NewtonOptions
 from .core.records import Fit, RandomEffects
+from .core.structures import entry
 from .core.types import Status
 from .data import Factor, ModelData
 from .errors import DataError, UnsupportedError
@@ -249,7 +250,8 @@ class MixedLMResults(StatsmodelsResults):
     def vcomp(self) -> np.ndarray:
         """Variances of the independent components (identity blocks), response units²."""
         terms = zip(self._data.terms, self._term_covariances, strict=True)
-        return np.array([Psi[0, 0] for term, Psi in terms if term.structure == "identity"])
+        known = [(entry(term.block), Psi) for term, Psi in terms]
+        return np.array([Psi[0, 0] for e, Psi in known if e.homogeneous and e.uncorrelated])
 
     @handed_out
     def varcorr(self) -> pd.DataFrame:
@@ -262,7 +264,7 @@ class MixedLMResults(StatsmodelsResults):
         for label, term, Psi in zip(self._data.term_labels, self._data.terms, self._term_covariances, strict=True):
             sd = np.sqrt(np.diag(Psi))
             rows += [(label, c, None, Psi[i, i], sd[i]) for i, c in enumerate(term.columns)]
-            if term.structure in ("diagonal", "identity"):
+            if entry(term.block).uncorrelated:
                 continue
             for j, first in enumerate(term.columns):
                 for i in range(j + 1, len(term.columns)):
