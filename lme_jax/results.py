@@ -25,6 +25,7 @@ from .data import Factor, ModelData
 from .errors import DataError, UnsupportedError
 from .fitting import fit_data, fit_without_lost_columns, read_only, read_options, read_reml, read_start, settle
 from .inference.prediction import RandomChoice, predict_mean, prediction_rows, prediction_table, related_effects
+from .inference.quantities import readings
 from .inference.simulation import response_for, simulate_responses
 from .inference.wald import covariance_standard_errors, wald_table
 from .lazy import handed_out
@@ -32,7 +33,7 @@ from .many.bootstrap import Bootstrap, Kind, bootstrap
 from .many.responses import MEMORY_LIMIT, BatchOptions, Responses, fit_observed, fit_responses, read_responses
 from .many.results import ManyFits
 from .many.views import ResponseViews
-from .report import components_table, facts_table
+from .report import components_table, facts_table, structures_table
 from .summary import Summary
 
 Refitter = Callable[[Mapping[str, Any], Mapping[str, Any]], "MixedLMResults"]
@@ -285,6 +286,19 @@ class MixedLMResults(StatsmodelsResults):
         errors = covariance_standard_errors(self.fit, self._data.template, dof)
         rows, columns = self._data.covariance_positions
         return pd.Series(errors[rows, columns], index=self._data.covariance_names, name="bse_re")
+
+    @handed_out
+    def covariance_parameters(self) -> pd.DataFrame:
+        """The parameters of each term's covariance as people read them: columns grp, parameter, estimate, se, note.
+
+        Standard deviations in response units, correlations, the range of an exponential structure, loadings of a
+        reduced rank, then the residual standard deviation. Standard errors are by the delta method from the
+        deviance's Hessian; where they are NaN, as in a singular fit, ``note`` says why.
+        """
+        dof = self.nobs - (len(self.fit.beta) if self.reml else 0)
+        terms = zip(self._data.term_labels, self._data.terms, strict=True)
+        lines = readings(self.fit, [(label, term.block, term.columns) for label, term in terms], dof)
+        return pd.DataFrame(lines, columns=["grp", "parameter", "estimate", "se", "note"])
 
     # ------------------------------------------------------------ random effects
 
@@ -575,8 +589,11 @@ class MixedLMResults(StatsmodelsResults):
             notes.append(f"{self._data.n_dropped} rows with missing values were left out.")
         if self._data.dropped_columns:
             notes.append(f"Dropped because other columns determine them: {', '.join(self._data.dropped_columns)}.")
-        captions = ("", "Estimates (z tests; fixed effects by GLS)", "Random effects")
-        return Summary(title or "Linear mixed model fit", tables, captions, tuple(notes))
+        captions = ["", "Estimates (z tests; fixed effects by GLS)", "Random effects"]
+        if any(not (e.free or e.uncorrelated) for e in (entry(term.block) for term in self._data.terms)):
+            tables.append(structures_table(self.covariance_parameters))
+            captions.append("Covariance structures")
+        return Summary(title or "Linear mixed model fit", tables, tuple(captions), tuple(notes))
 
     def _estimates(self, alpha: float) -> pd.DataFrame:
         table = wald_table(self.fe_params.to_numpy(), self.bse_fe.to_numpy(), alpha)
