@@ -116,6 +116,13 @@ def _block_filled(block: Block) -> np.ndarray:
     return basis.any(axis=0) | np.eye(block.size, dtype=bool)
 
 
+@functools.lru_cache(maxsize=256)
+def loses_rank(template: Template) -> bool:
+    """Whether Ψ is singular whatever θ: L has columns of zeros."""
+    bases = [factor_basis(block) for block in template]
+    return any(basis is not None and not basis.any(axis=(0, 1)).all() for basis in bases)
+
+
 def column_groups(template: Template) -> np.ndarray:
     """(q,) labels: columns of Z with one label must share a scale."""
     labels: list[int] = []

@@ -104,19 +104,7 @@ def _exactly(engine: criterion.Engine, theta: np.ndarray, data: Data, reml: bool
         # The exact traces divide by L: take them a hair inside, where they differ by O(NUDGE).
         unit = covariance.start(data.template, np.ones(len(data.basis.z_scale)))
         inside = theta + NUDGE * unit * np.where(theta < 0, -1.0, 1.0)
-    Ls = criterion.factors(inside, data.template, data.layout.sizes)
-    if any(np.linalg.svd(L, compute_uv=False).min() < 0.1 * NUDGE for L in Ls):
-        return *found[:2], _by_differences(engine, theta, data, reml), found[3]
     return *found[:2], criterion.objective(engine, data, reml, exact=True)(inside)[2], found[3]
-
-
-def _by_differences(engine: criterion.Engine, theta: np.ndarray, data: Data, reml: bool) -> np.ndarray:
-    """The Hessian where a structure has fewer columns than effects, from central differences of the gradient."""
-    at, step = criterion.objective(engine, data, reml, exact=False), 1e-4
-    columns = [(at(theta + e)[1] - at(theta - e)[1]) / (2.0 * step) for e in step * np.eye(len(theta))]
-    finer = [(at(theta + e)[1] - at(theta - e)[1]) / step for e in 0.5 * step * np.eye(len(theta))]
-    H = (4.0 * np.array(finer) - np.array(columns)) / 3.0
-    return 0.5 * (H + H.T)
 
 
 def hessian(theta: Any, data: Data, *, reml: bool = True) -> Any:
