@@ -27,6 +27,7 @@ class Spelled(NamedTuple):
 
     structure: str
     argument: Any = None
+    in_formula: bool = False
 
 
 def spellings() -> dict[str, str]:
@@ -53,9 +54,8 @@ def read_wrapper(node: Call) -> tuple[Binary, Spelled]:
     if "hom" in given:
         structure = _partner(structure, given.pop("hom"), node)
     argument = _argument(structure, list(node.args[1:]), given, node)
-    return _coordinate_bar(bar, node) if REGISTRY[structure].needs == "coordinates" else bar, Spelled(
-        structure, argument
-    )
+    bar = _coordinate_bar(bar, node) if REGISTRY[structure].needs == "coordinates" else bar
+    return bar, Spelled(structure, argument, in_formula=True)
 
 
 def _suggestion(name: str, known: Mapping[str, str]) -> str:
@@ -123,7 +123,7 @@ def resolve(
     known = REGISTRY[spelled.structure]
     where = f"the random-effects term ({text})"
     if known.ordered:
-        _check_order(spelled.structure, where, columns, lhs)
+        _check_order(spelled, where, columns)
     given: Any = _evaluated(spelled.argument, where, evaluator)
     if known.needs == "coordinates" and given is None:
         given = _coordinates(where, lhs, codings)
@@ -135,10 +135,16 @@ def resolve(
         raise DataError(f"{where}: {error}") from error
 
 
-def _check_order(structure: str, where: str, columns: Sequence[str], lhs: Linear) -> None:
+def _check_order(spelled: Spelled, where: str, columns: Sequence[str]) -> None:
     if len(columns) > 1 and "(Intercept)" in columns:
         raise FormulaError(
-            f"{where}: {structure} takes effects in an order, and the intercept is none of them; write (0 + … | …)."
+            f"{where}: {spelled.structure} takes effects in an order, and the intercept is none of them; "
+            "write (0 + … | …)."
+        )
+    if len(columns) == 1 and spelled.in_formula:
+        raise FormulaError(
+            f"{where} has a single effect, {columns[0]}, where {spelled.structure} takes several in an order; "
+            "write 0 + factor(…) for an effect per value."
         )
 
 
