@@ -44,6 +44,7 @@ def truth(name):
         "het_compound_symmetry": 0.5 + 0.5 * np.eye(4),
         "toeplitz": np.array([1.0, 0.6, 0.5, 0.1])[lag],
         "het_toeplitz": np.array([1.0, 0.6, 0.5, 0.1])[lag],
+        "toy": np.array([1.0, 0.35, 0.0, 0.0])[lag],
         "exponential": np.exp(-np.abs(np.subtract.outer(TIMES, TIMES)) / 2.0),
     }.get(name, 0.7**lag)
     if name == "fixed":
@@ -112,7 +113,9 @@ def best(likelihood, block, starts=12):
         return likelihood.profiled(naive(theta, block))
 
     for _ in range(starts):
-        rough = scipy.optimize.minimize(value, rng.uniform(-1.3, 1.3, block.n_theta), method="BFGS", options={"gtol": 1e-4})
+        rough = scipy.optimize.minimize(
+            value, rng.uniform(-1.3, 1.3, block.n_theta), method="BFGS", options={"gtol": 1e-4}
+        )
         found.append((rough.fun, rough.x))
     x = min(found, key=lambda pair: pair[0])[1]
     for _ in range(2):
@@ -166,8 +169,8 @@ def from_reading(name, values, block):
     sd, rest = np.broadcast_to(values[:n_sd], q), values[n_sd:]
     R, lag = np.eye(q), np.abs(np.subtract.outer(np.arange(q), np.arange(q)))
     if name == "unstructured":
-        for value, (j, i) in zip(rest, [(j, i) for j in range(q) for i in range(j + 1, q)], strict=True):
-            R[i, j] = R[j, i] = value
+        above = np.triu_indices(q, 1)
+        R[above] = R[above[::-1]] = rest
     elif name.endswith("toeplitz"):
         R = np.array([1.0, *rest])[lag]
     elif name.endswith("ar1"):
@@ -181,7 +184,7 @@ def from_reading(name, values, block):
 
 @pytest.mark.parametrize("name", SPELLED)
 def test_standard_errors_are_those_of_the_likelihood_in_what_is_read(fits, name):
-    """2H⁻¹ of the dense deviance as a function of the standard deviations, correlations … themselves, by differences."""
+    """2H⁻¹ of the dense deviance, by differences in the standard deviations, correlations … themselves."""
     frame, _, fitted = fits(name)
     table = fitted.covariance_parameters
     assert (table.note == "").all()
@@ -220,7 +223,12 @@ def test_standard_errors_of_covariances(fits, name):
 
 def test_a_singular_fit_says_why_it_has_no_standard_errors():
     frame = simulated("identity").drop(columns="y")
-    frame["y"] = 1.0 + 0.5 * frame.x + np.random.default_rng(2).normal(size=len(frame)) - 0.4 * frame.groupby("g").x.transform("mean")
+    frame["y"] = (
+        1.0
+        + 0.5 * frame.x
+        + np.random.default_rng(2).normal(size=len(frame))
+        - 0.4 * frame.groupby("g").x.transform("mean")
+    )
     frame["y"] -= frame.groupby("g").y.transform("mean")
     with pytest.warns(SingularFitWarning):
         fitted = lme.lmer("y ~ x + homcs(0 + f | g)", frame)
@@ -258,11 +266,17 @@ def test_units_and_order_do_not_matter(fits, name):
     N = len(frame) - 2
     assert again.deviance == pytest.approx(fitted.deviance + 2 * N * np.log(1e4), abs=1e-6)
     np.testing.assert_allclose(again.theta, fitted.theta, atol=2e-5)
-    np.testing.assert_allclose(again.covariance_parameters.se, fitted.covariance_parameters.se * np.where(
-        fitted.covariance_parameters.parameter.str.contains("ρ|Corr|Range"), 1.0, 1e4), rtol=1e-4)
+    np.testing.assert_allclose(
+        again.covariance_parameters.se,
+        fitted.covariance_parameters.se
+        * np.where(fitted.covariance_parameters.parameter.str.contains("ρ|Corr|Range"), 1.0, 1e4),
+        rtol=1e-4,
+    )
 
 
-@pytest.mark.parametrize("name", ["unstructured", "diagonal", "identity", "compound_symmetry", "het_compound_symmetry", "reduced_rank"])
+@pytest.mark.parametrize(
+    "name", ["unstructured", "diagonal", "identity", "compound_symmetry", "het_compound_symmetry", "reduced_rank"]
+)
 def test_order_of_the_effects_does_not_matter(fits, name):
     frame, _, fitted = fits(name)
     other = frame.assign(f=pd.Categorical(frame.f, categories=list("dbac")))
@@ -300,8 +314,9 @@ def test_low_rank_is_no_boundary_but_a_lost_factor_is():
 # ---------------------------------------------------------------- every door
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SPELLED)
-def test_batches_and_compiled_programs_agree(fits, name):
+def test_batches_agree(fits, name):
     frame, _, fitted = fits(name)
     Z = pd.get_dummies(frame.f).to_numpy(float)
     detail = {"exponential": TIMES, "fixed": KNOWN, "reduced_rank": 2}.get(name)
@@ -310,8 +325,14 @@ def test_batches_and_compiled_programs_agree(fits, name):
     Y = np.column_stack([frame.y, frame.y + 0.3 * frame.x**2])
     for backend in ("numpy", "jax"):
         many = lme.fit_many(Y, X, Z, frame.g, structure=structure, progress=False, backend=backend)
-        assert many.deviance[0] == pytest.approx(fitted.deviance, abs=1e-6)
-        assert many.one(1).deviance == pytest.approx(many.deviance[1], abs=1e-6)
+        assert -2 * many.llf.iloc[0] == pytest.approx(fitted.deviance, abs=1e-6)
+        assert many.one(1).deviance == pytest.approx(-2 * many.llf.iloc[1], abs=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["het_compound_symmetry", "toeplitz", "exponential", "reduced_rank"])
+def test_compiled_fits_agree(fits, name):
+    frame, _, fitted = fits(name)
     compiled = lme.lmer("y ~ x + " + SPELLED[name], frame, backend="jax")
     assert compiled.backend == "jax"
     assert compiled.deviance == pytest.approx(fitted.deviance, abs=1e-7)
@@ -364,7 +385,7 @@ def test_several_factors(name, shape):
 
 
 @pytest.mark.parametrize("name", ["het_toeplitz", "exponential", "reduced_rank", "fixed"])
-def test_predictions_effects_and_refits(fits, name):
+def test_predictions_and_effects(fits, name):
     frame, _, fitted = fits(name)
     again = fitted.predict(frame)
     np.testing.assert_allclose(again, fitted.fittedvalues, rtol=1e-10)
@@ -375,8 +396,6 @@ def test_predictions_effects_and_refits(fits, name):
     V = Z @ psi @ Z.T + sigma2 * np.eye(len(rows))
     r = rows.y - fitted.fe_params.to_numpy() @ np.array([np.ones(len(rows)), rows.x])
     np.testing.assert_allclose(fitted.ranef["g"].loc[level], psi @ Z.T @ np.linalg.solve(V, r), rtol=1e-8)
-    boot = fitted.bootstrap(20, seed=1, progress=False)
-    assert np.isfinite(boot.deviance if hasattr(boot, "deviance") else 0.0).all()
 
 
 # ---------------------------------------------------------------- a structure of one's own
@@ -414,6 +433,7 @@ TOY = structures.scaled(
 )
 
 
+@pytest.mark.slow
 def test_one_entry_makes_a_structure(monkeypatch):
     """Formulas, NumPy and JAX, lanes, several factors, tables and predictions of a structure added to the registry."""
     monkeypatch.setitem(REGISTRY, "moving_average", TOY)
@@ -435,7 +455,7 @@ def test_one_entry_makes_a_structure(monkeypatch):
         many = lme.fit_many(
             frame.y.to_numpy()[:, None], X, Z, frame.g, structure="moving_average", progress=False, backend=backend
         )
-        assert many.deviance[0] == pytest.approx(fitted.deviance, abs=1e-6)
+        assert -2 * many.llf.iloc[0] == pytest.approx(fitted.deviance, abs=1e-6)
     for other in ("h", "block"):
         several = lme.lmer(f"y ~ x + ma1(0 + f | g) + (1 | {other})", frame)
         assert several.converged and several.deviance < fitted.deviance

@@ -269,9 +269,7 @@ EXPONENTIAL = Correlation(
     angles=_exponential_angles,
     fold=_fold_square,
     smallest=lambda phi, q, c: abs(
-        _innovations(
-            namespace(phi).sin(phi[0]) ** 2, namespace(phi).cos(phi[0]), np.diagonal(_gaps(q, c)[0], -1)
-        )
+        _innovations(namespace(phi).sin(phi[0]) ** 2, namespace(phi).cos(phi[0]), np.diagonal(_gaps(q, c)[0], -1))
     ),
     names=lambda q: ["arcsin √ρ"],
     distance=lambda q, coordinates: float(coordinates[1] - coordinates[0]),

@@ -207,7 +207,7 @@ def _column_signs(block: Block, theta: Array) -> tuple[Array, Array]:
 
 def _column_sizes(block: Block, theta: Array) -> Array:
     """What each column of L adds to the ones before it: zero where fewer factors would do."""
-    xp, (rows, columns, _) = namespace(theta), _entries(block)
+    xp, columns = namespace(theta), _entries(block)[1]
     known: list[Array] = []
     sizes: list[Array] = []
     for j in range(_width(block)):
@@ -600,7 +600,9 @@ REGISTRY: dict[str, Structure] = {
     "ar1": scaled(AR1, homogeneous=True, spellings=("ar1", "homar1"), partner="het_ar1", ordered=True),
     "het_ar1": scaled(AR1, homogeneous=False, spellings=("hetar1",), partner="ar1", ordered=True),
     "toeplitz": scaled(TOEPLITZ, homogeneous=True, spellings=("homtoep",), partner="het_toeplitz", ordered=True),
-    "het_toeplitz": scaled(TOEPLITZ, homogeneous=False, spellings=("toep", "hettoep"), partner="toeplitz", ordered=True),
+    "het_toeplitz": scaled(
+        TOEPLITZ, homogeneous=False, spellings=("toep", "hettoep"), partner="toeplitz", ordered=True
+    ),
     "exponential": scaled(
         EXPONENTIAL,
         homogeneous=True,

@@ -9,10 +9,9 @@ from functools import lru_cache
 from lme_jax.errors import FormulaError
 from lme_jax.formula.expansion import Linear, expand_linear
 from lme_jax.formula.syntax import Binary, Call, Name, Node, Paren, Unary, children, parse, walk
-from lme_jax.formula.wrappers import BARS, Spelled, read_wrapper, spellings, wraps_bar
+from lme_jax.formula.wrappers import BARS, Spelled, joins_conditions, read_wrapper, spellings, strip, wraps_bar
 
 _UNSTRUCTURED, _DIAGONAL = Spelled("unstructured"), Spelled("diagonal")
-_CONDITIONS = ("==", "!=", "<", ">", "<=", ">=", "&", "&&", "|", "||", "%in%")
 Signed = tuple[str, Node]
 RawBar = tuple[Node, Node, Spelled]
 
@@ -44,16 +43,11 @@ def has_bar(node: Node) -> bool:
     waiting = [(node, False)]
     while waiting:
         node, inside = waiting.pop()
-        if isinstance(node, Binary) and node.op in BARS and not (inside and _joins_conditions(node)):
+        if isinstance(node, Binary) and node.op in BARS and not (inside and joins_conditions(node)):
             return True
         inside = inside or (isinstance(node, Call) and not (wraps_bar(node) and node.function in spellings()))
         waiting.extend((child, inside) for child in children(node))
     return False
-
-
-def _joins_conditions(node: Binary) -> bool:
-    sides = [_strip(node.left), _strip(node.right)]
-    return any(isinstance(s, Unary) or (isinstance(s, Binary) and s.op in _CONDITIONS) for s in sides)
 
 
 def parse_mixed(formula: str, columns: Iterable[object]) -> MixedFormula:
@@ -181,7 +175,7 @@ def _expand_bar(lhs: Node, group: Node, structure: Spelled) -> list[Bar]:
 
 def _groupings(group: Node) -> list[tuple[tuple[Node, ...], str]]:
     """Expand ``a/b`` and ``a*b`` into interactions; a nested chain has its finest first."""
-    group = _strip(group)
+    group = strip(group)
     if isinstance(group, Binary) and group.op == "+":
         raise FormulaError(
             f"Two grouping factors cannot be added: ({group}). Write a term for each, "
@@ -203,12 +197,6 @@ def _groupings(group: Node) -> list[tuple[tuple[Node, ...], str]]:
 def _interact(a: tuple[tuple[Node, ...], str], b: tuple[tuple[Node, ...], str]) -> tuple[tuple[Node, ...], str]:
     right = f"({b[1]})" if len(b[0]) > 1 else b[1]
     return a[0] + b[0], f"{a[1]}:{right}"
-
-
-def _strip(node: Node) -> Node:
-    while isinstance(node, Paren):
-        node = node.inner
-    return node
 
 
 # --- updating --------------------------------------------------------------------------------------------

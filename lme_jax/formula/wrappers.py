@@ -16,9 +16,10 @@ from lme_jax.formula.expansion import Linear
 from lme_jax.formula.guard import refuse_internals
 from lme_jax.formula.matrix import FactorCoding
 from lme_jax.formula.notes import shown
-from lme_jax.formula.syntax import Binary, Call, Name, Node, Number, Paren
+from lme_jax.formula.syntax import Binary, Call, Name, Node, Number, Paren, Unary
 
 BARS = ("|", "||")
+_CONDITIONS = ("==", "!=", "<", ">", "<=", ">=", "&", "&&", "|", "||", "%in%")
 _TRUTH = {"TRUE": True, "T": True, "True": True, "FALSE": False, "F": False, "False": False}
 
 
@@ -35,9 +36,23 @@ def spellings() -> dict[str, str]:
     return {name: structure for structure, known in REGISTRY.items() for name in known.spellings}
 
 
+def strip(node: Node) -> Node:
+    """The node inside its parentheses."""
+    while isinstance(node, Paren):
+        node = node.inner
+    return node
+
+
+def joins_conditions(node: Binary) -> bool:
+    """Whether a "|" inside a call is a logical "or"."""
+    sides = [strip(node.left), strip(node.right)]
+    return any(isinstance(s, Unary) or (isinstance(s, Binary) and s.op in _CONDITIONS) for s in sides)
+
+
 def wraps_bar(node: Node) -> bool:
     """Whether a call stands around a bar directly."""
-    return isinstance(node, Call) and bool(node.args) and isinstance(node.args[0], Binary) and node.args[0].op in BARS
+    first = node.args[0] if isinstance(node, Call) and node.args else None
+    return isinstance(first, Binary) and first.op in BARS and not joins_conditions(first)
 
 
 def read_wrapper(node: Call) -> tuple[Binary, Spelled]:
@@ -95,9 +110,7 @@ def _argument(structure: str, positional: list[Node], given: dict[str, Node], no
 
 def _coordinate_bar(bar: Binary, node: Call) -> Binary:
     """``t | g`` as ``0 + factor(t) | g``: an effect for each distinct value, which are the coordinates."""
-    lhs = bar.left
-    while isinstance(lhs, Paren):
-        lhs = lhs.inner
+    lhs = strip(bar.left)
     if isinstance(lhs, Binary) and lhs.op == "+" and lhs.left == Number("0"):
         lhs = lhs.right
     elif isinstance(lhs, Binary) and lhs.op in "+-" and lhs.right == Number("0" if lhs.op == "+" else "1"):
