@@ -91,6 +91,8 @@ def _block_factor(theta: Array, block: Block) -> Array:
 
 def by_block(values: Array, template: Template) -> list[Array]:
     """Values of the effects (q, …) cut into blocks."""
+    if len(template) == 1:
+        return [values]
     ends = np.cumsum([block.size for block in template])
     return [values[end - block.size : end] for end, block in zip(ends, template, strict=True)]
 
