@@ -13,7 +13,7 @@ from . import linalg
 from .checks import check_rows, group_codes, real_array
 from .covariance import Template, make_template
 from .moments import Basis, GroupData, GroupMoments, add_by_code, group_moments, merge, rows_with_residual
-from .structures import entry
+from .structures import StructureLike, entry
 from .types import is_host
 
 __all__ = [
@@ -168,7 +168,7 @@ def compress(
     *,
     weights: Any = None,
     offset: Any = None,
-    structure: str | Template = "unstructured",
+    structure: StructureLike = "unstructured",
     n_groups: int | None = None,
 ) -> GroupData:
     """Sufficient statistics of a one-factor model, for ``fit`` and ``deviance``.
@@ -182,8 +182,8 @@ def compress(
         Group labels; integer codes in [0, n_groups) when traced.
     weights, offset : (n,), optional
         Prior weights w > 0 with Var(ε) = σ²/w; a known term subtracted from y.
-    structure : str or tuple of (structure, size)
-        Covariance template of the q effects.
+    structure : str, (str, what it needs), or tuple of (structure, size[, what it needs])
+        Covariance of the q effects: one structure, or a template of blocks.
     n_groups : int, optional
         Needed only when ``groups`` is traced.
 

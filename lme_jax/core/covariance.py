@@ -16,7 +16,7 @@ import scipy.linalg
 from ..errors import DataError, UnsupportedError
 from . import linalg
 from .linalg import tril
-from .structures import Block, entry, make_block
+from .structures import Block, StructureLike, entry, make_block
 from .types import Array, namespace
 
 # Roots of a conditioned relative covariance that count as zero: a singular fit.
@@ -25,7 +25,7 @@ SINGULAR_BELOW = 1e-4
 Template = tuple[Block, ...]
 
 
-def make_template(structure: Any, q: int) -> Template:
+def make_template(structure: StructureLike, q: int) -> Template:
     """A checked template of q effects from a structure, a name or (name, what it needs), or from a template."""
     single = isinstance(structure, str) or (len(structure) > 0 and isinstance(structure[0], str))
     template = (make_block(structure, q),) if single else tuple(_checked(*block) for block in structure)

@@ -27,6 +27,10 @@ TOLERANCE = 1e-10
 DEFAULT_RANK = 2
 
 
+# A structure's name, (name, what it needs), or a template of blocks.
+StructureLike = str | tuple[Any, ...]
+
+
 class Block(NamedTuple):
     """One random term: a covariance structure for ``size`` effects per level, and what it knows beside.
 

@@ -100,7 +100,7 @@ def design_from_formula(
     contrasts: Mapping[str, Any] | None = None,
     missing: str = "drop",
     subset: Any = None,
-    structures: Mapping[str, str] | None = None,
+    structures: Mapping[str, Any] | None = None,
     memberships: Mapping[str, Any] | None = None,
     relatedness: Mapping[str, Any] | None = None,
     context: Mapping[str, Any] | int | None = None,
@@ -111,8 +111,8 @@ def design_from_formula(
     ----------
     formula : str
         Such as ``"y ~ x * f + (x | g) + (1 | a/b)"``. ``(x || g)`` gives every column of the model matrix
-        its own variance, a factor's columns too. ``us()``, ``diag()``, ``ident()``, ``cs()`` and ``ar1()``
-        around a bar choose its structure. ``.`` stands for the columns that are neither in the response
+        its own variance, a factor's columns too. ``cs()``, ``rr(…, d = 2)`` … around a bar choose its covariance
+        structure (``docs/structures.md``). ``.`` stands for the columns that are neither in the response
         nor grouping factors.
     data : DataFrame or dict of arrays
         Not changed.
@@ -127,8 +127,8 @@ def design_from_formula(
     subset : mask or str, optional
         Rows to use: one True or False per row, or a query for ``DataFrame.eval``.
     structures : dict, optional
-        Factor label or bar text (``"Days | Subject"``) -> "unstructured", "diagonal", "identity",
-        "compound_symmetry" or "ar1".
+        Factor label or bar text (``"Days | Subject"``) -> a name in ``core.structures.REGISTRY``, or (name, what it
+        needs).
     memberships : dict, optional
         Factor label -> weights (n, m) of the m levels in each row, for rows that belong to several: a
         DataFrame whose columns name the levels, or an array, dense or scipy sparse. The label need not be
