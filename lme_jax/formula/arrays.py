@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lme_jax.core.structures import make_block
+from lme_jax.core.structures import StructureLike, make_block
 from lme_jax.errors import DataError, UnsupportedError
 from lme_jax.formula.design import (
     Design,
@@ -39,7 +39,7 @@ def design_from_arrays(
     *,
     weights: Any = None,
     missing: str = "none",
-    structure: Any = "unstructured",
+    structure: StructureLike = "unstructured",
 ) -> Design:
     """Check and label the arrays of a model with one grouping factor.
 

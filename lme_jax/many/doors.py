@@ -16,6 +16,7 @@ from ..core.lanes import LaneData
 from ..core.optimize import NewtonOptions
 from ..core.programs import Backend
 from ..core.records import Fit
+from ..core.structures import StructureLike
 from ..data import ModelData
 from ..errors import DataError, UnsupportedError
 from ..fitting import fit_without_lost_columns, read_options, read_reml, read_start, settle, with_backend
@@ -41,7 +42,7 @@ def fit_many(
     mask: Any = None,
     weights: Any = None,
     offset: Any = None,
-    structure: Any = "unstructured",
+    structure: StructureLike = "unstructured",
     reml: bool = True,
     start: Any = None,
     memory_limit: int = MEMORY_LIMIT,

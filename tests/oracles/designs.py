@@ -61,7 +61,7 @@ class Drawn(NamedTuple):
 
     @property
     def benign(self):
-        """No weights beyond mild, no ratio of 1e3 between the effects, no near-collinear columns, no correlated order."""
+        """No weights beyond mild, no ratio of 1e3 between the effects, no near-collinear columns, no order."""
         t = self.traits
         tame = t["w"] in BENIGN_WEIGHTS and t["var"] not in ("mixed", "antisingular")
         return tame and t["X"] != "near" and t["Z"] != "near" and not _is_scaled(self.design.structure)
