@@ -252,3 +252,26 @@ def test_known_matrix_may_be_singular():
     np.testing.assert_allclose(psi(np.array([0.5]), block), 0.25 * M, atol=1e-14)
     assert covariance.loses_rank((block,))
     assert covariance.smallest_root(np.array([0.5]), (block,)) > 0.1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_single_precision_stays_single(name):
+    import jax
+    import jax.numpy as jnp
+
+    rng = np.random.default_rng(2)
+    block = block_of(name, 3, rng)
+    with jax.enable_x64(True):
+        theta = jnp.asarray(rng.normal(size=(block.n_theta, 2)), dtype="float32")
+        sd = jnp.asarray(rng.uniform(0.5, 2.0, (3, 2)), dtype="float32")
+        made = [
+            covariance.factor(theta, (block,)),
+            covariance.squared_derivatives(theta, (block,)),
+            covariance.canonical(theta, (block,))[0],
+            covariance.smallest_root(theta, (block,)),
+            covariance.theta_scale((block,), sd),
+            covariance.start((block,), sd),
+            entry(block).near(block, covariance.factor(theta, (block,))),
+            entry(block).opposite(block, theta),
+        ]
+        assert {str(a.dtype) for a in jax.tree.leaves(made)} == {"float32"}

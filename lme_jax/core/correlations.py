@@ -6,6 +6,8 @@ reached like any other point: ρ = sin φ (AR(1)), partial autocorrelations sin 
 carry lanes.
 """
 
+import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -76,6 +78,11 @@ def _fold_square(phi: Array) -> tuple[Array, Array]:
     return xp.arcsin(xp.abs(xp.sin(phi))), xp.where(xp.sin(phi) * xp.cos(phi) < 0, -1.0, 1.0)
 
 
+def identity(q: int, like: Array) -> np.ndarray:
+    """I (q, q, 1 per lane) to broadcast against arrays of ``like``'s kind (n, *lanes)."""
+    return np.eye(q, dtype=like.dtype).reshape(q, q, *[1] * (like.ndim - 1))
+
+
 def _lags(q: int, like: Array) -> np.ndarray:
     """|i − j| (q, q, 1 per axis of ``like``)."""
     return np.abs(np.subtract.outer(np.arange(q), np.arange(q))).reshape(q, q, *[1] * like.ndim)
@@ -121,7 +128,7 @@ def _toeplitz_root(phi: Array, q: int, detail: Detail) -> Array:
     """K row by row through the normalised lattice: x_t and the backward errors as combinations of the innovations."""
     xp = namespace(phi)
     sine, cosine = xp.sin(phi), xp.cos(phi)
-    unit = xp.eye(q, dtype=phi.dtype).reshape(q, q, *[1] * (phi.ndim - 1)) + xp.zeros((1, *phi.shape[1:]), phi.dtype)
+    unit = identity(q, phi) + xp.zeros((1, *phi.shape[1:]), phi.dtype)
     rows, backward = [unit[0]], [unit[0]]
     for t in range(1, q):
         f, errors = unit[t], []
@@ -186,14 +193,13 @@ TOEPLITZ = Correlation(
 
 def _cs_root(phi: Array, q: int, detail: Detail) -> Array:
     """The symmetric root: R has the eigenvalues q sin²φ once and q cos²φ/(q − 1)."""
-    xp, ones = namespace(phi), [1] * (phi.ndim - 1)
-    mean = np.full((q, q, *ones), 1.0 / q)
-    rest = np.eye(q).reshape(q, q, *ones) - mean
-    return np.sqrt(q) * xp.sin(phi[0]) * mean + np.sqrt(q / (q - 1)) * xp.cos(phi[0]) * rest
+    xp, one = namespace(phi), identity(q, phi)
+    mean = np.full_like(one, 1.0 / q)
+    return math.sqrt(q) * xp.sin(phi[0]) * mean + math.sqrt(q / (q - 1)) * xp.cos(phi[0]) * (one - mean)
 
 
 def _cs_derivatives(phi: Array, q: int, detail: Detail) -> tuple[Array, Array, Array]:
-    xp, one = namespace(phi), np.eye(q).reshape(q, q, *[1] * (phi.ndim - 1))
+    xp, one = namespace(phi), identity(q, phi)
     s2, c2, steep = xp.sin(2.0 * phi[0]), xp.cos(2.0 * phi[0]), q / (q - 1.0)
     rho = xp.sin(phi[0]) ** 2 - xp.cos(phi[0]) ** 2 / (q - 1.0)
     R = one + (1.0 - one) * rho
@@ -221,6 +227,7 @@ COMPOUND_SYMMETRY = Correlation(
 # ---------------------------------------------------------------- exponential in given coordinates
 
 
+@functools.lru_cache(maxsize=64)
 def _gaps(q: int, coordinates: Detail) -> tuple[np.ndarray, float]:
     """Distances |c_i − c_j| (q, q) in units of the smallest one, which makes all of them at least 1; and that unit."""
     c = np.asarray(coordinates, float)
@@ -232,8 +239,8 @@ def _gaps(q: int, coordinates: Detail) -> tuple[np.ndarray, float]:
 def _innovations(u: Array, cosine: Array, gap: np.ndarray) -> Array:
     """√(1 − u^2g) (q − 1, *lanes) = cos φ √((1 + u)(1 − x^g)/(1 − x)) with x = u² and u = sin²φ."""
     xp, info = namespace(u), np.finfo(u.dtype)
-    gap = gap.reshape(-1, *[1] * u.ndim)
-    log_x = xp.log(xp.clip(u * u, info.tiny, 1.0 - info.eps))
+    gap = gap.reshape(-1, *[1] * u.ndim).astype(u.dtype)
+    log_x = xp.log(xp.clip(u * u, float(info.tiny), 1.0 - float(info.eps)))
     return cosine * xp.sqrt((1.0 + u) * xp.expm1(gap * log_x) / xp.expm1(log_x))
 
 
@@ -242,11 +249,11 @@ def _exponential_root(phi: Array, q: int, coordinates: Detail) -> Array:
     u, cosine = xp.sin(phi[0]) ** 2, xp.cos(phi[0])
     first = xp.concatenate([_ones(phi, 1), _innovations(u, cosine, np.diagonal(distance, -1))])
     lower = np.tri(q, dtype=bool).reshape(q, q, *[1] * u.ndim)
-    return xp.where(lower, u ** distance.reshape(lower.shape) * first[None], 0.0)
+    return xp.where(lower, u ** distance.reshape(lower.shape).astype(u.dtype) * first[None], 0.0)
 
 
 def _exponential_derivatives(phi: Array, q: int, coordinates: Detail) -> tuple[Array, Array, Array]:
-    xp, d = namespace(phi), _gaps(q, coordinates)[0].reshape(q, q, *[1] * (phi.ndim - 1))
+    xp, d = namespace(phi), _gaps(q, coordinates)[0].reshape(q, q, *[1] * (phi.ndim - 1)).astype(phi.dtype)
     u, s2, c2 = xp.sin(phi[0]) ** 2, xp.sin(2.0 * phi[0]), xp.cos(2.0 * phi[0])
     less = xp.where(d > 0, d * u ** np.maximum(d - 1.0, 0.0), 0.0)
     # (∂u)² = 4u(1 − u) takes the power that ∂²u^d lacks where u vanishes.
@@ -257,7 +264,7 @@ def _exponential_derivatives(phi: Array, q: int, coordinates: Detail) -> tuple[A
 def _exponential_angles(R: Array, q: int, coordinates: Detail) -> Array:
     """From the mean over the pairs of the log correlation per unit of distance."""
     xp, pairs = namespace(R), np.tril_indices(q, -1)
-    apart = _gaps(q, coordinates)[0][pairs].reshape(-1, *[1] * (R.ndim - 2))
+    apart = _gaps(q, coordinates)[0][pairs].reshape(-1, *[1] * (R.ndim - 2)).astype(R.dtype)
     log_u = (xp.log(xp.clip(R[pairs], FAINTEST, STEEPEST)) / apart).mean(0)
     return xp.arcsin(xp.sqrt(xp.clip(xp.exp(log_u), FAINTEST, STEEPEST)))[None]
 

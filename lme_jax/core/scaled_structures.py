@@ -11,7 +11,7 @@ import numpy as np
 
 from ..errors import DataError
 from .blocks import AWAY, Block, Quantity, Structure, absolute, deviations, row_norms
-from .correlations import Correlation, Detail
+from .correlations import Correlation, Detail, identity
 from .types import Array, namespace
 
 
@@ -52,14 +52,16 @@ class _Scaled(NamedTuple):
         if self.homogeneous:
             ones = xp.ones((q, 1, *lanes), t.dtype)
             return xp.broadcast_to(t, (q, *lanes)), ones, 0.0 * ones[:, None]
-        one = np.eye(q).reshape(q, q, *[1] * len(lanes))
+        one = identity(q, t)
         return t * t, 2.0 * one * t[None], xp.broadcast_to(2.0 * one[:, :, None] * one[:, None], (q, q, q, *lanes))
 
     def correlations(self, block: Block, phi: Array) -> tuple[Array, Array, Array]:
         if block.size > 1:
             return self.family.derivatives(phi, block.size, block.detail)
         xp, lanes = namespace(phi), phi.shape[1:]
-        return xp.ones((1, 1, *lanes)), xp.zeros((1, 1, 0, *lanes)), xp.zeros((1, 1, 0, 0, *lanes))
+        shapes = (1, 1), (1, 1, 0), (1, 1, 0, 0)
+        R, dR, ddR = (xp.ones((*shape, *lanes), phi.dtype) for shape in shapes)
+        return R, dR, ddR
 
     def filled(self, block: Block) -> np.ndarray:
         return np.ones((block.size,) * 2, bool) if self.family.full else np.tri(block.size, dtype=bool)
@@ -73,8 +75,8 @@ class _Scaled(NamedTuple):
         return namespace(t).concatenate([t, self.family.angles(R, block.size, block.detail)])
 
     def start(self, block: Block, sd: Array) -> Array:
-        xp, q = namespace(sd), block.size
-        R = np.eye(q).reshape(q, q, *[1] * (sd.ndim - 1)) + xp.zeros_like(sd[:1])
+        xp = namespace(sd)
+        R = identity(block.size, sd) + xp.zeros_like(sd[:1])
         return self.correlated(block, sd.mean(0)[None] if self.homogeneous else xp.sqrt(sd), R)
 
     def near(self, block: Block, L: Array) -> Array:
@@ -86,8 +88,7 @@ class _Scaled(NamedTuple):
     def opposite(self, block: Block, theta: Array) -> Array:
         t, phi = self.cut(block, theta)
         R = self.correlations(block, phi)[0]
-        one = np.eye(block.size).reshape(*R.shape[:2], *[1] * (R.ndim - 2))
-        return self.correlated(block, abs(t) + AWAY, 2.0 * one - R)
+        return self.correlated(block, abs(t) + AWAY, 2.0 * identity(block.size, t) - R)
 
     # ---- signs, units, sizes
 
