@@ -6,10 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.optimize
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import lme_jax as lme
 from lme_jax.core import correlations, structures
-from lme_jax.core.structures import REGISTRY
+from lme_jax.core.structures import REGISTRY, make_block
 from lme_jax.errors import DataError, FormulaError, SingularFitWarning
 from tests.oracles.structures import naive
 
@@ -69,12 +71,12 @@ def simulated(name, seed=0, m=45):
 class Likelihood:
     """−2 log L of one factor's effects at the visits, level by level, β profiled out."""
 
-    def __init__(self, frame, reml):
+    def __init__(self, frame, reml, q=4):
         self.reml, self.n = reml, len(frame)
         size = int(frame.groupby("g").size().max())
         levels = frame.g.unique()
         self.real = np.zeros((len(levels), size), bool)
-        self.Z, self.W = np.zeros((len(levels), size, 4)), np.zeros((len(levels), size, 3))
+        self.Z, self.W = np.zeros((len(levels), size, q)), np.zeros((len(levels), size, 3))
         for k, level in enumerate(levels):
             rows = frame[frame.g == level]
             self.real[k, : len(rows)] = True
@@ -151,6 +153,31 @@ def test_fits_are_the_best_of_scipy(fits, name, reml):
     assert fitted.deviance == pytest.approx(likelihood.profiled(psi), rel=1e-11)
     assert fitted.deviance == pytest.approx(likelihood.full(fitted.cov_re.to_numpy(), fitted.sigma), rel=1e-11)
     assert fitted.deviance == pytest.approx(best(likelihood, term.block, 4 if reml else 12), rel=1e-9)
+
+
+@given(st.sampled_from(list(SPELLED)), st.integers(2, 4), st.booleans(), st.integers(0, 10**6))
+@settings(max_examples=60, deadline=None)
+def test_no_search_from_the_truth_ends_lower(name, q, reml, seed):
+    """Random covariances, some singular or nearly so, unbalanced visits; scipy begins where the data come from."""
+    rng = np.random.default_rng(seed)
+    detail = {"exponential": TIMES[:q], "fixed": KNOWN[:q, :q], "reduced_rank": 1}.get(name)
+    structure = name if detail is None else (name, detail)
+    block = make_block(structure, q)
+    truth = rng.normal(size=block.n_theta) * rng.choice([0.3, 1.0, 2.0])
+    m = int(rng.integers(12, 40))
+    frame = pd.DataFrame({"g": np.repeat(np.arange(m), 2 * q), "visit": np.tile(np.arange(q), 2 * m)})
+    frame["x"], frame["f"] = rng.normal(size=len(frame)), np.array(VISITS)[frame.visit]
+    b = rng.multivariate_normal(np.zeros(q), naive(truth, block), size=m, method="svd")
+    frame["y"] = b[frame.g, frame.visit] + rng.normal(size=len(frame))
+    frame = frame[rng.uniform(size=len(frame)) > rng.choice([0.0, 0.3])].reset_index(drop=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SingularFitWarning)
+        fitted = lme.lmer("y ~ x + (0 + f | g)", frame, structures={"g": structure}, reml=reml)
+    assert fitted.converged
+    likelihood = Likelihood(frame, reml, q)
+    assert fitted.deviance == pytest.approx(likelihood.profiled(naive(fitted.theta.to_numpy(), block)), rel=1e-9)
+    other = scipy.optimize.minimize(lambda theta: likelihood.profiled(naive(theta, block)), truth, method="BFGS")
+    assert fitted.deviance < other.fun + 1e-6
 
 
 # ---------------------------------------------------------------- what people read

@@ -14,6 +14,9 @@ from .blocks import AWAY, Block, Quantity, Structure, absolute, deviations, row_
 from .correlations import Correlation, Detail, identity
 from .types import Array, namespace
 
+# Relative standard deviations at which nothing tells the correlations any more: they are then said to be none.
+VANISHED = 1e-10
+
 
 class _Scaled(NamedTuple):
     """The answers of a family with one standard deviation, or with one for each effect."""
@@ -96,6 +99,9 @@ class _Scaled(NamedTuple):
         t, phi = self.cut(block, theta)
         xp, (t, t_sign) = namespace(theta), absolute(block, t)
         phi, phi_sign = self.family.fold(phi)
+        if block.size > 1:
+            none = self.start(block, self.deviations(block, t))[len(t) :]
+            phi = xp.where(self.deviations(block, t).max(0) < VANISHED, none, phi)
         return xp.concatenate([t, phi]), xp.concatenate([t_sign, phi_sign])
 
     def smallest(self, block: Block, theta: Array) -> Array:

@@ -199,8 +199,8 @@ def n_searches(template: Template, G: np.ndarray, levels: int, *, glimpsed: bool
 
     ``glimpsed``: whether a grid was looked at, which tells of other optima of variances without covariances.
     """
-    entries = [entry(block) for block in template if block.size > 1]
-    if any(not (e.free or (glimpsed and e.uncorrelated)) for e in entries):
+    several = [block for block in template if block.size > 1]
+    if not all(entry(block).free or (glimpsed and _is_variances(block)) for block in several):
         return np.int32(MANY_SEARCHES)
     q = len(G) if levels else G.shape[1]
     G = np.moveaxis(G, levels, 0)
@@ -210,6 +210,11 @@ def n_searches(template: Template, G: np.ndarray, levels: int, *, glimpsed: bool
     median, least, most = np.take_along_axis(told, middle[None], 0)[0], told[0], own.max(0)
     irregular = ((most > IRREGULAR * median) | (most > SPREAD * least)).any(0)
     return np.where(irregular, np.int32(MANY_SEARCHES), np.int32(1))
+
+
+def _is_variances(block: Block) -> bool:
+    """Whether sizes are all that a block has."""
+    return entry(block).uncorrelated or block.n_theta == 1
 
 
 def has_one_optimum(template: Template, G: Array, levels: int) -> Array:
