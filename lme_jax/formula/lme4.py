@@ -39,9 +39,10 @@ from lme_jax.formula.known import (
 from lme_jax.formula.matrix import FactorCoding, Piece, Value, factor_codings, model_matrix, recode
 from lme_jax.formula.notes import warn
 from lme_jax.formula.syntax import Node, parse
+from lme_jax.formula.term_blocks import resolve
 from lme_jax.formula.terms import Bar, MixedFormula, parse_mixed
 from lme_jax.formula.values import Factor, as_frame, namespace, take
-from lme_jax.formula.wrappers import Spelled, resolve
+from lme_jax.formula.wrappers import Spelled
 
 
 @dataclass(frozen=True)
