@@ -385,7 +385,7 @@ class TestResults:
             for name in dir(result)
             if not name.startswith("_") and isinstance(getattr(result, name), pd.core.base.PandasObject)
         ]
-        assert len(labelled) == 12
+        assert len(labelled) == 13
         for name in labelled:
             value = getattr(result, name)
             picked = value[0] if value.ndim == 1 else value[0, 0]
