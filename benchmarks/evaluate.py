@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from lme_jax.core.components import root_of
 
 import lme_jax
-from lme_jax.core.components import root_of
 
 VOID_ABOVE = 1e-4
 

@@ -154,7 +154,6 @@ class TestRefusals:
             lme.loglike([9.0, 1.0, 1.0, 0.0, 1.0, 1.0], model("one factor").compressed, scale="Ψ")
 
     def test_the_root_of_a_singular_covariance_has_no_slope(self):
+        data, packed = model("one factor"), [9.0, 1.0, 1.0, 0.0, 0.0, 1.0]
         with pytest.raises(DataError, match="singular"):
-            data = model("one factor")
-            packed = [9.0, 1.0, 1.0, 0.0, 0.0, 1.0]
             lme.params_jacobian(packed, "profile", "sqrt", n_fixed=2, template=data.template)

@@ -316,9 +316,13 @@ def objective(engine: Engine, data: CrossedData | NestedData, reml: bool, exact:
 def search(
     engine: Engine, data: CrossedData | NestedData, x0: np.ndarray, tol: Any, max_iter: Any, reml: bool
 ) -> tuple[NewtonState, Any]:
-    """The optimum over scaled θ, and how many were seen; its Hessian is the average information unless ``exact``."""
+    """The optimum over scaled θ, and how many were seen; its Hessian is the average information unless ``exact``.
+
+    Where a structure holds Ψ on a surface of low rank the information may be indefinite at the optimum.
+    """
     tol = tol * engine.tighter
-    curved, nothing = objective(engine, data, reml, engine.exact), nothing_kept(data.n_fixed, x0)
+    exact = engine.exact or covariance.loses_rank(data.template)
+    curved, nothing = objective(engine, data, reml, exact), nothing_kept(data.n_fixed, x0)
     once = engine.n_starts == 0 or max_iter <= 1
     further = None if once else plan(data, engine.n_starts)
     done = multistart.minimise(curved, multistart.begin(x0, nothing), further, tol, max_iter)

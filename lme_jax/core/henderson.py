@@ -5,6 +5,7 @@ With G = ZΛ, W the prior weights and P = I + GᵀWG, a prediction aᵀβ̂ + z�
 which holds the uncertainty of β̂, that of b̂ − b and their covariance; θ and σ are held fixed.
 """
 
+import itertools
 from functools import cached_property
 from typing import Any
 
@@ -90,9 +91,9 @@ class MixedModelEquations:
 
         One solve for each member of the largest set: independent sets share it.
         """
-        K, Lambda = sum(self.widths), scipy.sparse.identity(sum(self.widths), format="csc")
-        ends = np.cumsum([0, *self.widths])
-        Lambda = self.spherical([Lambda[:, lo:hi] for lo, hi in zip(ends[:-1], ends[1:], strict=True)])
+        K = sum(self.widths)
+        unit, ends = scipy.sparse.identity(K, format="csc"), np.cumsum([0, *self.widths])
+        Lambda = self.spherical([unit[:, lo:hi] for lo, hi in itertools.pairwise(ends)])
         units = np.zeros((K, max(len(members) for members in sets)))
         for members in sets:
             units[members, np.arange(len(members))] = 1.0

@@ -177,7 +177,8 @@ def _directions(at: _Point, data: Statistics) -> tuple[list[np.ndarray], list[np
     """Per factor ∂Ψ (q, q, k_j) and ∂²Ψ (q², k_j, k_j), None where Ψ is linear; conditioned units of Z."""
     basis, layout = totals_of(data).basis, layout_of(data)
     unit = covariance.theta_scale(data.template, basis.z_scale)
-    steps, bends = [], []
+    steps: list[np.ndarray] = []
+    bends: list[np.ndarray | None] = []
     for j, part in enumerate(criterion.parts(data.template, layout.sizes)):
         if at.scale == "sqrt":
             t = unit[part.theta]

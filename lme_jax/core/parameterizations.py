@@ -14,6 +14,7 @@ import numpy as np
 from ..errors import DataError
 from . import covariance
 from .covariance import Template
+from .structures import entry
 
 Scale = Literal["natural", "profile", "sqrt"]
 
@@ -45,10 +46,7 @@ def sqrt_from_profile(omega: np.ndarray, template: Template) -> np.ndarray:
     for block in template:
         part = M[at : at + block.size, at : at + block.size]
         at += block.size
-        if block.structure == "unstructured":
-            parts.append(covariance.pack(covariance.semidefinite_root(part)))
-        else:
-            parts.append(np.sqrt(np.maximum(np.diagonal(part)[: block.n_theta], 0.0)))
+        parts.append(entry(block).near(block, covariance.semidefinite_root(part)))
     return np.concatenate(parts)
 
 

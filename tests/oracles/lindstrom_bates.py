@@ -1,7 +1,7 @@
 """ℓ, score and Hessian from plain n × n matrices, straight from the definition (Lindstrom & Bates 1988, section 5).
 
 Independent of the package: Ψ is written out from the terms' rows, V(params) = σ²(W⁻¹ + Σ Z_tΨ_tZ_tᵀ), and the textbook
-derivatives of a Gaussian log-likelihood in V's own parameters are used, V's derivatives by the definition of each scale.
+derivatives of a Gaussian log-likelihood in V's parameters, V's own derivatives by the definition of each scale.
 """
 
 import numpy as np
@@ -35,8 +35,8 @@ def covariance(params, data, scale):
         packed, start = params[at : at + k], at - p
         at += k
 
-        def spread(Psi, A=A, m=len(term.levels)):
-            return A @ np.kron(np.eye(m), Psi) @ A.T
+        def spread(Psi, A=A):
+            return A @ np.kron(np.eye(A.shape[1] // len(Psi)), Psi) @ A.T
 
         units = [_lower(e, q) for e in np.eye(k)]
         if scale == "sqrt":
