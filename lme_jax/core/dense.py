@@ -7,6 +7,7 @@ factors L⁻ᵀ(I − S⁻¹)L⁻¹, for the first one sum over the listed pairs
 of the compiled gradient's time and a tenth of its Hessian's at K ≈ 1000.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -181,13 +182,18 @@ class Dense:
         if not panels.factor(S):
             return None
         s.matrix = S.T
+        self._finish(s, 2.0 * np.log(np.diagonal(s.matrix)).sum())
+        return s
+
+    def _finish(self, s: Solved, log_det: Any) -> None:
+        """H, and log|V| from log|S|, once S is factored."""
+        data = self.data
         MC = self._per_level(s.M, data.Z1W)
         s.reduced = data.Z2W - self._down(MC)
-        R = self._root(Ls, s.reduced, True)
+        R = self._root(s.Ls, s.reduced, True)
         s.right = s.solve(R)
         s.H = data.WtW - sum(a @ b.T for a, b in zip(data.Z1W, MC, strict=True)) - R.T @ s.right
-        s.log_det = data.count @ s.log_det_first + 2.0 * np.log(np.diagonal(s.matrix)).sum()
-        return s
+        s.log_det = data.count @ s.log_det_first + log_det
 
     def project(self, s: Solved, A: np.ndarray) -> list[np.ndarray]:
         """ZᵀV⁻¹[X y]A per factor."""
@@ -219,13 +225,27 @@ class Dense:
         for j, rows in self.layout.dense_slices:
             L = s.Ls[j]
             out[j] = np.moveaxis(L @ _diagonal_blocks(inverse[rows, rows], len(L)) @ L.T, 0, 2)
-        out[self.first] = np.moveaxis(self._first_variances(s), 0, 2)
+        W = _mirror(s.invert())
+        self._root_both(s.Ls, W, False)
+        s.matrix = None
+        met = self._first_variances(s, lambda columns: W[columns[:, :, None], columns[:, None, :]])
+        out[self.first] = np.moveaxis(met, 0, 2)
         return out
 
     # ---- traces
 
     def _pair_adjoint(self, s: Solved) -> np.ndarray:
         """R (q₁, q₁, P): Σ over a pattern's levels of (Z₁ᵀZ₂)W(Z₂ᵀZ₁) with W = Λ₂S⁻¹Λ₂ᵀ."""
+        at_pairs = self._at_pairs(s)
+        at_pairs *= 2.0 - (self.data.pair_row == self.data.pair_column)
+        i, j, half = self.packed
+        sums = np.stack([(Q.T @ at_pairs) * h for Q, h in zip(self.products, half, strict=True)])
+        out = np.empty((self.q1, self.q1, sums.shape[1]))
+        out[i, j], out[j, i] = sums, sums
+        return out
+
+    def _at_pairs(self, s: Solved) -> np.ndarray:
+        """W (N,) at the listed pairs."""
         data, W = self.data, s.invert()
         scale = self._scale_vector(s.Ls) if self.scalar else np.ones(self.K)
         if not self.scalar:
@@ -234,13 +254,8 @@ class Dense:
         flat, at_pairs = W.reshape(-1), np.empty(len(data.base))
         for block in self.blocks:
             row, column = data.pair_row[block], data.pair_column[block]
-            twice = scale[row] * scale[column] * (2.0 - (row == column))
-            at_pairs[block] = flat[row.astype(np.int64) * self.K + column] * twice
-        i, j, half = self.packed
-        sums = np.stack([(Q.T @ at_pairs) * h for Q, h in zip(self.products, half, strict=True)])
-        out = np.empty((self.q1, self.q1, sums.shape[1]))
-        out[i, j], out[j, i] = sums, sums
-        return out
+            at_pairs[block] = flat[row.astype(np.int64) * self.K + column] * scale[row] * scale[column]
+        return at_pairs
 
     def _dense_trace(self, s: Solved, j: int, rows: slice) -> np.ndarray:
         """Σ_l U_ll (q, q) of a dense factor."""
@@ -262,14 +277,12 @@ class Dense:
         half = self._root(s.Ls, N, True)
         return N, half, s.solve(half)
 
-    def _first_variances(self, s: Solved) -> np.ndarray:
+    def _first_variances(self, s: Solved, block_of: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
         """Var(b_u | y)/σ² (m₁, q₁, q₁) of the eliminated factor: M + M(Z₁ᵀZ₂)_u W (Z₂ᵀZ₁)_u M.
 
-        Only the d_u × d_u block of W = Λ₂S⁻¹Λ₂ᵀ over the effects that level u meets is read.
+        Only the d_u × d_u block of W = Λ₂S⁻¹Λ₂ᵀ over the effects that level u meets is read: ``block_of`` their columns
+        (b, d) gives (b, d, d).
         """
-        W = _mirror(s.invert())
-        self._root_both(s.Ls, W, False)
-        s.matrix = None
         cross = [A.T.tocsr() for A in self.cross]
         indptr, indices = cross[0].indptr, cross[0].indices
         met = np.diff(indptr)
@@ -282,7 +295,7 @@ class Dense:
                 some = members[lo : lo + step]
                 entry = indptr[some][:, None] + np.arange(d)
                 columns = indices[entry]
-                block = W[columns[:, :, None], columns[:, None, :]]
+                block = block_of(columns)
                 value = np.stack([A.data[entry] for A in cross], axis=1)
                 reach = M[some] @ value
                 out[some] += reach @ block @ np.swapaxes(reach, 1, 2)
