@@ -16,6 +16,7 @@ from .core.henderson import MixedModelEquations
 from .core.lane_data import SharedDesign
 from .core.records import Fit
 from .core.rotation import compress_rotated
+from .core.several_data import SeveralDesign, suits_lanes
 from .errors import DataError, UnsupportedError
 from .formula import Design, RandomTerm
 
@@ -178,6 +179,23 @@ class ModelData:
         only = self.factors[0]
         prior: dict[str, Any] = {"weights": self.design.weights, "offset": self.design.offset}
         return SharedDesign(self.X, only.Z, only.codes, structure=only.template, n_groups=len(only.levels), **prior)
+
+    @cached_property
+    def several_design(self) -> SeveralDesign | None:
+        """The design ready for many responses, of models with several factors or shared levels whose effects are few."""
+        effects = [f.n_independent * len(f.columns) for f in self.factors]
+        by_code = [f.by_code for f in self.factors]
+        if self.has_one_factor or not suits_lanes(effects, by_code):
+            return None
+        return SeveralDesign(
+            self.X,
+            [f.effects for f in self.factors],
+            [f.n_independent for f in self.factors],
+            by_code,
+            [f.template for f in self.factors],
+            weights=self.design.weights,
+            offset=self.design.offset,
+        )
 
     @property
     def has_one_factor(self) -> bool:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import covariance, lanes, multistart, programs, starts
+from . import covariance, lanes, multistart, programs, several_lanes, starts
 from .compression import bucket
 from .lanes import LaneData
 from .multistart import Multistart
@@ -22,6 +22,7 @@ from .profiled import nothing_kept
 from .programs import Backend
 from .pytrees import leaves, tree_map
 from .records import Fit, assemble
+from .several_lanes import SeveralLanes
 from .threads import n_cores
 from .types import Status
 
@@ -29,6 +30,8 @@ from .types import Status
 CACHED_DOUBLES = 1 << 16
 # Evaluations per call, where they are dear and where they are cheap.
 ROUNDS, CHEAP_ROUNDS = 6, 8
+# Of several factors: as many as most lanes need from a good start.
+SEVERAL_ROUNDS = 4
 FEW_LEVELS = 16
 # Lanes per call for those that need more rounds than most.
 NARROW = 128
@@ -36,11 +39,15 @@ NARROW = 128
 SECONDS_PER_OPERATION, EVALUATIONS = 8e-9, 12
 
 
+# One grouping factor, or several.
+Statistics = LaneData | SeveralLanes
+
+
 class Lanes(NamedTuple):
     """A piece of the work: the lanes' numbers in the caller's order, their data, and a start or None."""
 
     number: np.ndarray
-    data: LaneData
+    data: Statistics
     start: np.ndarray | None = None
 
 
@@ -60,7 +67,7 @@ class Family(NamedTuple):
 
     @classmethod
     def cut(
-        cls, which: np.ndarray, width: int, compress: Callable[[np.ndarray], LaneData], start: np.ndarray | None
+        cls, which: np.ndarray, width: int, compress: Callable[[np.ndarray], Statistics], start: np.ndarray | None
     ) -> "Family":
         """The lanes ``which``, compressed ``width`` at a time, each from θ = ``start`` (k,) or None."""
 
@@ -192,7 +199,7 @@ class _Running(NamedTuple):
     """Lanes after some rounds: the search as it stands, the fit it would give, and which leaves of data they share."""
 
     number: np.ndarray
-    data: LaneData
+    data: Statistics
     state: Multistart
     fit: Fit
     shared: tuple[bool, ...]
@@ -231,8 +238,10 @@ def _padding(n: int, width: int) -> np.ndarray:
     return np.minimum(np.arange(width), n - 1)
 
 
-def _executor(data: LaneData, n_lanes: int, backend: Backend | None) -> Backend:
+def _executor(data: Statistics, n_lanes: int, backend: Backend | None) -> Backend:
     """Where a family runs: compiled where that is sooner ready than NumPy."""
+    if isinstance(data, SeveralLanes):
+        return "numpy"
     if backend is not None:
         return backend
     P, q, p = data.cX.shape[:3]
@@ -264,13 +273,16 @@ def _resume(running: _Running, width: int, reml: bool, options: NewtonOptions, e
 
 def _run(
     number: np.ndarray,
-    data: LaneData,
+    data: Statistics,
     state: Multistart,
     shared: tuple[bool, ...],
     reml: bool,
     options: NewtonOptions,
     executor: Backend,
 ) -> _Running:
+    if isinstance(data, SeveralLanes):
+        found = programs.run(_search_several, data, state, *options.limits(np.float64), reml=reml)
+        return _Running(number, data, *found, shared)
     limits = (*options.limits(np.float64), starts.n_searches(data.template, data.G, 0, glimpsed=False))
     # Of a design whose likelihood has one optimum the program is simpler.
     sure = bool(np.all(starts.has_one_optimum(data.template, data.G, 0)))
@@ -300,10 +312,13 @@ def _place(tree: Any, width: int) -> Any:
     return jax.tree.map(put, tree)
 
 
-def _start(data: LaneData, theta: Any) -> Multistart:
+def _start(data: Statistics, theta: Any) -> Multistart:
     """From θ (k, R) in the user's units, or moment estimates where None."""
-    x = lanes.moment_start(data) if theta is None else theta * covariance.theta_scale(data.template, data.basis.z_scale)
-    return multistart.begin(x, nothing_kept(data.cX.shape[2], x))
+    if theta is not None:
+        x = theta * covariance.theta_scale(data.template, data.basis.z_scale)
+    else:
+        x = several_lanes.moment_start(data) if isinstance(data, SeveralLanes) else lanes.moment_start(data)
+    return multistart.begin(x, nothing_kept(len(data.basis.map) - 1, x))
 
 
 def _search(
@@ -312,6 +327,16 @@ def _search(
     rounds = CHEAP_ROUNDS if data.count.shape[0] <= FEW_LEVELS else ROUNDS
     plan = None if sure else starts.plan(data.template, searches, starts.has_one_optimum(data.template, data.G, 0))
     state = multistart.minimise(lambda x: lanes.objective(x, data, reml), state, plan, tol, max_iter, rounds)
+    return state, assemble(state.found, data, data.template, reml, state.optima)
+
+
+def _search_several(
+    data: SeveralLanes, state: Multistart, tol: Any, max_iter: Any, *, reml: bool
+) -> tuple[Multistart, Fit]:
+    plan = several_lanes.plan(data) if max_iter > 1 else None
+    state = multistart.minimise(
+        lambda x: several_lanes.objective(x, data, reml), state, plan, tol, max_iter, SEVERAL_ROUNDS
+    )
     return state, assemble(state.found, data, data.template, reml, state.optima)
 
 

@@ -15,7 +15,7 @@ from ..errors import ConvergenceWarning, DataError, UnsupportedError, warn_calle
 from ..fitting import settle
 from ..inference.intervals import basic, bca, percentile
 from .resampling import BLOCK, LevelSamples, parametric_responses, residual_responses
-from .responses import BatchOptions, fit_one_by_one, why_not_one_factor
+from .responses import BatchOptions, design_for_lanes, fit_one_by_one, several_width, why_not_one_factor
 from .results import ManyFits
 
 Kind = Literal["parametric", "residual", "cases"]
@@ -198,12 +198,17 @@ def _fit_drawn(
     data: ModelData, fit: Fit, blocks: Iterator[np.ndarray], n: int, reml: bool, settings: BatchOptions
 ) -> Fit:
     """Fit the responses as they are drawn: no more of them are in memory than one call takes."""
-    if not data.has_one_factor:
+    several = None if data.has_one_factor else design_for_lanes(data, settings)
+    if not data.has_one_factor and several is None:
         columns = (y for block in blocks for y in np.ascontiguousarray(block.T))
         return fit_one_by_one(data, columns, n, reml, _start(fit), settings)[0]
-    design, theta = data.shared_design, _start(fit)
-    q, p = len(data.factors[0].columns), data.X.shape[1]
-    width = settings.width(design.n_levels, q, q, p)
+    theta = _start(fit)
+    design: Any
+    if several is not None:
+        design, width = several, several_width(several, settings)
+    else:
+        design, q, p = data.shared_design, len(data.factors[0].columns), data.X.shape[1]
+        width = settings.width(design.n_levels, q, q, p)
 
     def work() -> Iterator[Lanes]:
         held: list[np.ndarray] = []

@@ -14,6 +14,8 @@ from ..core.lane_data import SharedDesign
 from ..core.lanes import LaneData
 from ..core.optimize import NewtonOptions
 from ..core.records import Fit
+from ..core.several_data import SeveralDesign
+from ..core.several_lanes import SeveralLanes
 from ..core.types import Status
 from ..data import ModelData, aligned
 from ..errors import DataError, UnsupportedError, warn_caller
@@ -44,8 +46,11 @@ class BatchOptions:
 
     def width(self, n_levels: int, values_per_level: int, q: int, p: int) -> int:
         """Lanes per call that keep eight copies of a call's data within the limit."""
-        room = self.memory_limit // (64 * max(n_levels * values_per_level, 1))
-        return int(max(8, min(chunk_lanes(n_levels, q, p), room)))
+        return self.fitting(chunk_lanes(n_levels, q, p), n_levels * values_per_level)
+
+    def fitting(self, lanes: int, values_per_lane: int) -> int:
+        """``lanes``, or as many as keep eight copies of a call's data within the limit."""
+        return int(max(8, min(lanes, self.memory_limit // (64 * max(values_per_lane, 1)))))
 
 
 @dataclass(frozen=True)
@@ -140,6 +145,10 @@ def fit_responses(
                 f"{int((~complete).sum())} responses have missing rows: {why_not_one_factor(data)}, so every response "
                 "needs all rows. Drop or impute them."
             )
+        design = design_for_lanes(data, options)
+        if design is not None:
+            found, spread = fit_lanes_of(design, responses, reml, start, options)
+            return FittedLanes(found, n_obs, identified, spread)
         columns = (responses.columns(np.array([number]))[:, 0] for number in range(len(complete)))
         fit, spread = fit_one_by_one(data, columns, len(complete), reml, start, options)
         return FittedLanes(fit, n_obs, identified, spread)
@@ -169,6 +178,32 @@ def fit_responses(
     return FittedLanes(found, n_obs, identified, spread)
 
 
+def design_for_lanes(data: ModelData, options: BatchOptions) -> SeveralDesign | None:
+    """The design of several factors as lanes of NumPy take it; None where each response is a fit of its own."""
+    return None if options.newton.backend == "jax" else data.several_design
+
+
+def several_width(design: SeveralDesign, options: BatchOptions) -> int:
+    """Lanes per call of a design with several factors: within the cache, and the memory limit."""
+    return options.fitting(design.shared.width, design.n_rows + len(design.shared.ZtX) ** 2)
+
+
+def fit_lanes_of(
+    design: SeveralDesign, responses: Responses, reml: bool, start: Any, options: BatchOptions
+) -> tuple[Fit, np.ndarray]:
+    """Complete responses of a design with several factors: fit, and the spread of each."""
+    R = responses.values.shape[1]
+    spread = np.full(R, np.nan)
+
+    def compress(which: np.ndarray) -> SeveralLanes:
+        lanes = design.compress(responses.columns(which))
+        spread[which] = residual_spread(lanes)
+        return lanes
+
+    family = Family.cut(np.arange(R), several_width(design, options), compress, start)
+    return fit_lanes([family], reml=reml, options=options.newton, progress=options.progress), spread
+
+
 def fit_observed(
     data: ModelData, responses: Responses, lanes: np.ndarray, *, reml: bool, start: Any, options: BatchOptions
 ) -> tuple[Fit, np.ndarray, np.ndarray]:
@@ -187,7 +222,7 @@ def fit_observed(
     return fit_lanes([family], reml=reml, options=options.newton), identified, spread
 
 
-def residual_spread(lanes: LaneData) -> np.ndarray:
+def residual_spread(lanes: LaneData | SeveralLanes) -> np.ndarray:
     """(R,) root mean square residual of least squares, in the units of σ."""
     return 1.0 / np.asarray(lanes.basis.map)[-1, -1]
 
