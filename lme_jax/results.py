@@ -332,7 +332,7 @@ class MixedLMResults(Estimates):
         """Fit the same design to many responses Y (n_rows, R), such as all of ``simulate``.
 
         NaN marks a missing value, ``mask`` (n_rows, R) is True where a response was observed; see ``fit_many``.
-        Designs with several grouping factors are fitted one response after another.
+        Designs with several grouping factors and many effects are fitted one response after another.
         """
         responses = read_responses(Y, self.nobs, mask, self._data.index)
         settings = BatchOptions(progress, memory_limit, self._options)

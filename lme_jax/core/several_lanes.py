@@ -22,9 +22,9 @@ from .profiled import AtOptimum, deviance_of_root
 from .small import FURTHER_STARTS
 from .types import pytree, static
 
-# Doubles of a call's largest arrays together: some sixteen megabytes.
-CACHED_DOUBLES = 1 << 21
-MOST_LANES = 512
+# Doubles of a call's largest arrays together: some eight megabytes.
+CACHED_DOUBLES = 1 << 20
+MOST_LANES = 256
 
 
 @dataclass(frozen=True, eq=False)

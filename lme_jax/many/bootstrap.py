@@ -202,12 +202,13 @@ def _fit_drawn(
     if not data.has_one_factor and several is None:
         columns = (y for block in blocks for y in np.ascontiguousarray(block.T))
         return fit_one_by_one(data, columns, n, reml, _start(fit), settings)[0]
-    theta = _start(fit)
     design: Any
     if several is not None:
-        design, width = several, several_width(several, settings)
+        # Moments cost nothing here, and are nearer to the samples' optima than θ̂; in balanced designs they are these.
+        design, width, theta = several, several_width(several, settings), None
     else:
-        design, q, p = data.shared_design, len(data.factors[0].columns), data.X.shape[1]
+        design, theta = data.shared_design, _start(fit)
+        q, p = len(data.factors[0].columns), data.X.shape[1]
         width = settings.width(design.n_levels, q, q, p)
 
     def work() -> Iterator[Lanes]:
