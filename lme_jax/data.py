@@ -182,7 +182,7 @@ class ModelData:
 
     @cached_property
     def several_design(self) -> SeveralDesign | None:
-        """The design ready for many responses, of models with several factors or shared levels whose effects are few."""
+        """The design ready for many responses, of models with several factors and few effects; else None."""
         effects = [f.n_independent * len(f.columns) for f in self.factors]
         by_code = [f.by_code for f in self.factors]
         if self.has_one_factor or not suits_lanes(effects, by_code):

@@ -13,7 +13,7 @@ from lme_jax.core.compression import compress
 from lme_jax.core.data_sets import DataSets
 from lme_jax.core.fit import fit
 from lme_jax.core.lane_data import SharedDesign
-from lme_jax.errors import ConvergenceWarning, DataError, RankWarning, UnsupportedError
+from lme_jax.errors import ConvergenceWarning, DataError, RankWarning
 
 # Both engines run the same Newton search on the same deviance, so what they reach differs by rounding only.
 TIGHT = 1e-8
@@ -179,7 +179,15 @@ def test_refit_many_of_a_formula_and_its_views():
     assert row.p_value == pytest.approx(one.pvalues["Days"])
 
 
-def test_several_factors_are_fitted_one_by_one():
+def test_a_response_that_is_all_missing_says_so():
+    Y, X, Z, groups = problem(R=2)
+    Y[:, 1] = np.nan
+    with pytest.warns(ConvergenceWarning, match="1 of 2 fits"):
+        many = fit_many(Y, X, Z, groups)
+    assert "no rows" in many.reasons[1]
+
+
+def test_several_factors_are_lanes_too():
     df = lme_jax.datasets.load("penicillin")
     result = lmer("diameter ~ 1 + (1 | plate) + (1 | sample)", df)
     Y = result.simulate(2, seed=3)
@@ -187,8 +195,7 @@ def test_several_factors_are_fitted_one_by_one():
     for r in range(2):
         assert many.fit.deviance[r] == pytest.approx(result.refit(Y[r]).deviance, abs=1e-8)
     Y.iloc[0, 0] = np.nan
-    with pytest.raises(UnsupportedError, match="several grouping factors"):
-        result.refit_many(Y)
+    assert result.refit_many(Y).n_obs.tolist() == [143, 144]
 
 
 def test_formulas_and_responses_of_one_data_frame():

@@ -9,9 +9,11 @@ import pytest
 
 import lme_jax
 from lme_jax import NewtonOptions, Status, lmer, lmer_many
-from lme_jax.core import batch, covariance, crossed, several_lanes
+from lme_jax.core import batch, covariance, crossed, several_data, several_lanes
 from lme_jax.core.several_data import suits_lanes
-from lme_jax.errors import ConvergenceWarning
+from lme_jax.errors import ConvergenceWarning, DataError, RankWarning
+from lme_jax.many.alone import OneByOne
+from lme_jax.many.resampling import level_times
 
 # Singular fits are wanted here.
 pytestmark = pytest.mark.filterwarnings("ignore::lme_jax.errors.SingularFitWarning")
@@ -88,7 +90,9 @@ def test_value_and_derivatives_are_those_of_single_models(df, name, reml):
         np.testing.assert_allclose(gradient[:, r] * scale[:, 0], slope, rtol=0, atol=1e-10 * (1 + np.abs(slope).max()))
         mine = hessian[:, :, r] * np.outer(scale, scale)
         np.testing.assert_allclose(mine, bend, rtol=0, atol=1e-9 * (1 + np.abs(bend).max()))
-        np.testing.assert_allclose(kept.log_scale_slope[:, r] * scale[:, 0], expected[3].log_scale_slope * own, atol=1e-10)
+        np.testing.assert_allclose(
+            kept.log_scale_slope[:, r] * scale[:, 0], expected[3].log_scale_slope * own, atol=1e-10
+        )
         np.testing.assert_allclose(start[:, r], crossed.moment_start(data), rtol=1e-9)
 
 
@@ -210,3 +214,151 @@ def test_what_is_fitted_as_lanes():
     # A factor of shared levels is solved beside the others; it cannot be the one that is eliminated.
     assert suits_lanes([24, 60], [True, False])
     assert not suits_lanes([24, 100], [True, False])
+
+
+# ---------------------------------------------------------------- missing rows, data sets, whole levels
+
+
+def with_holes(Y, df):
+    rng = np.random.default_rng(9)
+    Y = Y.copy()
+    Y[rng.random(Y.shape) < 0.15] = np.nan
+    Y[:, 1] = np.where(df.a == 3, np.nan, Y[:, 1])
+    Y[:, 2] = df.y
+    return Y
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_missing_rows_equal_dropped_rows(df, name):
+    result = fitted(df, name, weights="w", offset="o")
+    Y = with_holes(mixed_responses(result, 3), df)
+    mask = np.ones(Y.shape, bool)
+    mask[:3, 2] = False
+    many = result.refit_many(Y, mask=mask)
+    for r in range(Y.shape[1]):
+        seen = np.isfinite(Y[:, r]) & mask[:, r]
+        single = lmer(FORMULAS[name], df[seen].assign(y=Y[seen, r]), weights="w", offset="o")
+        assert_lane(many.fit, r, single.fit)
+        assert many.n_obs[r] == seen.sum()
+    one = many.one(0)
+    assert one.nobs == many.n_obs[0]
+    np.testing.assert_allclose(one.bse_fe, many.bse_fe.loc[0], rtol=1e-10)
+
+
+def test_rows_that_do_not_identify_the_model_say_so(df):
+    result = fitted(df, "crossed")
+    Y = mixed_responses(result, 2)
+    Y[2:, 0] = np.nan
+    Y[:, 1] = np.nan
+    Y[df.b > 0, 2] = np.nan
+    Y[:, 3] = np.where(np.arange(len(Y)) < 60, np.nan, 2.0)
+    with pytest.warns(ConvergenceWarning, match="4 of 4 fits"):
+        many = result.refit_many(Y)
+    assert many.status.tolist() == ["not_identified", "not_identified", "not_identified", "not_finite"]
+    assert "one level" in many.reasons[2]
+    assert "no rows" in many.reasons[1]
+    assert np.isnan(many.fit.deviance).all()
+
+
+def test_columns_lost_by_missing_rows_are_left_out(df):
+    data = df.assign(z=np.where(np.arange(len(df)) < 5, 1.0, 0.0))
+    result = lmer("y ~ x + z + (1 | a) + (1 | b)", data)
+    Y = mixed_responses(result, 1)
+    Y[:5, 1] = np.nan
+    with pytest.warns(RankWarning, match="1 of 2 fits leave out .* is 1, without z"):
+        many = result.refit_many(Y)
+    single = lmer("y ~ x + (1 | a) + (1 | b)", data[5:].assign(y=Y[5:, 1]))
+    assert many.fit.deviance[1] == pytest.approx(single.deviance, abs=1e-8)
+    np.testing.assert_allclose(many.fit.beta[1], [*single.fit.beta, np.nan], rtol=1e-8)
+
+
+# Without an intercept a constant response is one like any other.
+@pytest.mark.parametrize("name", [name for name in FORMULAS if name != "no fixed effects"])
+def test_data_sets_are_separate_fits(df, name):
+    rng = np.random.default_rng(14)
+    data = pd.concat([df, df.assign(a=df.a + 20, y=df.y + rng.normal(size=len(df))), df.assign(y=1.0)])
+    data = data.assign(site=np.repeat(["p", "q", "constant"], len(df)), c=data.a % 4 + 10 * (data.a >= 20))
+    with pytest.warns(ConvergenceWarning, match="1 of 3 fits"):
+        many = lmer_many(FORMULAS[name], data.sample(frac=1.0, random_state=1), by="site", weights="w")
+    assert many.status["constant"] == "not_finite"
+    for site in ("p", "q"):
+        single = lmer(FORMULAS[name], data[data.site == site], weights="w")
+        assert_lane(many.fit, list(many.names).index(site), single.fit)
+        assert many.one(site).deviance == pytest.approx(single.deviance, abs=1e-8)
+
+
+def copies(df, name, times, inside):
+    """The rows of the levels of a factor, each copy with labels of its own for it and the factors inside it."""
+    parts = []
+    for level, m in zip(sorted(df[name].unique()), times, strict=True):
+        for copy in range(m):
+            own = df[df[name] == level]
+            parts.append(own.assign(**{factor: [f"{copy}-{value}" for value in own[factor]] for factor in inside}))
+    return pd.concat(parts)
+
+
+@pytest.mark.parametrize(
+    ("name", "factor", "inside"),
+    [
+        ("nested", None, ["a", "c"]),
+        ("crossed", "a", ["a"]),
+        ("nested and crossed", "c", ["a", "c"]),
+        ("slopes", "b", ["b"]),
+    ],
+)
+def test_cases_samples_are_fits_of_the_levels_drawn(df, name, factor, inside):
+    result = fitted(df, name, weights="w")
+    drawn = factor or "c"
+    found = result.bootstrap(12, seed=9, kind="cases", factor=factor)
+    times = level_times(df[drawn].nunique(), 9, np.arange(12))
+    for number in (0, 5, 11):
+        sample = copies(df, drawn, times[:, number], inside)
+        assert found.fits.n_obs[number] == len(sample)
+        assert_lane(found.fits.fit, number, lmer(FORMULAS[name], sample, weights="w").fit)
+    left_out = found._left_out()
+    for number, level in list(enumerate(sorted(df[drawn].unique())))[::3]:
+        assert_lane(left_out.fit, number, lmer(FORMULAS[name], df[df[drawn] != level], weights="w").fit)
+
+
+def test_what_cannot_be_drawn_is_said(df):
+    result = fitted(df, "crossed")
+    with pytest.raises(DataError, match="cross, and no resampling is right"):
+        result.bootstrap(3, seed=0, kind="cases")
+    with pytest.raises(DataError, match="factor='k' is no grouping factor"):
+        result.bootstrap(3, seed=0, kind="cases", factor="k")
+    found = result.bootstrap(60, seed=0)
+    with pytest.raises(DataError, match="name the one whose levels"):
+        found.intervals(method="bca")
+    table = result.bootstrap(60, seed=0, factor="a").intervals(method="bca")
+    assert (table.lower < table.upper).all()
+
+
+def test_large_designs_go_one_by_one_through_the_same_door(df, monkeypatch):
+    """Lanes, and fits of their own, are one batch: the same numbers, cut or whole, and the start that is given."""
+    result = fitted(df, "slopes")
+    Y = mixed_responses(result, 3)
+    lanes = result.refit_many(Y).fit
+    monkeypatch.setattr(several_data, "MOST_EFFECTS", 1)
+    again = fitted(df, "slopes")
+    alone = again.refit_many(Y)
+    for r in range(Y.shape[1]):
+        assert_lane(lanes, r, alone._lane(r))
+    found = again.bootstrap(4, seed=3)
+    np.testing.assert_allclose(found.fits.fit.deviance, result.bootstrap(4, seed=3).fits.fit.deviance, atol=1e-8)
+
+
+def test_an_interrupt_keeps_the_fits_that_are_done(df):
+    result = fitted(df, "crossed")
+    Y = mixed_responses(result, 3)
+
+    def data_of(number):
+        if number == 4:
+            raise KeyboardInterrupt
+        return result._data.with_response(Y[:, number])
+
+    models = OneByOne(result._data, data_of, 6)
+    with pytest.warns(RuntimeWarning, match="4 of 6 fits are done"):
+        found = batch.fit_lanes([models.family(np.arange(6), None)])
+    assert (found.status[4:] == Status.INTERRUPTED).all()
+    for r in range(4):
+        assert_lane(found, r, result.refit(Y[:, r]).fit)

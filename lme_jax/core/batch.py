@@ -15,6 +15,8 @@ import numpy as np
 
 from . import covariance, lanes, multistart, programs, several_lanes, starts
 from .compression import bucket
+from .covariance import Template
+from .fit import ModelStatistics, fit
 from .lanes import LaneData
 from .multistart import Multistart
 from .optimize import NewtonOptions
@@ -39,8 +41,23 @@ NARROW = 128
 SECONDS_PER_OPERATION, EVALUATIONS = 8e-9, 12
 
 
-# One grouping factor, or several.
-Statistics = LaneData | SeveralLanes
+class Alone(NamedTuple):
+    """Lanes that are fitted one after the other, each by its own data.
+
+    Attributes
+    ----------
+    statistics : per lane what makes its statistics, called when its turn comes; None where rows are refused.
+    template, n_fixed : of all of them.
+    """
+
+    statistics: Sequence[Callable[[], ModelStatistics] | None]
+    template: Template
+    n_fixed: int
+
+
+# Of one grouping factor, of several with few effects; or of anything else.
+Together = LaneData | SeveralLanes
+Statistics = Together | Alone
 
 
 class Lanes(NamedTuple):
@@ -196,13 +213,21 @@ def _workers() -> int:
 
 
 class _Running(NamedTuple):
-    """Lanes after some rounds: the search as it stands, the fit it would give, and which leaves of data they share."""
+    """Lanes after some rounds: the search as it stands, the fit it would give, and which leaves of data they share.
+
+    Of lanes fitted alone no search is left: their ``state`` is None, else a ``Multistart``.
+    """
 
     number: np.ndarray
-    data: Statistics
-    state: Multistart
+    data: Any
+    state: Any
     fit: Fit
     shared: tuple[bool, ...]
+
+    @property
+    def ended(self) -> np.ndarray:
+        """(R,) whether each lane is done."""
+        return np.ones(len(self.number), bool) if self.state is None else self.state.now.status >= 0
 
     def take(self, which: np.ndarray) -> "_Running":
         state, fit = _take((self.state, self.fit), which)
@@ -240,7 +265,7 @@ def _padding(n: int, width: int) -> np.ndarray:
 
 def _executor(data: Statistics, n_lanes: int, backend: Backend | None) -> Backend:
     """Where a family runs: compiled where that is sooner ready than NumPy."""
-    if isinstance(data, SeveralLanes):
+    if not isinstance(data, LaneData):
         return "numpy"
     if backend is not None:
         return backend
@@ -252,6 +277,8 @@ def _executor(data: Statistics, n_lanes: int, backend: Backend | None) -> Backen
 
 
 def _begin(piece: Lanes, width: int, reml: bool, options: NewtonOptions, executor: Backend) -> _Running:
+    if isinstance(piece.data, Alone):
+        return _fit_alone(piece, piece.data, reml, options)
     n = len(piece.number)
     data = tree_map(np.asarray, piece.data)
     shared = tuple(a.shape[-1] == 1 < n for a in leaves(data))
@@ -261,6 +288,31 @@ def _begin(piece: Lanes, width: int, reml: bool, options: NewtonOptions, executo
         start = None if start is None else start[..., _padding(n, width)]
     state = programs.run(_start, data, start, backend=executor)
     return _run(piece.number, data, state, shared, reml, options, executor)
+
+
+def _fit_alone(piece: Lanes, data: Alone, reml: bool, options: NewtonOptions) -> _Running:
+    """The search of a single fit for each lane."""
+    fits = []
+    for lane, statistics in enumerate(data.statistics):
+        if statistics is None:
+            fits.append(_blank(data))
+            continue
+        start = None if piece.start is None else piece.start[:, lane]
+        fits.append(fit(statistics(), reml=reml, start=start, options=options))
+    stacked = {name: np.stack([np.asarray(getattr(one, name)) for one in fits], axis=-1) for name in vars(fits[0])}
+    return _Running(piece.number, data, None, Fit(**stacked), ())
+
+
+def _blank(data: Alone) -> Fit:
+    """A fit without estimates."""
+    k, q, p = covariance.n_theta(data.template), sum(block.size for block in data.template), data.n_fixed
+    shapes = dict(
+        theta=k, relative_factor=(q, q), beta=p, sigma=(), unscaled_cov=(p, p), deviance=(), gradient=k,
+        hessian=(k, k), log_scale_slope=k, decrease=(),
+    )  # fmt: skip
+    none, status = np.int32(0), np.int32(Status.NOT_FINITE)
+    empty = {name: np.full(shape, np.nan) for name, shape in shapes.items()}
+    return Fit(**empty, iterations=none, status=status, optima=none, compiled=np.bool_(False))
 
 
 def _resume(running: _Running, width: int, reml: bool, options: NewtonOptions, executor: Backend) -> _Running:
@@ -273,7 +325,7 @@ def _resume(running: _Running, width: int, reml: bool, options: NewtonOptions, e
 
 def _run(
     number: np.ndarray,
-    data: Statistics,
+    data: Together,
     state: Multistart,
     shared: tuple[bool, ...],
     reml: bool,
@@ -312,7 +364,7 @@ def _place(tree: Any, width: int) -> Any:
     return jax.tree.map(put, tree)
 
 
-def _start(data: Statistics, theta: Any) -> Multistart:
+def _start(data: Together, theta: Any) -> Multistart:
     """From θ (k, R) in the user's units, or moment estimates where None."""
     if theta is not None:
         x = theta * covariance.theta_scale(data.template, data.basis.z_scale)
@@ -360,7 +412,7 @@ class _Collector:
 
     def store(self, running: _Running) -> list[_Running]:
         """Write the lanes that ended; return the others, to go on."""
-        ended = running.state.now.status >= 0
+        ended = running.ended
         if self._fit is None:
             self._fit = tree_map(self._room, running.fit)
             self._fit.status[...] = Status.INTERRUPTED

@@ -49,7 +49,7 @@ def moment_start(data: CrossedData | NestedData) -> Array:
 
 
 def theta_from(sums: Moments, rss: Array, n: Any, p: int, template: Template, z_scale: Array) -> Array:
-    """θ (k, *lanes) in the user's units; ``sums.rhs`` (s, *lanes), ``rss`` (*lanes) and z_scale (s, 1s) have the lanes."""
+    """θ (k, *lanes) in the user's units, for ``sums.rhs`` (s, *lanes), ``rss`` (*lanes) and z_scale (s, *ones)."""
     xp = namespace(sums.squares, sums.rhs, rss)
     flat, dof = sums.gram.reshape(len(sums.traces), -1), n - p
     squares = sums.squares - 2.0 * sums.across + flat @ flat.T
@@ -59,7 +59,9 @@ def theta_from(sums: Moments, rss: Array, n: Any, p: int, template: Template, z_
     unit = xp.sqrt(xp.where(diagonal > 0, diagonal, 1.0))
     right = xp.concatenate([sums.rhs, rss[None]])
     each = (len(unit), *[1] * (right.ndim - 1))
-    found = _solve(A / xp.outer(unit, unit) + RIDGE * xp.eye(len(unit)), right / unit.reshape(each)) / unit.reshape(each)
+    scaled = A / xp.outer(unit, unit) + RIDGE * xp.eye(len(unit))
+    unit = unit.reshape(each)
+    found = _solve(scaled, right / unit) / unit
     sigma2 = xp.maximum(found[-1], NOISE * rss / dof)
     ratio = found[:-1] / xp.where(sigma2 > 0, sigma2, 1.0)
     # Bounds on the share of an average row, so that the unit of the weights does not matter.

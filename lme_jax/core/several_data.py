@@ -101,8 +101,7 @@ class SeveralDesign:
     ) -> np.ndarray:
         """(Σq,) powers of two near the root mean square of the effects' columns."""
         sums = [
-            np.asarray(Z.multiply(Z).sum(0)).reshape(m, q).sum(0)
-            for Z, m, q in zip(Zs, n_levels, sizes, strict=True)
+            np.asarray(Z.multiply(Z).sum(0)).reshape(m, q).sum(0) for Z, m, q in zip(Zs, n_levels, sizes, strict=True)
         ]
         return power_of_two_scale(np.concatenate(sums), self.n_rows, template, self._log_weights)
 

@@ -298,7 +298,7 @@ def _moves(
     reml: bool,
 ) -> _Moved:
     """What moving every factor's Ψ changes; ``T`` (R, K, p+1) is D whitened."""
-    lanes, K, w = T.shape
+    lanes, K, _ = T.shape
     k, moving = len(theta), T if reml else T[:, :, -1:]
     gradient, bend, products = np.empty((lanes, k)), np.zeros((lanes, k, k)), np.empty((lanes, k, k))
     Y = np.zeros((lanes, K, k, moving.shape[2]))
@@ -343,7 +343,7 @@ def _slope(T: np.ndarray, U: np.ndarray, per_rss: np.ndarray, q: int, reml: bool
 
 
 def _trace_products(U: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """tr(Δ_aUΔ_bUᵀ) (R, k_j, k_i) of the block U (R, m q, n r) between two factors, for Δ (R, q, q, k_j), (R, r, r, k_i)."""
+    """tr(Δ_aUΔ_bUᵀ) (R, k_j, k_i) of a block U (R, mq, nr) between factors, for Δ (R, q, q, k_j), (R, r, r, k_i)."""
     lanes, q, r = len(U), left.shape[1], right.shape[1]
     if q == r == 1:
         return np.einsum("rij,rij->r", U, U)[:, None, None] * left[:, 0, 0, :, None] * right[:, 0, 0, None]

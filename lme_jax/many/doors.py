@@ -18,12 +18,13 @@ from ..core.optimize import NewtonOptions
 from ..core.programs import Backend
 from ..core.records import Fit
 from ..data import ModelData
-from ..errors import DataError, UnsupportedError
+from ..errors import DataError
 from ..fitting import fit_without_lost_columns, read_options, read_reml, read_start, settle, with_backend
 from ..formula import design_from_arrays, design_from_formula
 from ..formula.values import as_frame, column, namespace
 from ..results import MixedLMResults, refit_responses
-from .responses import MEMORY_LIMIT, BatchOptions, Responses, read_responses, residual_spread, why_not_one_factor
+from .alone import OneByOne, occurring
+from .responses import MEMORY_LIMIT, BatchOptions, Responses, read_responses, residual_spread
 from .results import ManyFits
 from .views import SubsetViews
 
@@ -232,10 +233,6 @@ def _fit_subsets(
     frame = frame.reset_index(drop=True)
     design = design_from_formula(formula, frame, context=context, **arguments)
     data = ModelData.from_design(design, factor_in_names=True)
-    if not data.has_one_factor:
-        raise UnsupportedError(
-            f"by= needs a model with one grouping factor of independent levels; {why_not_one_factor(data)}"
-        )
     subset, labels = _subsets(frame.iloc[np.asarray(design.index)], keys)
     start = read_start(start, data.theta_names)
     views = SubsetViews(make=MixedLMResults, reml=reml, options=newton, whole=data, subset=subset)
@@ -260,6 +257,8 @@ def _fit_sets(
     data: ModelData, subset: np.ndarray, n_sets: int, reml: bool, start: Any, settings: BatchOptions
 ) -> tuple[Fit, np.ndarray, np.ndarray, np.ndarray]:
     """A lane per subset of the rows: fit, identified, spread and rows of each."""
+    if not data.has_one_factor:
+        return _fit_sets_alone(data, subset, n_sets, reml, start, settings)
     factor, spread = data.factors[0], np.full(n_sets, np.nan)
     sets = DataSets(
         data.y - data.offset,
@@ -274,6 +273,17 @@ def _fit_sets(
     families = _families(sets, data, settings, start, spread)
     found = fit_lanes(families, reml=reml, options=settings.newton, progress=settings.progress)
     return found, sets.identified, spread, sets.n_rows
+
+
+def _fit_sets_alone(
+    data: ModelData, subset: np.ndarray, n_sets: int, reml: bool, start: Any, settings: BatchOptions
+) -> tuple[Fit, np.ndarray, np.ndarray, np.ndarray]:
+    """``_fit_sets`` of several factors: one fit after the other, over the cores."""
+    rows = np.split(np.argsort(subset, kind="stable"), np.cumsum(np.bincount(subset, minlength=n_sets))[:-1])
+    sets = OneByOne(data, lambda number: occurring(data.rows(rows[number])), n_sets)
+    families = [sets.family(np.arange(n_sets), start)]
+    found = fit_lanes(families, reml=reml, options=settings.newton, progress=settings.progress)
+    return found, sets.identified, sets.spread, sets.n_obs
 
 
 def _subsets(frame: pd.DataFrame, keys: list[Any]) -> tuple[np.ndarray, pd.Index]:
