@@ -332,7 +332,8 @@ class MixedLMResults(Estimates):
         """Fit the same design to many responses Y (n_rows, R), such as all of ``simulate``.
 
         NaN marks a missing value, ``mask`` (n_rows, R) is True where a response was observed; see ``fit_many``.
-        Designs with several grouping factors and many effects are fitted one response after another.
+        Of designs with several grouping factors and many effects, and where rows are missing, each response is a fit of
+        its own, over the cores.
         """
         responses = read_responses(Y, self.nobs, mask, self._data.index)
         settings = BatchOptions(progress, memory_limit, self._options)
