@@ -17,7 +17,7 @@ from .core.lane_data import SharedDesign
 from .core.records import Fit
 from .core.rotation import compress_rotated
 from .core.structures import entry
-from .errors import DataError, UnsupportedError
+from .errors import UnsupportedError
 from .formula import Design, RandomTerm
 
 
@@ -275,21 +275,6 @@ class ModelData:
                 rows.append(part.start + i)
                 columns.append(part.start + j)
         return np.array(rows, int), np.array(columns, int)
-
-
-def aligned(values: Any, index: pd.Index, what: str) -> Any:
-    """A Series or DataFrame in the order of ``index`` by its own labels, which must hold these, each once.
-
-    Labels that are equal in equal order are positions, unique or not.
-    """
-    if values.index.equals(index):
-        return values
-    if not (values.index.is_unique and index.is_unique and index.isin(values.index).all()):
-        raise DataError(
-            f"the row labels of {what} are not those of the data (or not unique), so rows cannot be matched: give the "
-            "same index, or an array (.to_numpy()) in the order of the data's rows"
-        )
-    return values.loc[index]
 
 
 def _owned(design: Design) -> Design:

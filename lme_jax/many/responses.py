@@ -15,10 +15,10 @@ from ..core.lanes import LaneData
 from ..core.optimize import NewtonOptions
 from ..core.records import Fit
 from ..core.types import Status
-from ..data import ModelData, aligned
+from ..data import ModelData
 from ..errors import DataError, UnsupportedError, warn_caller
 from ..fitting import spread_of
-from ..formula.values import as_frame
+from ..formula.values import aligned, as_frame
 
 MEMORY_LIMIT = 1 << 30
 
