@@ -9,7 +9,7 @@ import pandas as pd
 import scipy.sparse
 
 from .core.compression import compress
-from .core.covariance import Block, Template
+from .core.covariance import Template
 from .core.crossed_data import compress_crossed
 from .core.fit import ModelStatistics
 from .core.henderson import MixedModelEquations
@@ -17,7 +17,8 @@ from .core.lane_data import SharedDesign
 from .core.records import Fit
 from .core.rotation import compress_rotated
 from .core.several_data import SeveralDesign, suits_lanes
-from .errors import DataError, UnsupportedError
+from .core.structures import entry
+from .errors import UnsupportedError
 from .formula import Design, RandomTerm
 
 
@@ -91,7 +92,7 @@ def _merge(terms: tuple[RandomTerm, ...]) -> Factor:
     first = terms[0]
     Z = first.Z if len(terms) == 1 else np.concatenate([t.Z for t in terms], axis=1)
     columns = tuple(c for t in terms for c in t.columns)
-    template = tuple(Block(t.structure, t.Z.shape[1]) for t in terms)
+    template = tuple(t.block for t in terms)
     return Factor(first.factor, first.levels, first.codes, Z, columns, template, first.membership, first.root)
 
 
@@ -278,18 +279,7 @@ class ModelData:
         """Labels of θ, lme4's for unstructured terms: "g.row.column" below the diagonal, "g.row" on it."""
         names = []
         for label, term in zip(self.term_labels, self.terms, strict=True):
-            block = Block(term.structure, len(term.columns))
-            if term.structure == "unstructured":
-                pairs = zip(*np.tril_indices(block.size), strict=True)
-                effects = [term.columns[i] if i == j else f"{term.columns[i]}.{term.columns[j]}" for i, j in pairs]
-            elif term.structure == "diagonal":
-                effects = list(term.columns)
-            else:
-                effects = {
-                    "identity": ["sd"],
-                    "compound_symmetry": ["root_mean", "root_contrast"],
-                    "ar1": ["sd", "arcsin ρ"],
-                }[term.structure][: block.n_theta]
+            effects = entry(term.block).names(term.block, term.columns)
             names += [f"{label}.{effect}" for effect in effects]
         return tuple(names)
 
@@ -299,25 +289,10 @@ class ModelData:
         rows: list[int] = []
         columns: list[int] = []
         for term, part in zip(self.terms, self.term_slices, strict=True):
-            for i, j in _free_pairs(term):
+            for i, j in entry(term.block).pairs(term.block):
                 rows.append(part.start + i)
                 columns.append(part.start + j)
         return np.array(rows, int), np.array(columns, int)
-
-
-def aligned(values: Any, index: pd.Index, what: str) -> Any:
-    """A Series or DataFrame in the order of ``index`` by its own labels, which must hold these, each once.
-
-    Labels that are equal in equal order are positions, unique or not.
-    """
-    if values.index.equals(index):
-        return values
-    if not (values.index.is_unique and index.is_unique and index.isin(values.index).all()):
-        raise DataError(
-            f"the row labels of {what} are not those of the data (or not unique), so rows cannot be matched: give the "
-            "same index, or an array (.to_numpy()) in the order of the data's rows"
-        )
-    return values.loc[index]
 
 
 def _owned(design: Design) -> Design:
@@ -390,21 +365,11 @@ def _compress_rotated(design: Design, factors: tuple[Factor, ...], prior: dict[s
     )
 
 
-def _free_pairs(term: RandomTerm) -> list[tuple[int, int]]:
-    """Positions of a term's covariance that name its free (co)variances."""
-    q = len(term.columns)
-    if term.structure == "unstructured":
-        return [(int(i), int(j)) for i, j in zip(*np.tril_indices(q), strict=True)]
-    if term.structure == "diagonal":
-        return [(i, i) for i in range(q)]
-    return [(0, 0)] if term.structure == "identity" or q == 1 else [(0, 0), (1, 0)]
-
-
 def _covariance_names(terms: tuple[RandomTerm, ...], factor_in_names: bool) -> tuple[str, ...]:
     names = []
     for term in terms:
         prefix = f"{term.factor} " if factor_in_names else ""
-        for i, j in _free_pairs(term):
+        for i, j in entry(term.block).pairs(term.block):
             a, b = term.columns[i], term.columns[j]
             names.append(f"{prefix}{a} Var" if i == j else f"{prefix}{b} x {a} Cov")
     return tuple(names)

@@ -13,7 +13,7 @@ from lme_jax.core.compression import compress
 from lme_jax.core.data_sets import DataSets
 from lme_jax.core.fit import fit
 from lme_jax.core.lane_data import SharedDesign
-from lme_jax.errors import ConvergenceWarning, DataError, RankWarning
+from lme_jax.errors import ConvergenceWarning, DataError, RankWarning, UnsupportedError
 
 # Both engines run the same Newton search on the same deviance, so what they reach differs by rounding only.
 TIGHT = 1e-8
@@ -242,6 +242,27 @@ def test_subsets_of_a_data_frame_are_separate_fits():
             assert many.one(name).deviance == pytest.approx(single.deviance, abs=1e-9)
 
 
+@pytest.mark.parametrize("term", ["scale(Days)", "poly(Days, 2)", "I(Days - mean(Days))"])
+def test_subsets_learn_their_transforms_apart(term):
+    data = lme_jax.datasets.load("sleepstudy")
+    data["half"] = np.where(data.Days < 5, "early", "late")
+    formula = f"Reaction ~ {term} + (1 | Subject)"
+    many = lmer_many(formula, data, by="half", progress=False)
+    for half, rows in data.groupby("half"):
+        alone, one = lmer(formula, rows), many.one(half)
+        assert one.deviance == pytest.approx(alone.deviance, abs=1e-8)
+        np.testing.assert_allclose(one.fe_params, alone.fe_params, rtol=1e-8)
+        np.testing.assert_allclose(one.predict(rows.iloc[:4]), alone.predict(rows.iloc[:4]), rtol=1e-8)
+
+
+def test_subsets_whose_transforms_have_other_columns_are_refused():
+    data = lme_jax.datasets.load("sleepstudy")
+    data["half"] = np.where(data.Days < 5, "early", "late")
+    data["site"] = np.where(data.half == "late", "b", np.where(np.arange(len(data)) % 2, "a", "b"))
+    with pytest.raises(UnsupportedError, match="cannot be learnt in the rows with 'late'"):
+        lmer_many("Reaction ~ scale(Days) + site + (1 | Subject)", data, by="half", progress=False)
+
+
 def test_subsets_that_are_awkward_alone():
     """Each beside its single fit: far from the origin, nearly and quite collinear, too few rows, an exact response."""
     rng = np.random.default_rng(13)
@@ -318,7 +339,7 @@ def test_what_cannot_be_fitted_is_named():
     with pytest.raises(DataError, match="mask has shape"):
         fit_many(Y, X, Z, groups, mask=np.ones(3, bool))
     with pytest.raises(DataError, match="unknown"):
-        fit_many(Y, X, Z, groups, structure="toeplitz")
+        fit_many(Y, X, Z, groups, structure="toplitz")
     df = lme_jax.datasets.load("sleepstudy")
     with pytest.raises(DataError, match="no left side"):
         lmer_many("Reaction ~ Days + (1 | Subject)", df, Y[:180])

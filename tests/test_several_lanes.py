@@ -25,6 +25,8 @@ FORMULAS = {
     "slopes": "y ~ x + (x | a) + (x | b)",
     "two terms per factor": "y ~ x + (1 | a) + (0 + x | a) + (1 | b)",
     "no fixed effects": "y ~ 0 + (1 | a) + (1 | b)",
+    "compound symmetry": "y ~ x + cs(1 + x | a) + (1 | b)",
+    "autoregressive": "y ~ x + ar1(0 + factor(t) | a) + (1 | b)",
     "diagonal, wide": "y ~ x + (x + z || a) + (1 | b)",
 }
 
@@ -38,7 +40,7 @@ def df():
     slopes = rng.normal(size=(14, 2))
     y = 5.0 + x + slopes[a, 0] + slopes[a, 1] * x + rng.normal(size=6)[b] + rng.normal(size=n)
     w, o = rng.uniform(0.5, 2.0, n), rng.normal(size=n)
-    return pd.DataFrame(dict(y=y, x=x, z=z, a=a, b=b, c=a % 4, w=w, o=o))
+    return pd.DataFrame(dict(y=y, x=x, z=z, t=rng.integers(0, 3, n), a=a, b=b, c=a % 4, w=w, o=o))
 
 
 @functools.cache

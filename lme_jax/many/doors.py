@@ -11,17 +11,17 @@ import pandas as pd
 from ..core.batch import Family, fit_lanes
 from ..core.checks import check_rows, real_array
 from ..core.compression import bucket
-from ..core.covariance import STRUCTURES
 from ..core.data_sets import DataSets
 from ..core.lanes import LaneData
 from ..core.optimize import NewtonOptions
 from ..core.programs import Backend
 from ..core.records import Fit
+from ..core.structures import StructureLike
 from ..data import ModelData
-from ..errors import DataError
+from ..errors import DataError, LmeJaxError, UnsupportedError
 from ..fitting import fit_without_lost_columns, read_options, read_reml, read_start, settle, with_backend
-from ..formula import design_from_arrays, design_from_formula
-from ..formula.values import as_frame, column, namespace
+from ..formula import Design, design_from_arrays, design_from_formula
+from ..formula.values import as_frame, column, in_order, namespace
 from ..results import MixedLMResults, refit_responses
 from .alone import OneByOne, occurring
 from .responses import MEMORY_LIMIT, BatchOptions, Responses, read_responses, residual_spread
@@ -42,7 +42,7 @@ def fit_many(
     mask: Any = None,
     weights: Any = None,
     offset: Any = None,
-    structure: str = "unstructured",
+    structure: StructureLike = "unstructured",
     reml: bool = True,
     start: Any = None,
     memory_limit: int = MEMORY_LIMIT,
@@ -62,8 +62,8 @@ def fit_many(
         True where a response was observed, besides its NaN.
     weights, offset : (n,), optional
         Prior weights w > 0, Var(ε_i) = σ²/w_i; a known part of every mean.
-    structure : {"unstructured", "diagonal", "identity", "compound_symmetry", "ar1"}
-        Covariance of the q effects of a group.
+    structure : str, or (str, what it needs)
+        Covariance of the q effects of a group, as in ``lmer``: "unstructured", "diagonal", ("reduced_rank", 2) …
     reml : bool
     start : (k,), optional
         θ from which every search starts, such as ``.theta`` of a single fit; moment estimates if None.
@@ -90,8 +90,6 @@ def fit_many(
     The design is compressed once, the responses by matrix products; the fits are lanes of one compiled program,
     the same numbers as one ``lmer`` per response gives.
     """
-    if structure not in STRUCTURES:
-        raise DataError(f"structure={structure!r} is unknown; use one of {', '.join(STRUCTURES)}")
     X, Z = _columns(X, "X"), None if Z is None else _columns(Z, "Z")
     n = len(X)
     responses = read_responses(Y, n, mask)
@@ -188,6 +186,10 @@ def _lmer_many(
     **arguments: Any,
 ) -> ManyFits:
     settings = BatchOptions(progress, memory_limit, options)
+    # Rows are numbered anew below: what goes by their labels is put in order before.
+    index = as_frame(data).index
+    numbers = pd.RangeIndex(len(index))
+    arguments = {name: in_order(value, index, f"`{name}`", numbers) for name, value in arguments.items()}
     if (responses is None) == (by is None):
         raise DataError("give either responses= (many responses of one design) or by= (many data sets)")
     if by is not None:
@@ -232,10 +234,11 @@ def _fit_subsets(
         column(frame, key)
     frame = frame.reset_index(drop=True)
     design = design_from_formula(formula, frame, context=context, **arguments)
-    data = ModelData.from_design(design, factor_in_names=True)
     subset, labels = _subsets(frame.iloc[np.asarray(design.index)], keys)
+    design, memories = _learned_apart(design, formula, frame, subset, labels, context, arguments)
+    data = ModelData.from_design(design, factor_in_names=True)
     start = read_start(start, data.theta_names)
-    views = SubsetViews(make=MixedLMResults, reml=reml, options=newton, whole=data, subset=subset)
+    views = SubsetViews(make=MixedLMResults, reml=reml, options=newton, whole=data, subset=subset, memories=memories)
 
     def fit_some(lanes: np.ndarray, keep: np.ndarray) -> tuple[Fit, np.ndarray, np.ndarray]:
         number = np.full(len(labels), -1)
@@ -251,6 +254,51 @@ def _fit_subsets(
     many = ManyFits(fit, data, labels, reml=reml, n_obs=n_obs, views=views)
     many.warn_of_failures()
     return many
+
+
+def _learned_apart(
+    design: Design,
+    formula: str,
+    frame: pd.DataFrame,
+    subset: np.ndarray,
+    labels: pd.Index,
+    context: Mapping[str, Any],
+    arguments: Mapping[str, Any],
+) -> tuple[Design, dict[int, dict[str, Any]]]:
+    """The design with what its transforms learn from the rows (``scale(x)``, ``poly(x, 2)``) learnt in each subset.
+
+    And the transforms' memory of each, where there is any.
+    """
+    state: Any = design.state
+    learned = [name for name, known in state.memory.items() if set(known) - {"levels"}]
+    if not learned:
+        return design, {}
+    memories: dict[int, dict[str, Any]] = {}
+    rows, X = np.asarray(design.index), np.zeros_like(design.X)
+    random = [np.zeros_like(t.Z) for t in design.terms]
+    how = {name: value for name, value in arguments.items() if name in ("contrasts", "structures")}
+    for number, label in enumerate(labels):
+        mine = np.flatnonzero(subset == number)
+        try:
+            own = design_from_formula(formula, frame.iloc[rows[mine]], context=context, **how)
+        except LmeJaxError as error:
+            raise UnsupportedError(
+                f"{', '.join(learned)} cannot be learnt in the rows with {label!r}: {error}"
+            ) from error
+        own_state: Any = own.state
+        memories[number] = state.memory | {name: own_state.memory[name] for name in learned}
+        pairs = [(X, design.exog_names, own.X, own.exog_names)]
+        pairs += [(Z, t.columns, o.Z, o.columns) for Z, t, o in zip(random, design.terms, own.terms, strict=True)]
+        for out, names, values, own_names in pairs:
+            if len(values) != len(mine) or not set(own_names) <= set(names):
+                raise UnsupportedError(
+                    f"{', '.join(learned)} learn from the rows of each subset, and the rows with {label!r} have other "
+                    f"columns ({', '.join(own_names)}) than all of them: compute such columns before, or fit it apart"
+                )
+            places = np.array([names.index(name) for name in own_names], int)
+            out[np.ix_(mine, places)] = values
+    terms = tuple(replace(term, Z=Z) for term, Z in zip(design.terms, random, strict=True))
+    return replace(design, X=X, terms=terms), memories
 
 
 def _fit_sets(

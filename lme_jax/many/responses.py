@@ -13,9 +13,9 @@ from ..core.optimize import NewtonOptions
 from ..core.records import Fit
 from ..core.several_data import SeveralDesign
 from ..core.several_lanes import SeveralLanes
-from ..data import ModelData, aligned
+from ..data import ModelData
 from ..errors import DataError
-from ..formula.values import as_frame
+from ..formula.values import aligned, as_frame
 from .alone import OneByOne, occurring
 
 MEMORY_LIMIT = 1 << 30
