@@ -16,8 +16,9 @@ from .core.henderson import MixedModelEquations
 from .core.lane_data import SharedDesign
 from .core.records import Fit
 from .core.rotation import compress_rotated
+from .core.several_data import SeveralDesign, suits_lanes
 from .core.structures import entry
-from .errors import DataError, UnsupportedError
+from .errors import UnsupportedError
 from .formula import Design, RandomTerm
 
 
@@ -180,6 +181,23 @@ class ModelData:
         prior: dict[str, Any] = {"weights": self.design.weights, "offset": self.design.offset}
         return SharedDesign(self.X, only.Z, only.codes, structure=only.template, n_groups=len(only.levels), **prior)
 
+    @cached_property
+    def several_design(self) -> SeveralDesign | None:
+        """The design ready for many responses, of models with several factors and few effects; else None."""
+        effects = [f.n_independent * len(f.columns) for f in self.factors]
+        by_code = [f.by_code for f in self.factors]
+        if self.has_one_factor or not suits_lanes(effects, by_code):
+            return None
+        return SeveralDesign(
+            self.X,
+            [f.effects for f in self.factors],
+            [f.n_independent for f in self.factors],
+            by_code,
+            [f.template for f in self.factors],
+            weights=self.design.weights,
+            offset=self.design.offset,
+        )
+
     @property
     def has_one_factor(self) -> bool:
         """Whether the levels of one factor are all there is: what the batch engine fits."""
@@ -275,21 +293,6 @@ class ModelData:
                 rows.append(part.start + i)
                 columns.append(part.start + j)
         return np.array(rows, int), np.array(columns, int)
-
-
-def aligned(values: Any, index: pd.Index, what: str) -> Any:
-    """A Series or DataFrame in the order of ``index`` by its own labels, which must hold these, each once.
-
-    Labels that are equal in equal order are positions, unique or not.
-    """
-    if values.index.equals(index):
-        return values
-    if not (values.index.is_unique and index.is_unique and index.isin(values.index).all()):
-        raise DataError(
-            f"the row labels of {what} are not those of the data (or not unique), so rows cannot be matched: give the "
-            "same index, or an array (.to_numpy()) in the order of the data's rows"
-        )
-    return values.loc[index]
 
 
 def _owned(design: Design) -> Design:

@@ -267,6 +267,8 @@ def estimable_columns(data: ModelData) -> np.ndarray | None:
 
 def _refusal(data: ModelData) -> str | None:
     """What ``lmer`` says of rows that it refuses."""
+    if data.n_rows == 0:
+        return f"The response {data.endog_name!r} has no rows: every value is missing."
     terms = [_occurring(term) for term in data.terms]
     try:
         check_design(data.y, data.endog_name, data.design.weights, data.X, terms)

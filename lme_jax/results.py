@@ -347,7 +347,8 @@ class MixedLMResults(Estimates):
         """Fit the same design to many responses Y (n_rows, R), such as all of ``simulate``.
 
         NaN marks a missing value, ``mask`` (n_rows, R) is True where a response was observed; see ``fit_many``.
-        Designs with several grouping factors are fitted one response after another.
+        Of designs with several grouping factors and many effects, and where rows are missing, each response is a fit of
+        its own, over the cores.
         """
         responses = read_responses(Y, self.nobs, mask, self._data.index)
         settings = BatchOptions(progress, memory_limit, self._options)
@@ -359,6 +360,7 @@ class MixedLMResults(Estimates):
         *,
         seed: int,
         kind: Kind = "parametric",
+        factor: str | None = None,
         memory_limit: int = MEMORY_LIMIT,
         progress: bool = True,
     ) -> Bootstrap:
@@ -372,15 +374,19 @@ class MixedLMResults(Estimates):
         kind : {"parametric", "residual", "cases"}
             New effects and errors from the fitted normal model; resampled BLUPs and residuals, inflated to the
             estimated (co)variances (Carpenter, Goldstein & Rasbash 2003); whole groups with replacement.
+        factor : str, optional
+            Of several grouping factors the one whose levels "cases" draws, and BCa intervals leave out, with the levels
+            inside them; factors that cross it keep their levels. None is the outermost of a nested chain.
         memory_limit : bytes of working memory.
         progress : show a bar for what takes more than two seconds.
 
         References
         ----------
+        McCullagh (2000), Bernoulli 6, 285–301, why crossed factors cannot be drawn all at once.
         Efron & Tibshirani (1993); Carpenter, Goldstein & Rasbash (2003), JRSS C 52, 431–443.
         """
         settings = BatchOptions(progress, memory_limit, self._options)
-        return bootstrap(self._data, self.fit, self._blups, n, seed, kind, self.reml, settings)
+        return bootstrap(self._data, self.fit, self._blups, n, seed, kind, self.reml, settings, factor)
 
     def update(
         self, formula: str | None = None, data: Any = None, *, reml: bool | None = None, **changes: Any

@@ -179,7 +179,15 @@ def test_refit_many_of_a_formula_and_its_views():
     assert row.p_value == pytest.approx(one.pvalues["Days"])
 
 
-def test_several_factors_are_fitted_one_by_one():
+def test_a_response_that_is_all_missing_says_so():
+    Y, X, Z, groups = problem(R=2)
+    Y[:, 1] = np.nan
+    with pytest.warns(ConvergenceWarning, match="1 of 2 fits"):
+        many = fit_many(Y, X, Z, groups)
+    assert "no rows" in many.reasons[1]
+
+
+def test_several_factors_are_lanes_too():
     df = lme_jax.datasets.load("penicillin")
     result = lmer("diameter ~ 1 + (1 | plate) + (1 | sample)", df)
     Y = result.simulate(2, seed=3)
@@ -187,8 +195,7 @@ def test_several_factors_are_fitted_one_by_one():
     for r in range(2):
         assert many.fit.deviance[r] == pytest.approx(result.refit(Y[r]).deviance, abs=1e-8)
     Y.iloc[0, 0] = np.nan
-    with pytest.raises(UnsupportedError, match="several grouping factors"):
-        result.refit_many(Y)
+    assert result.refit_many(Y).n_obs.tolist() == [143, 144]
 
 
 def test_formulas_and_responses_of_one_data_frame():
@@ -233,6 +240,27 @@ def test_subsets_of_a_data_frame_are_separate_fits():
             single = lmer("y ~ x + (1 | g)", df[df.site == name])
             assert_same(many.fit, r, single.fit)
             assert many.one(name).deviance == pytest.approx(single.deviance, abs=1e-9)
+
+
+@pytest.mark.parametrize("term", ["scale(Days)", "poly(Days, 2)", "I(Days - mean(Days))"])
+def test_subsets_learn_their_transforms_apart(term):
+    data = lme_jax.datasets.load("sleepstudy")
+    data["half"] = np.where(data.Days < 5, "early", "late")
+    formula = f"Reaction ~ {term} + (1 | Subject)"
+    many = lmer_many(formula, data, by="half", progress=False)
+    for half, rows in data.groupby("half"):
+        alone, one = lmer(formula, rows), many.one(half)
+        assert one.deviance == pytest.approx(alone.deviance, abs=1e-8)
+        np.testing.assert_allclose(one.fe_params, alone.fe_params, rtol=1e-8)
+        np.testing.assert_allclose(one.predict(rows.iloc[:4]), alone.predict(rows.iloc[:4]), rtol=1e-8)
+
+
+def test_subsets_whose_transforms_have_other_columns_are_refused():
+    data = lme_jax.datasets.load("sleepstudy")
+    data["half"] = np.where(data.Days < 5, "early", "late")
+    data["site"] = np.where(data.half == "late", "b", np.where(np.arange(len(data)) % 2, "a", "b"))
+    with pytest.raises(UnsupportedError, match="cannot be learnt in the rows with 'late'"):
+        lmer_many("Reaction ~ scale(Days) + site + (1 | Subject)", data, by="half", progress=False)
 
 
 def test_subsets_that_are_awkward_alone():

@@ -138,6 +138,6 @@ def test_what_cannot_be_done_is_said(sleep):
     with pytest.raises(UnsupportedError, match="keeps estimates"):
         small.fits.one(0)
     crossed = lmer("diameter ~ 1 + (1 | plate) + (1 | sample)", lme_jax.datasets.load("penicillin"))
-    with pytest.raises(UnsupportedError, match="several"):
+    with pytest.raises(DataError, match="name the one"):
         crossed.bootstrap(3, seed=0, kind="cases")
     assert len(crossed.bootstrap(2, seed=0, progress=False).fits) == 2

@@ -121,6 +121,28 @@ class TestResults:
         effects = [lme.random_effects(fit, data)[0].b for fit, data in ((one, repeated), (other, weighted))]
         np.testing.assert_allclose(*effects, rtol=1e-8, atol=1e-8)
 
+    @pytest.mark.parametrize("door", ["lmer", "mixedlm", "lmer_many"])
+    def test_series_go_by_their_labels(self, sleepstudy, door):
+        rng = np.random.default_rng(0)
+        values = pd.Series(rng.uniform(0.5, 2.0, 180), index=sleepstudy.index)
+        mask = pd.Series(rng.uniform(size=180) < 0.8, index=sleepstudy.index)
+
+        def fit(weights, offset, subset):
+            given = {"weights": weights, "offset": offset, "subset": subset}
+            if door == "lmer":
+                return lme.lmer(FORMULA, sleepstudy, **given).deviance
+            if door == "mixedlm":
+                return lme.mixedlm("Reaction ~ Days", sleepstudy, groups="Subject", **given).fit().llf
+            return lme.lmer_many(FORMULA.partition(" ")[2], sleepstudy, ["Reaction"], progress=False, **given).llf.iloc[
+                0
+            ]
+
+        expected = fit(values.to_numpy(), values.to_numpy(), mask.to_numpy())
+        shuffled = [x.sample(frac=1, random_state=1) for x in (values, values, mask)]
+        assert fit(*shuffled) == pytest.approx(expected, abs=1e-8)
+        with pytest.raises(DataError, match="row labels of `weights`"):
+            fit(values.set_axis(range(1000, 1180)), None, None)
+
     def test_dropped_rows_are_counted_and_equal_dropping_by_hand(self, sleepstudy):
         sleepstudy.loc[[3, 50], "Reaction"] = np.nan
         sleepstudy.loc[[60], "Days"] = np.nan

@@ -270,3 +270,18 @@ class TestSingular:
         null = table.iloc[1][["(Intercept)", "x"]].to_numpy(float)
         np.testing.assert_allclose(null @ result.factor_cov["g"] @ null, 0.0, atol=1e-8)
         assert table.cumulative.iloc[-1] == pytest.approx(1.0)
+
+
+@pytest.mark.filterwarnings("ignore::lme_jax.errors.SingularFitWarning")
+@pytest.mark.parametrize(
+    "formula", ["Reaction ~ Days + (Days | Subject)", "Reaction ~ Days + (Days | Subject) + (1 | pair)"]
+)
+def test_blocks_of_the_inverse_tell_what_its_factors_tell(formula, monkeypatch):
+    data = lme.datasets.load("sleepstudy")
+    data["pair"] = data.Subject.cat.codes // 2
+    new = data.iloc[::7].assign(Days=lambda d: d.Days + 0.5)
+    fast = lme.lmer(formula, data).prediction(new)
+    monkeypatch.setattr("lme_jax.core.henderson.INVERSE_ENTRIES", 0)
+    result = lme.lmer(formula, data)
+    assert result._data.equations(result.fit).inverse is None
+    np.testing.assert_allclose(fast, result.prediction(new), rtol=1e-10)

@@ -13,7 +13,7 @@ from ..data import ModelData
 from ..errors import DataError, UnsupportedError
 from ..fitting import read_options, read_reml, report
 from ..formula import design_from_arrays, design_from_statsmodels
-from ..formula.values import as_frame, column, factorize, namespace
+from ..formula.values import as_frame, column, factorize, in_order, namespace
 from ..inference.lasso import lasso
 from .array_results import ArrayFit
 from .design import (
@@ -143,9 +143,10 @@ class MixedLM(Likelihood):
             groups,
             re_formula=re_formula,
             vc_formula=vc_formula,
-            weights=weights,
-            offset=offset,
-            subset=subset,
+            # Rows are numbered anew: what goes by their labels is put in order before.
+            weights=in_order(weights, frame.index, "`weights`", numbered.index),
+            offset=in_order(offset, frame.index, "`offset`", numbered.index),
+            subset=in_order(subset, frame.index, "`subset`", numbered.index),
             missing=missing,
             context=context,
         )

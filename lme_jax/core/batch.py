@@ -13,8 +13,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import covariance, lanes, multistart, programs, starts
+from . import covariance, lanes, multistart, programs, several_lanes, starts
 from .compression import bucket
+from .covariance import Template
+from .fit import ModelStatistics, fit
 from .lanes import LaneData
 from .multistart import Multistart
 from .optimize import NewtonOptions
@@ -22,6 +24,7 @@ from .profiled import nothing_kept
 from .programs import Backend
 from .pytrees import leaves, tree_map
 from .records import Fit, assemble
+from .several_lanes import SeveralLanes
 from .threads import n_cores
 from .types import Status
 
@@ -29,6 +32,8 @@ from .types import Status
 CACHED_DOUBLES = 1 << 16
 # Evaluations per call, where they are dear and where they are cheap.
 ROUNDS, CHEAP_ROUNDS = 6, 8
+# Of several factors: as many as most lanes need from a good start.
+SEVERAL_ROUNDS = 4
 FEW_LEVELS = 16
 # Lanes per call for those that need more rounds than most.
 NARROW = 128
@@ -36,11 +41,30 @@ NARROW = 128
 SECONDS_PER_OPERATION, EVALUATIONS = 8e-9, 12
 
 
+class Alone(NamedTuple):
+    """Lanes that are fitted one after the other, each by its own data.
+
+    Attributes
+    ----------
+    statistics : per lane what makes its statistics, called when its turn comes; None where rows are refused.
+    template, n_fixed : of all of them.
+    """
+
+    statistics: Sequence[Callable[[], ModelStatistics] | None]
+    template: Template
+    n_fixed: int
+
+
+# Of one grouping factor, of several with few effects; or of anything else.
+Together = LaneData | SeveralLanes
+Statistics = Together | Alone
+
+
 class Lanes(NamedTuple):
     """A piece of the work: the lanes' numbers in the caller's order, their data, and a start or None."""
 
     number: np.ndarray
-    data: LaneData
+    data: Statistics
     start: np.ndarray | None = None
 
 
@@ -60,7 +84,7 @@ class Family(NamedTuple):
 
     @classmethod
     def cut(
-        cls, which: np.ndarray, width: int, compress: Callable[[np.ndarray], LaneData], start: np.ndarray | None
+        cls, which: np.ndarray, width: int, compress: Callable[[np.ndarray], Statistics], start: np.ndarray | None
     ) -> "Family":
         """The lanes ``which``, compressed ``width`` at a time, each from θ = ``start`` (k,) or None."""
 
@@ -189,13 +213,21 @@ def _workers() -> int:
 
 
 class _Running(NamedTuple):
-    """Lanes after some rounds: the search as it stands, the fit it would give, and which leaves of data they share."""
+    """Lanes after some rounds: the search as it stands, the fit it would give, and which leaves of data they share.
+
+    Of lanes fitted alone no search is left: their ``state`` is None, else a ``Multistart``.
+    """
 
     number: np.ndarray
-    data: LaneData
-    state: Multistart
+    data: Any
+    state: Any
     fit: Fit
     shared: tuple[bool, ...]
+
+    @property
+    def ended(self) -> np.ndarray:
+        """(R,) whether each lane is done."""
+        return np.ones(len(self.number), bool) if self.state is None else self.state.now.status >= 0
 
     def take(self, which: np.ndarray) -> "_Running":
         state, fit = _take((self.state, self.fit), which)
@@ -231,8 +263,10 @@ def _padding(n: int, width: int) -> np.ndarray:
     return np.minimum(np.arange(width), n - 1)
 
 
-def _executor(data: LaneData, n_lanes: int, backend: Backend | None) -> Backend:
+def _executor(data: Statistics, n_lanes: int, backend: Backend | None) -> Backend:
     """Where a family runs: compiled where that is sooner ready than NumPy."""
+    if not isinstance(data, LaneData):
+        return "numpy"
     if backend is not None:
         return backend
     P, q, p = data.cX.shape[:3]
@@ -243,6 +277,8 @@ def _executor(data: LaneData, n_lanes: int, backend: Backend | None) -> Backend:
 
 
 def _begin(piece: Lanes, width: int, reml: bool, options: NewtonOptions, executor: Backend) -> _Running:
+    if isinstance(piece.data, Alone):
+        return _fit_alone(piece, piece.data, reml, options)
     n = len(piece.number)
     data = tree_map(np.asarray, piece.data)
     shared = tuple(a.shape[-1] == 1 < n for a in leaves(data))
@@ -252,6 +288,31 @@ def _begin(piece: Lanes, width: int, reml: bool, options: NewtonOptions, executo
         start = None if start is None else start[..., _padding(n, width)]
     state = programs.run(_start, data, start, backend=executor)
     return _run(piece.number, data, state, shared, reml, options, executor)
+
+
+def _fit_alone(piece: Lanes, data: Alone, reml: bool, options: NewtonOptions) -> _Running:
+    """The search of a single fit for each lane."""
+    fits = []
+    for lane, statistics in enumerate(data.statistics):
+        if statistics is None:
+            fits.append(_blank(data))
+            continue
+        start = None if piece.start is None else piece.start[:, lane]
+        fits.append(fit(statistics(), reml=reml, start=start, options=options))
+    stacked = {name: np.stack([np.asarray(getattr(one, name)) for one in fits], axis=-1) for name in vars(fits[0])}
+    return _Running(piece.number, data, None, Fit(**stacked), ())
+
+
+def _blank(data: Alone) -> Fit:
+    """A fit without estimates."""
+    k, q, p = covariance.n_theta(data.template), sum(block.size for block in data.template), data.n_fixed
+    shapes = dict(
+        theta=k, relative_factor=(q, q), beta=p, sigma=(), unscaled_cov=(p, p), deviance=(), gradient=k,
+        hessian=(k, k), log_scale_slope=k, decrease=(),
+    )  # fmt: skip
+    none, status = np.int32(0), np.int32(Status.NOT_FINITE)
+    empty = {name: np.full(shape, np.nan) for name, shape in shapes.items()}
+    return Fit(**empty, iterations=none, status=status, optima=none, compiled=np.bool_(False))
 
 
 def _resume(running: _Running, width: int, reml: bool, options: NewtonOptions, executor: Backend) -> _Running:
@@ -264,13 +325,16 @@ def _resume(running: _Running, width: int, reml: bool, options: NewtonOptions, e
 
 def _run(
     number: np.ndarray,
-    data: LaneData,
+    data: Together,
     state: Multistart,
     shared: tuple[bool, ...],
     reml: bool,
     options: NewtonOptions,
     executor: Backend,
 ) -> _Running:
+    if isinstance(data, SeveralLanes):
+        found = programs.run(_search_several, data, state, *options.limits(np.float64), reml=reml)
+        return _Running(number, data, *found, shared)
     limits = (*options.limits(np.float64), starts.n_searches(data.template, data.G, 0, glimpsed=False))
     # Of a design whose likelihood has one optimum the program is simpler.
     sure = bool(np.all(starts.has_one_optimum(data.template, data.G, 0)))
@@ -300,10 +364,13 @@ def _place(tree: Any, width: int) -> Any:
     return jax.tree.map(put, tree)
 
 
-def _start(data: LaneData, theta: Any) -> Multistart:
+def _start(data: Together, theta: Any) -> Multistart:
     """From θ (k, R) in the user's units, or moment estimates where None."""
-    x = lanes.moment_start(data) if theta is None else theta * covariance.theta_scale(data.template, data.basis.z_scale)
-    return multistart.begin(x, nothing_kept(data.cX.shape[2], x))
+    if theta is not None:
+        x = theta * covariance.theta_scale(data.template, data.basis.z_scale)
+    else:
+        x = several_lanes.moment_start(data) if isinstance(data, SeveralLanes) else lanes.moment_start(data)
+    return multistart.begin(x, nothing_kept(len(data.basis.map) - 1, x))
 
 
 def _search(
@@ -312,6 +379,16 @@ def _search(
     rounds = CHEAP_ROUNDS if data.count.shape[0] <= FEW_LEVELS else ROUNDS
     plan = None if sure else starts.plan(data.template, searches, starts.has_one_optimum(data.template, data.G, 0))
     state = multistart.minimise(lambda x: lanes.objective(x, data, reml), state, plan, tol, max_iter, rounds)
+    return state, assemble(state.found, data, data.template, reml, state.optima)
+
+
+def _search_several(
+    data: SeveralLanes, state: Multistart, tol: Any, max_iter: Any, *, reml: bool
+) -> tuple[Multistart, Fit]:
+    plan = several_lanes.plan(data) if max_iter > 1 else None
+    state = multistart.minimise(
+        lambda x: several_lanes.objective(x, data, reml), state, plan, tol, max_iter, SEVERAL_ROUNDS
+    )
     return state, assemble(state.found, data, data.template, reml, state.optima)
 
 
@@ -335,7 +412,7 @@ class _Collector:
 
     def store(self, running: _Running) -> list[_Running]:
         """Write the lanes that ended; return the others, to go on."""
-        ended = running.state.now.status >= 0
+        ended = running.ended
         if self._fit is None:
             self._fit = tree_map(self._room, running.fit)
             self._fit.status[...] = Status.INTERRUPTED

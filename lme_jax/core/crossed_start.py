@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import covariance, linalg
+from .covariance import Template
 from .crossed_data import CrossedData, Layout, NestedData
 from .types import Array, namespace
 
@@ -44,27 +45,36 @@ def moment_start(data: CrossedData | NestedData) -> Array:
     xp = namespace(data.WtW, data.C[0] if isinstance(data, NestedData) else data.base)
     p, root = data.n_fixed, linalg.cholesky(data.WtW)
     sums = _nested(data, root, xp) if isinstance(data, NestedData) else _crossed(data, root, xp)
-    rss, dof = root[p, p] ** 2, data.n_rows - p
-    flat = sums.gram.reshape(len(sums.traces), -1)
+    return theta_from(sums, root[p, p] ** 2, data.n_rows, p, data.template, data.basis.z_scale)
+
+
+def theta_from(sums: Moments, rss: Array, n: Any, p: int, template: Template, z_scale: Array) -> Array:
+    """θ (k, *lanes) in the user's units, for ``sums.rhs`` (s, *lanes), ``rss`` (*lanes) and z_scale (s, *ones)."""
+    xp = namespace(sums.squares, sums.rhs, rss)
+    flat, dof = sums.gram.reshape(len(sums.traces), -1), n - p
     squares = sums.squares - 2.0 * sums.across + flat @ flat.T
     traces = sums.traces - xp.einsum("acc->a", sums.gram)
     A = xp.concatenate([xp.concatenate([squares, traces[:, None]], 1), xp.append(traces, dof)[None]])
     diagonal = xp.diagonal(A)
     unit = xp.sqrt(xp.where(diagonal > 0, diagonal, 1.0))
-    found = _solve(A / xp.outer(unit, unit) + RIDGE * xp.eye(len(unit)), xp.append(sums.rhs, rss) / unit) / unit
+    right = xp.concatenate([sums.rhs, rss[None]])
+    each = (len(unit), *[1] * (right.ndim - 1))
+    scaled = A / xp.outer(unit, unit) + RIDGE * xp.eye(len(unit))
+    unit = unit.reshape(each)
+    found = _solve(scaled, right / unit) / unit
     sigma2 = xp.maximum(found[-1], NOISE * rss / dof)
     ratio = found[:-1] / xp.where(sigma2 > 0, sigma2, 1.0)
     # Bounds on the share of an average row, so that the unit of the weights does not matter.
-    n = data.n_rows
     share = xp.where(sums.traces > 0, sums.traces, n) / n
+    share = share.reshape(len(share), *each[1:])
     ratio = xp.clip(xp.where(xp.isfinite(ratio), ratio * share, 1.0), SMALLEST, LARGEST) / share
-    return covariance.start(data.template, xp.sqrt(ratio) / data.basis.z_scale)
+    return covariance.start(template, xp.sqrt(ratio) / z_scale)
 
 
 def _solve(A: Array, b: Array) -> Array:
-    """A⁻¹b (s,) for positive-definite A (s, s)."""
+    """A⁻¹b (s, *lanes) for positive-definite A (s, s)."""
     K = linalg.cholesky(A)
-    return linalg.solve_upper(K, linalg.solve_lower(K, b[:, None]))[:, 0]
+    return linalg.solve_upper(K, linalg.solve_lower(K, b.reshape(len(b), -1))).reshape(b.shape)
 
 
 def _whitened(ZtW: Array, root: Array) -> tuple[Array, Array]:

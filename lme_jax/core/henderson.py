@@ -11,9 +11,12 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse
+import scipy.sparse.csgraph
 import scipy.sparse.linalg
 
 CHUNK_VALUES = 1 << 22
+# Entries per effect of the inverse of P, up to which it is formed: its blocks are the effects that rows join.
+INVERSE_ENTRIES = 128
 
 
 class MixedModelEquations:
@@ -29,8 +32,9 @@ class MixedModelEquations:
 
     Notes
     -----
-    One sparse LU factor of the symmetric (K, K) matrix P, K = Σ r_j q_j, and per prediction one solve:
-    O(K) each for one or nested factors, up to O(K²) where the factors are crossed.
+    Where rows join few effects (one factor, small nests) P⁻¹ is formed, block by block, and a prediction costs
+    no more than its own blocks. Else one sparse LU factor of the symmetric (K, K) matrix P, K = Σ r_j q_j, and a solve
+    per prediction: O(K) each for nested factors, up to O(K²) where the factors are crossed.
     """
 
     def __init__(self, X: np.ndarray, Zs: list[Any], Ls: list[np.ndarray], weights: Any, unscaled_cov: Any) -> None:
@@ -42,11 +46,42 @@ class MixedModelEquations:
         self.XtWG = (self.WG.T @ self.X).T
 
     @cached_property
+    def P(self) -> Any:
+        """I + GᵀWG (K, K)."""
+        return (scipy.sparse.identity(self.G.shape[1]) + self.G.T @ self.WG).tocsc()
+
+    @cached_property
+    def inverse(self) -> Any:
+        """P⁻¹ as CSR where its blocks are small, else None."""
+        n, label = scipy.sparse.csgraph.connected_components(self.P, directed=False)
+        sizes = np.bincount(label, minlength=n)
+        if (sizes.astype(float) ** 2).sum() > INVERSE_ENTRIES * len(label):
+            return None
+        order = np.argsort(label, kind="stable")
+        members = np.split(order, np.cumsum(sizes)[:-1])
+        place = np.empty(len(label), int)
+        place[order] = np.arange(len(label)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        entries, rows, columns, values = self.P.tocoo(), [], [], []
+        for size in np.unique(sizes):
+            which = np.flatnonzero(sizes == size)
+            number = np.full(n, -1)
+            number[which] = np.arange(len(which))
+            mine = number[label[entries.row]] >= 0
+            i, j = entries.row[mine], entries.col[mine]
+            blocks = np.zeros((len(which), size, size))
+            blocks[number[label[i]], place[i], place[j]] = entries.data[mine]
+            where = np.stack([members[c] for c in which])
+            values.append(np.linalg.inv(blocks).ravel())
+            rows.append(np.repeat(where, size, axis=1).ravel())
+            columns.append(np.tile(where, (1, size)).ravel())
+        joined = (np.concatenate(rows), np.concatenate(columns))
+        return scipy.sparse.csr_matrix((np.concatenate(values), joined), shape=self.P.shape)
+
+    @cached_property
     def factored(self) -> Any:
         """LU factors of P; the pivots stay on the diagonal because P is positive definite."""
-        P = (scipy.sparse.identity(self.G.shape[1]) + self.G.T @ self.WG).tocsc()
         return scipy.sparse.linalg.splu(
-            P, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True}
+            self.P, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True}
         )
 
     def spherical(self, Zs: list[Any]) -> Any:
@@ -68,23 +103,37 @@ class MixedModelEquations:
 
     def variances(self, A: np.ndarray, Z: Any) -> np.ndarray:
         """Prediction-error variances / σ² of the rows Aβ̂ + Zb̂: A (r, p), Z (r, K) from ``spherical``."""
-        return np.array([block[0, 0] for block in self.joint(A, Z, 1)[1]])
+        return self.joint(A, Z, 1)[1][:, 0, 0]
 
     def joint(self, A: np.ndarray, Z: Any, q: int) -> tuple[np.ndarray, np.ndarray]:
         """Covariances / σ² (r/q, q, q) of q successive predictions: with β̂ fixed, and of the errors."""
-        Z = scipy.sparse.csr_matrix(Z)
-        n = Z.shape[0]
+        u = scipy.sparse.csr_matrix(Z)
+        n = u.shape[0]
         fixed, full = np.zeros((n // q, q, q)), np.zeros((n // q, q, q))
-        step = q * max(1, CHUNK_VALUES // (q * max(1, Z.shape[1])))
+        step = q * max(1, CHUNK_VALUES // (q * max(1, u.shape[1])))
+        if self.inverse is not None:
+            step = max(n, 1)
         for lo in range(0, n, step):
             rows, blocks = slice(lo, lo + step), slice(lo // q, lo // q + step // q)
-            u = Z[rows].toarray()
-            s = self.factored.solve(np.ascontiguousarray(u.T)).T
-            d = (A[rows] - s @ self.XtWG.T).reshape(-1, q, A.shape[1])
-            inner = u.reshape(-1, q, u.shape[1]) @ np.swapaxes(s.reshape(-1, q, u.shape[1]), 1, 2)
+            inner, reached = self._inner(u[rows], q)
+            d = (A[rows] - reached).reshape(-1, q, A.shape[1])
             fixed[blocks] = 0.5 * (inner + np.swapaxes(inner, 1, 2))
             full[blocks] = fixed[blocks] + d @ self.unscaled_cov @ np.swapaxes(d, 1, 2)
         return fixed, full
+
+    def _inner(self, u: Any, q: int) -> tuple[np.ndarray, np.ndarray]:
+        """uP⁻¹uᵀ (r/q, q, q) of q successive rows, and uP⁻¹GᵀWX (r, p)."""
+        if self.inverse is None:
+            dense = u.toarray()
+            s = self.factored.solve(np.ascontiguousarray(dense.T)).T
+            left = dense.reshape(-1, q, u.shape[1])
+            return left @ np.swapaxes(s.reshape(-1, q, u.shape[1]), 1, 2), s @ self.XtWG.T
+        s = (u @ self.inverse).tocsr()
+        inner = np.empty((u.shape[0] // q, q, q))
+        for i in range(q):
+            for j in range(q):
+                inner[:, i, j] = np.asarray(u[i::q].multiply(s[j::q]).sum(1)).ravel()
+        return inner, s @ self.XtWG.T
 
     def within(self, sets: list[np.ndarray]) -> list[np.ndarray]:
         """Var(b | y)/σ² with β fixed of sets of effects (their positions among all K) that no row joins.
@@ -97,5 +146,6 @@ class MixedModelEquations:
         units = np.zeros((K, max(len(members) for members in sets)))
         for members in sets:
             units[members, np.arange(len(members))] = 1.0
-        V = Lambda @ self.factored.solve(np.ascontiguousarray(Lambda.T @ units))
+        right = np.ascontiguousarray(Lambda.T @ units)
+        V = Lambda @ (self.factored.solve(right) if self.inverse is None else self.inverse @ right)
         return [V[members, : len(members)] for members in sets]

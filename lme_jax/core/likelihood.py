@@ -108,6 +108,13 @@ def score_and_hessian(params: Any, data: Statistics, *, scale: Scale = "natural"
     Costs one ``apply`` for k(p + 1) columns and tr(V⁻¹V_aV⁻¹V_b); see the engines. Crossed designs of more than 1 500
     effects: where a factor's covariance is singular these traces are taken a hair, 1e-6 of its unit, inside.
     """
+    return expand(params, data, scale=scale, reml=reml)[0]
+
+
+def expand(
+    params: Any, data: Statistics, *, scale: Scale, reml: bool
+) -> tuple[Likelihood, Sums, Moves, list[np.ndarray | None]]:
+    """``score_and_hessian`` with what it was made of: the sums, the moves, and ∂²Ψ per factor."""
     at = _read(params, data, scale, reml)
     steps, bends = _directions(at, data)
     held = engine(data)
@@ -118,7 +125,7 @@ def score_and_hessian(params: Any, data: Statistics, *, scale: Scale = "natural"
         J, J2 = to_profile(np.asarray(params, float), "natural", len(at.beta), data.template)
         curvature = np.tensordot(found.score, J2, 1)
         found = Likelihood(found.value, J.T @ found.score, J.T @ found.hessian @ J + curvature)
-    return found if at.given else _profiled(found)
+    return found if at.given else _profiled(found), first, moves, bends
 
 
 # ---------------------------------------------------------------- parameters
@@ -332,26 +339,43 @@ def _derivatives(
 
 def _of_fixed_effects(M: np.ndarray, m: Moves) -> tuple[np.ndarray, np.ndarray]:
     """tr M⁻¹X_a (k,) and what log|XᵀV⁻¹X| adds to the Hessian of ℓ (k, k)."""
+    own, twice, products = fixed_traces(M, m)
+    return own, 0.5 * products - 0.5 * (twice + twice.T)
+
+
+def fixed_traces(M: np.ndarray, m: Moves) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """tr M⁻¹X_a (k,), tr M⁻¹F_ab (k, k) and tr M⁻¹X_aM⁻¹X_b (k, k), X_a and F_ab as in ``Moves`` of X alone."""
     p, inverse = len(M), np.linalg.inv(M)
     X_a = inverse @ m.B[:, :p, :p]
-    twice = np.einsum("pr,arbp->ab", inverse, m.BB[:, :p, :, :p], optimize=True)
-    products = np.einsum("apr,brp->ab", X_a, X_a, optimize=True)
-    return np.trace(X_a, axis1=1, axis2=2), 0.5 * products - 0.5 * (twice + twice.T)
+    F = np.einsum("pr,arbp->ab", inverse, m.BB[:, :p, :, :p], optimize=True)
+    return np.trace(X_a, axis1=1, axis2=2), F, np.einsum("apr,brp->ab", X_a, X_a, optimize=True)
+
+
+def bent(first: Sums, bends: list[np.ndarray | None], k: int) -> np.ndarray:
+    """(k, k, p+1, p+1): [X r]ᵀV⁻¹V_abV⁻¹[X r] for V_ab = Z∂²ΨZᵀ."""
+    w, at = len(first.M) + 1, 0
+    out = np.zeros((k, k, w, w))
+    for bend, DD in zip(bends, first.DD, strict=True):
+        if bend is None:
+            return out
+        q, here = len(DD), slice(at, at + bend.shape[1])
+        out[here, here] = np.einsum("ijab,icjd->abcd", bend.reshape(q, q, *bend.shape[1:]), DD, optimize=True)
+        at = here.stop
+    return out
 
 
 def _bend(first: Sums, bends: list[np.ndarray | None], k: int, sigma2: float, reml: bool) -> np.ndarray:
     """(k, k): the derivative of ℓ along ∂²Ψ, where Ψ is not linear in its parameters."""
-    p, at, out = len(first.M), 0, np.zeros((k, k))
-    inverse = np.linalg.inv(first.M)
-    for bend, U, DD in zip(bends, first.U, first.DD, strict=True):
-        if bend is None:
-            return out
-        slope = -0.5 * U + 0.5 * DD[:, p, :, p] / sigma2
-        if reml:
-            slope = slope + 0.5 * np.einsum("pr,ipjr->ij", inverse, DD[:, :p, :, :p])
-        here = slice(at, at + bend.shape[1])
-        out[here, here] = np.tensordot(slope.reshape(-1), bend, 1)
-        at = here.stop
+    p, at = len(first.M), 0
+    inner = bent(first, bends, k)
+    out = 0.5 * inner[:, :, p, p] / sigma2
+    if reml and p:
+        out = out + 0.5 * np.einsum("pr,abpr->ab", np.linalg.inv(first.M), inner[:, :, :p, :p])
+    for bend, U in zip(bends, first.U, strict=True):
+        if bend is not None:
+            here = slice(at, at + bend.shape[1])
+            out[here, here] -= 0.5 * np.tensordot(U.reshape(-1), bend, 1)
+            at = here.stop
     return out
 
 

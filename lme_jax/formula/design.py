@@ -15,7 +15,7 @@ from lme_jax.errors import DataError, DroppedRowsWarning
 from lme_jax.formula.guard import check_python
 from lme_jax.formula.notes import shown, warn
 from lme_jax.formula.rank import drop_dependent_columns
-from lme_jax.formula.values import Factor, as_frame, column, odd_value
+from lme_jax.formula.values import Factor, as_frame, column, in_order, odd_value
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ def subset_rows(frame: pd.DataFrame, subset: Any, restricted: bool = False) -> n
         except Exception as error:
             raise DataError(f"Cannot evaluate the subset {subset!r}: {error}") from error
     else:
-        mask = subset
+        mask = in_order(subset, frame.index, "`subset`")
     if np.ndim(mask) == 0:
         raise DataError(f"`subset` must hold one True or False per row: {len(frame)} rows, got {mask!r}.")
     mask = np.asarray(pd.array(mask, dtype="boolean").fillna(False)) if _is_mask(mask) else np.asarray(mask)
@@ -188,6 +188,7 @@ def row_numbers(frame: pd.DataFrame, given: Any, what: str, rows: np.ndarray | N
     named = isinstance(given, str)
     values = column(frame, given) if named else given
     label = f"{what} (column {given!r})" if named else what
+    values = values if named else in_order(values, frame.index, f"`{what}`")
     array = _numbers(values, label, len(frame))
     return array if rows is None else array[rows]
 

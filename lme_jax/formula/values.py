@@ -76,6 +76,29 @@ def as_frame(data: Any) -> pd.DataFrame:
         raise DataError(f"`data` must be a DataFrame or a dict of equally long arrays: {error}") from error
 
 
+def aligned(values: Any, index: pd.Index, what: str) -> Any:
+    """A Series or DataFrame in the order of `index` by its own labels, which must hold these, each once.
+
+    Labels that are equal in equal order are positions, unique or not.
+    """
+    if values.index.equals(index):
+        return values
+    if not (values.index.is_unique and index.is_unique and index.isin(values.index).all()):
+        raise DataError(
+            f"the row labels of {what} are not those of the data (or not unique), so rows cannot be matched: give the "
+            "same index, or an array (.to_numpy()) in the order of the data's rows"
+        )
+    return values.loc[index]
+
+
+def in_order(values: Any, index: pd.Index, what: str, renamed: pd.Index | None = None) -> Any:
+    """`values`, a Series put in the order of `index` by its labels (then `renamed`); anything else goes by position."""
+    if not isinstance(values, pd.Series):
+        return values
+    found = aligned(values, index, what)
+    return found if renamed is None else found.set_axis(renamed)
+
+
 def _unordered_enums(frame: pd.DataFrame, source: Any) -> pd.DataFrame:
     """polars has no ordered factors: its Enum is a list of levels, though pandas receives it as ordered."""
     if not type(source).__module__.startswith("polars"):

@@ -7,8 +7,9 @@ import numpy as np
 import pandas as pd
 
 from ..core.records import Fit
-from ..data import ModelData, aligned
+from ..data import ModelData
 from ..errors import DataError
+from ..formula.values import aligned
 
 
 def simulate_responses(

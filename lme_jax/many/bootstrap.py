@@ -14,8 +14,10 @@ from ..data import ModelData
 from ..errors import ConvergenceWarning, DataError, UnsupportedError, warn_caller
 from ..fitting import settle
 from ..inference.intervals import basic, bca, percentile
+from .alone import OneByOne
+from .cases import Cases
 from .resampling import BLOCK, LevelSamples, parametric_responses, residual_responses
-from .responses import BatchOptions, fit_one_by_one, why_not_one_factor
+from .responses import BatchOptions, design_for_lanes, several_width
 from .results import ManyFits
 
 Kind = Literal["parametric", "residual", "cases"]
@@ -67,7 +69,8 @@ class Bootstrap:
         ----------
         level : coverage, in (0, 1).
         method : {"percentile", "basic", "bca"}
-            BCa takes its acceleration from a jackknife over the groups, one more fit per group.
+            BCa takes its acceleration from a jackknife over the groups, one more fit per group; of several grouping
+            factors over the outermost of a nested chain, or the one that ``bootstrap(…, factor=)`` named.
         statistic : function of a ManyFits, optional
             To a DataFrame with a row per fit and a column per parameter; the default is ``ManyFits.params``.
 
@@ -79,9 +82,7 @@ class Bootstrap:
         Raises
         ------
         DataError
-            For fewer than 40 replicates, an unknown method or level.
-        UnsupportedError
-            For BCa of a model with several grouping factors, which has no single jackknife.
+            For fewer than 40 replicates, an unknown method or level, or BCa of crossed factors of which none was named.
         """
         if method not in get_args(Method):
             raise DataError(f"method={method!r} is unknown; use one of {', '.join(get_args(Method))}")
@@ -115,6 +116,7 @@ def bootstrap(
     kind: Kind,
     reml: bool,
     settings: BatchOptions,
+    factor: str | None = None,
 ) -> Bootstrap:
     """Draw and fit n samples; see ``MixedLMResults.bootstrap``."""
     if kind not in get_args(Kind):
@@ -123,12 +125,11 @@ def bootstrap(
         raise DataError(f"n={n!r}: draw a whole number of samples, 1 or more")
     if kind == "residual" and any(factor.root is not None for factor in data.factors):
         raise UnsupportedError("residuals of related levels cannot be resampled: use kind='parametric'")
-    if not data.has_one_factor and kind == "cases":
-        raise UnsupportedError(
-            "kind='cases' resamples the levels of one grouping factor of independent levels; "
-            f"{why_not_one_factor(data)}"
-        )
-    if kind == "cases":
+    if factor is not None:
+        Cases(data, factor)
+    if kind == "cases" and not data.has_one_factor:
+        fits = _fit_cases(data, fit, reml, settings, Cases(data, factor).bootstrap(n, seed))
+    elif kind == "cases":
         fits = _fit_samples(data, fit, reml, settings, lambda samples, w, start: samples.bootstrap(n, seed, w, start))
     else:
         source = (
@@ -141,24 +142,23 @@ def bootstrap(
     single = Fit(**{name: np.asarray(getattr(fit, name))[None] for name in vars(fit)})
     original = _labelled(data, single, np.array([data.n_rows]), np.ones(1, bool), reml)
     _warn(fits)
-    return Bootstrap(fits, original, Jackknife(data, fit, reml, settings), kind, seed)
+    return Bootstrap(fits, original, Jackknife(data, fit, reml, settings, factor), kind, seed)
 
 
 @dataclass(frozen=True)
 class Jackknife:
-    """The fits that leave out each level of the grouping factor once, when they are asked for."""
+    """The fits that leave out each level of a grouping factor once, when they are asked for."""
 
     data: ModelData
     fit: Fit
     reml: bool
     settings: BatchOptions
+    factor: str | None = None
 
     def __call__(self) -> ManyFits:
         if not self.data.has_one_factor:
-            raise UnsupportedError(
-                "BCa intervals leave out the levels of one grouping factor of independent levels; "
-                f"{why_not_one_factor(self.data)}: use 'percentile' or 'basic'"
-            )
+            samples = Cases(self.data, self.factor).jackknife()
+            return _fit_cases(self.data, self.fit, self.reml, self.settings, samples)
         return _fit_samples(self.data, self.fit, self.reml, self.settings, LevelSamples.jackknife)
 
 
@@ -198,12 +198,21 @@ def _fit_drawn(
     data: ModelData, fit: Fit, blocks: Iterator[np.ndarray], n: int, reml: bool, settings: BatchOptions
 ) -> Fit:
     """Fit the responses as they are drawn: no more of them are in memory than one call takes."""
-    if not data.has_one_factor:
+    several = None if data.has_one_factor else design_for_lanes(data, settings)
+    if not data.has_one_factor and several is None:
         columns = (y for block in blocks for y in np.ascontiguousarray(block.T))
-        return fit_one_by_one(data, columns, n, reml, _start(fit), settings)[0]
-    design, theta = data.shared_design, _start(fit)
-    q, p = len(data.factors[0].columns), data.X.shape[1]
-    width = settings.width(design.n_levels, q, q, p)
+        # The lanes are asked for in their order.
+        alone = OneByOne(data, lambda _: data.with_response(next(columns)), n)
+        families = [alone.family(np.arange(n), _start(fit))]
+        return fit_lanes(families, reml=reml, options=settings.newton, progress=settings.progress)
+    design: Any
+    if several is not None:
+        # Moments cost nothing here, and are nearer to the samples' optima than θ̂; in balanced designs they are these.
+        design, width, theta = several, several_width(several, settings), None
+    else:
+        design, theta = data.shared_design, _start(fit)
+        q, p = len(data.factors[0].columns), data.X.shape[1]
+        width = settings.width(design.n_levels, q, q, p)
 
     def work() -> Iterator[Lanes]:
         held: list[np.ndarray] = []
@@ -226,6 +235,13 @@ def _fit_drawn(
 
     family = Family(work(), n, max(width, BLOCK))
     return fit_lanes([family], reml=reml, options=settings.newton, progress=settings.progress)
+
+
+def _fit_cases(data: ModelData, fit: Fit, reml: bool, settings: BatchOptions, samples: OneByOne) -> ManyFits:
+    """Fit samples of whole levels of several factors, one after the other, over the cores."""
+    family = samples.family(np.arange(len(samples.n_obs)), _start(fit))
+    found = fit_lanes([family], reml=reml, options=settings.newton, progress=settings.progress)
+    return _labelled(data, found, samples.n_obs, samples.identified, reml)
 
 
 def _fit_samples(

@@ -18,12 +18,13 @@ from ..core.programs import Backend
 from ..core.records import Fit
 from ..core.structures import StructureLike
 from ..data import ModelData
-from ..errors import DataError, UnsupportedError
+from ..errors import DataError, LmeJaxError, UnsupportedError
 from ..fitting import fit_without_lost_columns, read_options, read_reml, read_start, settle, with_backend
-from ..formula import design_from_arrays, design_from_formula
-from ..formula.values import as_frame, column, namespace
+from ..formula import Design, design_from_arrays, design_from_formula
+from ..formula.values import as_frame, column, in_order, namespace
 from ..results import MixedLMResults, refit_responses
-from .responses import MEMORY_LIMIT, BatchOptions, Responses, read_responses, residual_spread, why_not_one_factor
+from .alone import OneByOne, occurring
+from .responses import MEMORY_LIMIT, BatchOptions, Responses, read_responses, residual_spread
 from .results import ManyFits
 from .views import SubsetViews
 
@@ -185,6 +186,10 @@ def _lmer_many(
     **arguments: Any,
 ) -> ManyFits:
     settings = BatchOptions(progress, memory_limit, options)
+    # Rows are numbered anew below: what goes by their labels is put in order before.
+    index = as_frame(data).index
+    numbers = pd.RangeIndex(len(index))
+    arguments = {name: in_order(value, index, f"`{name}`", numbers) for name, value in arguments.items()}
     if (responses is None) == (by is None):
         raise DataError("give either responses= (many responses of one design) or by= (many data sets)")
     if by is not None:
@@ -229,14 +234,11 @@ def _fit_subsets(
         column(frame, key)
     frame = frame.reset_index(drop=True)
     design = design_from_formula(formula, frame, context=context, **arguments)
-    data = ModelData.from_design(design, factor_in_names=True)
-    if not data.has_one_factor:
-        raise UnsupportedError(
-            f"by= needs a model with one grouping factor of independent levels; {why_not_one_factor(data)}"
-        )
     subset, labels = _subsets(frame.iloc[np.asarray(design.index)], keys)
+    design, memories = _learned_apart(design, formula, frame, subset, labels, context, arguments)
+    data = ModelData.from_design(design, factor_in_names=True)
     start = read_start(start, data.theta_names)
-    views = SubsetViews(make=MixedLMResults, reml=reml, options=newton, whole=data, subset=subset)
+    views = SubsetViews(make=MixedLMResults, reml=reml, options=newton, whole=data, subset=subset, memories=memories)
 
     def fit_some(lanes: np.ndarray, keep: np.ndarray) -> tuple[Fit, np.ndarray, np.ndarray]:
         number = np.full(len(labels), -1)
@@ -254,10 +256,57 @@ def _fit_subsets(
     return many
 
 
+def _learned_apart(
+    design: Design,
+    formula: str,
+    frame: pd.DataFrame,
+    subset: np.ndarray,
+    labels: pd.Index,
+    context: Mapping[str, Any],
+    arguments: Mapping[str, Any],
+) -> tuple[Design, dict[int, dict[str, Any]]]:
+    """The design with what its transforms learn from the rows (``scale(x)``, ``poly(x, 2)``) learnt in each subset.
+
+    And the transforms' memory of each, where there is any.
+    """
+    state: Any = design.state
+    learned = [name for name, known in state.memory.items() if set(known) - {"levels"}]
+    if not learned:
+        return design, {}
+    memories: dict[int, dict[str, Any]] = {}
+    rows, X = np.asarray(design.index), np.zeros_like(design.X)
+    random = [np.zeros_like(t.Z) for t in design.terms]
+    how = {name: value for name, value in arguments.items() if name in ("contrasts", "structures")}
+    for number, label in enumerate(labels):
+        mine = np.flatnonzero(subset == number)
+        try:
+            own = design_from_formula(formula, frame.iloc[rows[mine]], context=context, **how)
+        except LmeJaxError as error:
+            raise UnsupportedError(
+                f"{', '.join(learned)} cannot be learnt in the rows with {label!r}: {error}"
+            ) from error
+        own_state: Any = own.state
+        memories[number] = state.memory | {name: own_state.memory[name] for name in learned}
+        pairs = [(X, design.exog_names, own.X, own.exog_names)]
+        pairs += [(Z, t.columns, o.Z, o.columns) for Z, t, o in zip(random, design.terms, own.terms, strict=True)]
+        for out, names, values, own_names in pairs:
+            if len(values) != len(mine) or not set(own_names) <= set(names):
+                raise UnsupportedError(
+                    f"{', '.join(learned)} learn from the rows of each subset, and the rows with {label!r} have other "
+                    f"columns ({', '.join(own_names)}) than all of them: compute such columns before, or fit it apart"
+                )
+            places = np.array([names.index(name) for name in own_names], int)
+            out[np.ix_(mine, places)] = values
+    terms = tuple(replace(term, Z=Z) for term, Z in zip(design.terms, random, strict=True))
+    return replace(design, X=X, terms=terms), memories
+
+
 def _fit_sets(
     data: ModelData, subset: np.ndarray, n_sets: int, reml: bool, start: Any, settings: BatchOptions
 ) -> tuple[Fit, np.ndarray, np.ndarray, np.ndarray]:
     """A lane per subset of the rows: fit, identified, spread and rows of each."""
+    if not data.has_one_factor:
+        return _fit_sets_alone(data, subset, n_sets, reml, start, settings)
     factor, spread = data.factors[0], np.full(n_sets, np.nan)
     sets = DataSets(
         data.y - data.offset,
@@ -272,6 +321,17 @@ def _fit_sets(
     families = _families(sets, data, settings, start, spread)
     found = fit_lanes(families, reml=reml, options=settings.newton, progress=settings.progress)
     return found, sets.identified, spread, sets.n_rows
+
+
+def _fit_sets_alone(
+    data: ModelData, subset: np.ndarray, n_sets: int, reml: bool, start: Any, settings: BatchOptions
+) -> tuple[Fit, np.ndarray, np.ndarray, np.ndarray]:
+    """``_fit_sets`` of several factors: one fit after the other, over the cores."""
+    rows = np.split(np.argsort(subset, kind="stable"), np.cumsum(np.bincount(subset, minlength=n_sets))[:-1])
+    sets = OneByOne(data, lambda number: occurring(data.rows(rows[number])), n_sets)
+    families = [sets.family(np.arange(n_sets), start)]
+    found = fit_lanes(families, reml=reml, options=settings.newton, progress=settings.progress)
+    return found, sets.identified, sets.spread, sets.n_obs
 
 
 def _subsets(frame: pd.DataFrame, keys: list[Any]) -> tuple[np.ndarray, pd.Index]:

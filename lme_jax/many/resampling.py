@@ -77,6 +77,16 @@ def _inflated(values: np.ndarray, root: np.ndarray) -> np.ndarray:
     return centred @ whiten @ (axes * np.sqrt(np.maximum(squares, 0.0))) @ axes.T
 
 
+def level_times(n_levels: int, seed: int, which: np.ndarray) -> np.ndarray:
+    """(n_levels, len(which)) how often cases samples have each level."""
+    size, share = block_size(n_levels), np.full(n_levels, 1.0 / n_levels)
+    parts = []
+    for block in np.unique(which // size).tolist():
+        drawn = np.random.default_rng([seed, block]).multinomial(n_levels, share, size)
+        parts.append(drawn[which[which // size == block] - block * size])
+    return np.concatenate(parts).T
+
+
 class LevelSamples:
     """Lanes that use each level of the one factor m times (m = 0, 1, 2 …): the cases bootstrap and the jackknife.
 
@@ -148,16 +158,7 @@ class LevelSamples:
 
     def bootstrap(self, n: int, seed: int, width: int, start: np.ndarray | None) -> Family:
         """n samples of as many levels as there are, with replacement."""
-        return self._family(n, lambda which: self.times(seed, which), width, start)
-
-    def times(self, seed: int, which: np.ndarray) -> np.ndarray:
-        """(n_groups, len(which)) how often cases samples have each level."""
-        size, share = block_size(self.n_groups), np.full(self.n_groups, 1.0 / self.n_groups)
-        parts = []
-        for block in np.unique(which // size).tolist():
-            drawn = np.random.default_rng([seed, block]).multinomial(self.n_groups, share, size)
-            parts.append(drawn[which[which // size == block] - block * size])
-        return np.concatenate(parts).T.astype(float)
+        return self._family(n, lambda which: level_times(self.n_groups, seed, which).astype(float), width, start)
 
     def jackknife(self, width: int, start: np.ndarray | None) -> Family:
         """Each level left out once."""

@@ -1,7 +1,5 @@
 """Many responses of one design: cut into pieces for the batch engine, with or without missing rows."""
 
-import dataclasses
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -9,16 +7,16 @@ import numpy as np
 import pandas as pd
 
 from ..core.batch import Family, chunk_lanes, fit_lanes
-from ..core.fit import fit
 from ..core.lane_data import SharedDesign
 from ..core.lanes import LaneData
 from ..core.optimize import NewtonOptions
 from ..core.records import Fit
-from ..core.types import Status
-from ..data import ModelData, aligned
-from ..errors import DataError, UnsupportedError, warn_caller
-from ..fitting import spread_of
-from ..formula.values import as_frame
+from ..core.several_data import SeveralDesign
+from ..core.several_lanes import SeveralLanes
+from ..data import ModelData
+from ..errors import DataError
+from ..formula.values import aligned, as_frame
+from .alone import OneByOne, occurring
 
 MEMORY_LIMIT = 1 << 30
 
@@ -44,8 +42,11 @@ class BatchOptions:
 
     def width(self, n_levels: int, values_per_level: int, q: int, p: int) -> int:
         """Lanes per call that keep eight copies of a call's data within the limit."""
-        room = self.memory_limit // (64 * max(n_levels * values_per_level, 1))
-        return int(max(8, min(chunk_lanes(n_levels, q, p), room)))
+        return self.fitting(chunk_lanes(n_levels, q, p), n_levels * values_per_level)
+
+    def fitting(self, lanes: int, values_per_lane: int) -> int:
+        """``lanes``, or as many as keep eight copies of a call's data within the limit."""
+        return int(max(8, min(lanes, self.memory_limit // (64 * max(values_per_lane, 1)))))
 
 
 @dataclass(frozen=True)
@@ -135,14 +136,7 @@ def fit_responses(
     complete = _complete_lanes(responses)
     n_obs, identified = np.full(len(complete), data.n_rows), np.ones(len(complete), bool)
     if not data.has_one_factor:
-        if not complete.all():
-            raise UnsupportedError(
-                f"{int((~complete).sum())} responses have missing rows: {why_not_one_factor(data)}, so every response "
-                "needs all rows. Drop or impute them."
-            )
-        columns = (responses.columns(np.array([number]))[:, 0] for number in range(len(complete)))
-        fit, spread = fit_one_by_one(data, columns, len(complete), reml, start, options)
-        return FittedLanes(fit, n_obs, identified, spread)
+        return _fit_several(data, responses, np.arange(len(complete)), complete, reml, start, options)
     spread = np.full(len(complete), np.nan)
     design, sized = data.shared_design, _Sized(data.shared_design, options.memory_limit)
     q, p = len(data.factors[0].columns), data.X.shape[1]
@@ -169,10 +163,56 @@ def fit_responses(
     return FittedLanes(found, n_obs, identified, spread)
 
 
+def design_for_lanes(data: ModelData, options: BatchOptions) -> SeveralDesign | None:
+    """The design of several factors as lanes of NumPy take it; None where each response is a fit of its own."""
+    return None if options.newton.backend == "jax" else data.several_design
+
+
+def several_width(design: SeveralDesign, options: BatchOptions) -> int:
+    """Lanes per call of a design with several factors: within the cache, and the memory limit."""
+    return options.fitting(design.shared.width, design.n_rows + len(design.shared.ZtX) ** 2)
+
+
+def _fit_several(
+    data: ModelData,
+    responses: Responses,
+    numbers: np.ndarray,
+    complete: np.ndarray,
+    reml: bool,
+    start: Any,
+    options: BatchOptions,
+) -> FittedLanes:
+    """The responses ``numbers`` of a design with several factors; the ``complete`` ones as lanes where that suits."""
+    design = design_for_lanes(data, options) if complete.any() else None
+    alone = OneByOne(data, lambda lane: _observed(data, responses, int(numbers[lane])), len(numbers))
+
+    def compress(which: np.ndarray) -> SeveralLanes:
+        lanes = design.compress(responses.columns(numbers[which]))  # type: ignore[union-attr]
+        alone.spread[which] = residual_spread(lanes)
+        return lanes
+
+    together = complete & (design is not None)
+    families = [alone.family(np.flatnonzero(~together), start)]
+    if design is not None:
+        families.append(Family.cut(np.flatnonzero(together), several_width(design, options), compress, start))
+    found = fit_lanes(families, reml=reml, options=options.newton, progress=options.progress)
+    return FittedLanes(found, alone.n_obs, alone.identified, alone.spread)
+
+
+def _observed(data: ModelData, responses: Responses, number: int) -> ModelData:
+    """The rows that one response has."""
+    which = np.array([number])
+    y, seen = responses.columns(which)[:, 0], responses.seen(which)[:, 0]
+    return data.with_response(y) if seen.all() else occurring(data.rows(seen)).with_response(y[seen])
+
+
 def fit_observed(
     data: ModelData, responses: Responses, lanes: np.ndarray, *, reml: bool, start: Any, options: BatchOptions
 ) -> tuple[Fit, np.ndarray, np.ndarray]:
-    """Some incomplete responses of a one-factor design: fit, identified and spread in the order of ``lanes``."""
+    """Some incomplete responses: fit, identified and spread in the order of ``lanes``."""
+    if not data.has_one_factor:
+        some = _fit_several(data, responses, lanes, np.zeros(len(lanes), bool), reml, start, options)
+        return some.fit, some.identified, some.spread
     design, q, p = data.shared_design, len(data.factors[0].columns), data.X.shape[1]
     identified, spread = np.ones(len(lanes), bool), np.full(len(lanes), np.nan)
 
@@ -187,18 +227,9 @@ def fit_observed(
     return fit_lanes([family], reml=reml, options=options.newton), identified, spread
 
 
-def residual_spread(lanes: LaneData) -> np.ndarray:
+def residual_spread(lanes: LaneData | SeveralLanes) -> np.ndarray:
     """(R,) root mean square residual of least squares, in the units of σ."""
     return 1.0 / np.asarray(lanes.basis.map)[-1, -1]
-
-
-def why_not_one_factor(data: ModelData) -> str:
-    """What keeps the batch engine from a model; see ``ModelData.has_one_factor``."""
-    names = ", ".join(repr(factor.name) for factor in data.factors)
-    if len(data.factors) > 1:
-        return f"the model has several grouping factors ({names})"
-    kind = "rows that belong to several levels" if data.factors[0].membership is not None else "related levels"
-    return f"the grouping factor {names} has {kind}"
 
 
 @dataclass(frozen=True)
@@ -228,42 +259,3 @@ def _complete_lanes(responses: Responses) -> np.ndarray:
                     f"{infinite[:5].tolist()}): mark missing values by NaN"
                 )
     return out if responses.observed is None else out & responses.observed.all(0)
-
-
-def fit_one_by_one(
-    data: ModelData, columns: Iterable[np.ndarray], n: int, reml: bool, start: Any, options: BatchOptions
-) -> tuple[Fit, np.ndarray]:
-    """The search of a single fit, response after response, for what the batch engine does not take.
-
-    Returns
-    -------
-    Fit, (n,)
-        And the spread of each response, in the units of σ. An interrupt keeps what is done; the others are NaN and
-        ``INTERRUPTED``.
-    """
-    from tqdm.auto import tqdm
-
-    fits: list[Fit] = []
-    spread = np.full(n, np.nan)
-    try:
-        for y in tqdm(columns, total=n, disable=not options.progress, unit="fit", delay=2.0):
-            own = data.with_response(y)
-            found = fit(own.compressed, reml=reml, start=start, options=options.newton)
-            spread[len(fits)] = spread_of(own)
-            fits.append(found)
-    except KeyboardInterrupt:
-        if not fits:
-            raise
-        warn_caller(f"interrupted: {len(fits)} of {n} fits are done and kept, the others are NaN", RuntimeWarning)
-    undone = dataclasses.replace(
-        fits[0], **{name: _nothing(np.asarray(values), name) for name, values in vars(fits[0]).items()}
-    )
-    fits += [undone] * (n - len(fits))
-    stacked = {name: np.stack([np.asarray(getattr(one, name)) for one in fits]) for name in vars(undone)}
-    return dataclasses.replace(undone, **stacked), spread
-
-
-def _nothing(values: np.ndarray, name: str) -> np.ndarray:
-    if values.dtype.kind == "f":
-        return np.full_like(values, np.nan)
-    return np.full_like(values, Status.INTERRUPTED if name == "status" else 0)

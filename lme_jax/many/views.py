@@ -62,11 +62,17 @@ class ResponseViews(Views):
 
 @dataclass(frozen=True, kw_only=True)
 class SubsetViews(Views):
-    """Of a batch of data sets: row i belongs to number ``subset[i]``."""
+    """Of a batch of data sets: row i belongs to number ``subset[i]``; ``memories`` is what its transforms learnt."""
 
     whole: ModelData
     subset: np.ndarray
+    memories: Mapping[int, dict[str, Any]] = field(default_factory=dict)
 
     def rows(self, number: int) -> ModelData:
         """The rows of one fit."""
-        return self.whole.rows(self.subset == number)
+        data = self.whole.rows(self.subset == number)
+        if number not in self.memories:
+            return data
+        state: Any = data.design.state
+        state = dataclasses.replace(state, memory=self.memories[number])
+        return dataclasses.replace(data, design=dataclasses.replace(data.design, state=state))
