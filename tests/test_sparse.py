@@ -64,7 +64,11 @@ def test_verbs_are_those_of_the_small_engine(name, singular, always_sparse):
         theta[criterion.parts(data.template, data.layout.sizes)[singular].theta] = 0.0
     ours, theirs = sparse_of(data), Small(data)
     a, b = (criterion.evaluate(engine, theta, data, True) for engine in (ours, theirs))
-    assert a.value == pytest.approx(case.oracle(theta / covariance.theta_scale(data.template, data.basis.z_scale), True)["value"], rel=1e-11, abs=1e-9)
+    assert a.value == pytest.approx(
+        case.oracle(theta / covariance.theta_scale(data.template, data.basis.z_scale), True)["value"],
+        rel=1e-11,
+        abs=1e-9,
+    )
     close(a.gradient, b.gradient, 1e-9)
     close(criterion.average_information(a), criterion.average_information(b), 1e-9)
     for mine, other in zip(ours.traces(a.solved), theirs.traces(b.solved), strict=True):
