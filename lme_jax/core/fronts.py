@@ -14,8 +14,10 @@ import scipy.sparse
 import scipy.sparse.linalg
 from scipy.linalg import lapack
 
-# A front takes its only child in where this many zeros, or this share of its entries, are then stored as well.
-FEW_ZEROS, SHARE_ZEROS = 64, 0.1
+# Multiplications that moving an entry of a front costs, and a front of its own.
+ENTRY, FRONT = 30, 4096
+# A column that meets more than this times √K others is eliminated late (Amestoy, Davis & Duff 1996).
+MANY = 10.0
 # Pivots from which a matrix goes to LAPACK by itself.
 ALONE = 64
 
@@ -73,14 +75,35 @@ def plan(row: np.ndarray, column: np.ndarray, K: int, most_work: float) -> Plan 
     reached = _reached(later, earlier, K, most_work)
     if reached is None:
         return None
-    first, last, above = _fronts(reached)
-    return _laid_out(order, reached, first, last, above, later, earlier)
+    pivots, above = _fronts(reached)
+    # What was merged is now eliminated together.
+    again = np.concatenate(pivots) if K else np.zeros(0, np.int64)
+    place = np.empty(K, np.int64)
+    place[again] = np.arange(K)
+    a, b = place[later], place[earlier]
+    widths = np.array([len(mine) for mine in pivots])
+    rows = [np.sort(place[mine]) for mine in above]
+    return _laid_out(order[again], widths, rows, np.maximum(a, b), np.minimum(a, b))
 
 
 def _fill_reducing(row: np.ndarray, column: np.ndarray, K: int) -> np.ndarray:
-    """Minimum degree, as SuperLU computes it for an incomplete factor that drops everything."""
+    """Columns that meet very many last; minimum degree of the others."""
     off = row != column
-    lower = scipy.sparse.coo_matrix((np.full(off.sum(), 1e-3 / K), (row[off], column[off])), shape=(K, K))
+    row, column = row[off], column[off]
+    degree = np.bincount(row, minlength=K) + np.bincount(column, minlength=K)
+    few = degree <= max(16.0, MANY * np.sqrt(K))
+    kept, last = np.flatnonzero(few), np.flatnonzero(~few)
+    if len(kept) < 2:
+        return np.argsort(degree, kind="stable")
+    place = np.cumsum(few) - 1
+    both = few[row] & few[column]
+    order = kept[_minimum_degree(place[row[both]], place[column[both]], len(kept))]
+    return np.concatenate([order, last[np.argsort(degree[last], kind="stable")]])
+
+
+def _minimum_degree(row: np.ndarray, column: np.ndarray, K: int) -> np.ndarray:
+    """As SuperLU computes it for an incomplete factor that drops everything."""
+    lower = scipy.sparse.coo_matrix((np.full(len(row), 1e-3 / K), (row, column)), shape=(K, K))
     A = (lower + lower.T + scipy.sparse.identity(K)).tocsc()
     options = {"SymmetricMode": True}
     found = scipy.sparse.linalg.spilu(
@@ -111,23 +134,39 @@ def _reached(later: np.ndarray, earlier: np.ndarray, K: int, most_work: float) -
     return out
 
 
-def _fronts(reached: list[np.ndarray]) -> tuple[list[int], list[int], list[np.ndarray]]:
-    """First and last column of every front, and the rows it reaches: successive columns that are alike, or nearly."""
-    first: list[int] = []
-    last: list[int] = []
-    zeros: list[int] = []
-    for j, rows in enumerate(reached):
-        follows = j > 0 and len(reached[j - 1]) and reached[j - 1][0] == j
-        if follows:
-            width = j - first[-1]
-            extra = zeros[-1] + width * (len(rows) + 1 - len(reached[j - 1]))
-            if extra <= max(FEW_ZEROS, SHARE_ZEROS * (width + 1) * (width + 1 + len(rows))):
-                last[-1], zeros[-1] = j, extra
-                continue
-        first.append(j)
-        last.append(j)
-        zeros.append(0)
-    return first, last, [reached[j] for j in last]
+def _fronts(reached: list[np.ndarray]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Pivots of every front and the rows it reaches, children first: successive columns that reach the same, then merged.
+
+    A child that reaches nearly all that its parent holds would keep an update as large as the parent: schools that meet
+    most teachers are better off in one front with them.
+    """
+    n = len(reached)
+    head = np.ones(n, bool)
+    for j in range(1, n):
+        before = reached[j - 1]
+        head[j] = not (len(before) == len(reached[j]) + 1 and before[0] == j)
+    front_of = np.cumsum(head) - 1
+    first = np.append(np.flatnonzero(head), n)
+    width = np.diff(first)
+    above = [reached[j] for j in first[1:] - 1]
+    members = [[f] for f in range(len(above))]
+    for f, rows in enumerate(above):
+        if len(rows) == 0:
+            continue
+        up = front_of[rows[0]]
+        mine, its, beyond = int(width[f]), int(width[up]), len(above[up])
+        if _cost(mine + its, beyond) <= _cost(mine, len(rows)) + _cost(its, beyond):
+            members[up] += members[f]
+            members[f] = []
+            width[up] += width[f]
+    kept = [f for f in range(len(above)) if members[f]]
+    pivots = [np.concatenate([np.arange(first[f], first[f + 1]) for f in sorted(members[g])]) for g in kept]
+    return pivots, [above[f] for f in kept]
+
+
+def _cost(w: int, u: int) -> int:
+    """Of a front of w pivots that reaches u rows, in multiplications."""
+    return (w + u) ** 2 * (w + ENTRY) + FRONT
 
 
 def _bucket(n: int) -> int:
@@ -140,22 +179,21 @@ def _bucket(n: int) -> int:
 
 def _laid_out(
     order: np.ndarray,
-    reached: list[np.ndarray],
-    first: list[int],
-    last: list[int],
+    width: np.ndarray,
     above: list[np.ndarray],
     later: np.ndarray,
     earlier: np.ndarray,
 ) -> Plan:
     """Stacks of fronts, and where every entry stands."""
-    K, n = len(order), len(first)
-    front_of = np.repeat(np.arange(n), np.array(last) - np.array(first) + 1)
+    K, n = len(order), len(above)
+    first = np.cumsum(width) - width
+    front_of = np.repeat(np.arange(n), width)
     height = np.zeros(n, int)
     for f, rows in enumerate(above):
         if len(rows):
             up = front_of[rows[0]]
             height[up] = max(height[up], height[f] + 1)
-    shapes = [(_bucket(b - a + 1), _bucket(len(rows))) for a, b, rows in zip(first, last, above, strict=True)]
+    shapes = [(_bucket(int(w)), _bucket(len(rows))) for w, rows in zip(width, above, strict=True)]
     groups: dict[tuple[int, int, int], list[int]] = {}
     for f in range(n):
         groups.setdefault((int(height[f]), *shapes[f]), []).append(f)
@@ -166,7 +204,7 @@ def _laid_out(
         _, w, u = key
         members = np.array(groups[key])
         begin[members], side[members] = at + np.arange(len(members)) * (w + u) ** 2, w + u
-        pad[members] = w - (np.array(last)[members] - np.array(first)[members] + 1)
+        pad[members] = w - width[members]
         at += len(members) * (w + u) ** 2
         work += len(members) * float(w + u) ** 2 * w
     # Entries of pivots and of rows are looked up by (front, position): keys in ascending order.
@@ -174,7 +212,6 @@ def _laid_out(
     row_front = np.repeat(np.arange(n), sizes)
     row_key = row_front * K + (np.concatenate(above) if n else np.zeros(0, int))
     row_rank = np.arange(len(row_key)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    firsts, width = np.array(first), np.array(last) - np.array(first) + 1
 
     def local(front: np.ndarray, position: np.ndarray) -> np.ndarray:
         inside = front_of[position] == front
@@ -183,7 +220,7 @@ def _laid_out(
             if len(row_key)
             else np.zeros(len(front), int)
         )
-        return np.where(inside, position - firsts[front], width[front] + pad[front] + found)
+        return np.where(inside, position - first[front], width[front] + pad[front] + found)
 
     def place(front: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         return begin[front] + local(front, a) * side[front] + local(front, b)
@@ -194,7 +231,7 @@ def _laid_out(
         members = np.array(groups[key])
         pivots, rows = np.full((len(members), w), K), np.full((len(members), u), K)
         for i, f in enumerate(members):
-            pivots[i, : width[f]] = np.arange(first[f], last[f] + 1)
+            pivots[i, : width[f]] = np.arange(first[f], first[f] + width[f])
             rows[i, : sizes[f]] = above[f]
         places = np.full((len(members), u, u), at)
         if u:
@@ -230,7 +267,7 @@ def factor(plan: Plan, values: np.ndarray) -> Factor | None:
         inverse = _inverses(root)
         L21 = front[:, w:, :w] @ np.swapaxes(inverse, 1, 2)
         if L21.shape[1]:
-            update = front[:, w:, w:] - L21 @ np.swapaxes(L21, 1, 2)
+            update = front[:, w:, w:] - _squared(L21)
             if len(update) == 1:
                 F[stack.places[0]] += update[0]
             else:
@@ -238,6 +275,11 @@ def factor(plan: Plan, values: np.ndarray) -> Factor | None:
         inverses.append(inverse)
         below.append(L21)
     return Factor(float(log_det), inverses, below)
+
+
+def _squared(A: np.ndarray) -> np.ndarray:
+    """AAᵀ (b, u, u); of one column not by BLAS, which is called matrix by matrix."""
+    return A * np.swapaxes(A, 1, 2) if A.shape[2] == 1 else A @ np.swapaxes(A, 1, 2)
 
 
 def _front(F: np.ndarray, stack: Stack) -> np.ndarray:
