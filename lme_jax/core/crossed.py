@@ -1,7 +1,7 @@
 """Models with several grouping factors: deviance, fit and random effects, nested chains and crossed designs (MATH §5).
 
-Three engines hold V, all with the verbs of ``criterion.Engine``: ``small`` for few effects of any kind, ``nested`` for
-chains, ``dense`` for what is crossed. NumPy data go through them at once. JAX arrays, and NumPy data with
+Four engines hold V, all with the verbs of ``criterion.Engine``: ``small`` for few effects of any kind, ``nested`` for
+chains, ``dense`` for what is crossed, ``sparse`` where few levels meet. NumPy data go through them at once. JAX arrays, and NumPy data with
 ``backend="jax"``, go through compiled programs of log|V| and H, which JAX differentiates.
 """
 

@@ -2,8 +2,8 @@
 
 Two shapes of model. Where every factor lies inside the next (pupils in schools in districts) the
 statistics are one small block per level (``NestedData``). Otherwise the factor with the most random
-effects is eliminated level by level and the K effects of all the others are solved as one dense
-symmetric system (``CrossedData``); its matrix is a sum over the pairs of columns that meet in a level
+effects is eliminated level by level and the K effects of all the others are solved as one
+symmetric system, dense or sparse (``CrossedData``); its matrix is a sum over the pairs of columns that meet in a level
 of the first factor, and those pairs are listed here once, pooled over levels that share ZᵀZ.
 """
 
@@ -379,7 +379,7 @@ def _check_memory(size: float, limit: float, what: str) -> None:
 
 
 def _check_system(data: CrossedData, listed: int, limit: int) -> CrossedData:
-    """The data, or DataError where the system of all factors but the largest takes too much, beside what is ``listed``."""
+    """The data, or DataError where the system of all factors but the largest takes too much beside the ``listed``."""
     K = data.layout.n_dense
     if 16 * K * K + listed <= limit:
         return data

@@ -28,7 +28,7 @@ class Stack(NamedTuple):
     Attributes
     ----------
     pivots : (b, w), rows : (b, u) positions in the order of elimination, K where padded.
-    at : where its b(w+u)² entries begin among those of all stacks; places : (b, u, u) of its update in the fronts above.
+    at : where its b(w+u)² entries begin among all stacks'; places : (b, u, u) of its update in the fronts above.
     padding : (b, w) bool.
     """
 
@@ -135,10 +135,11 @@ def _reached(later: np.ndarray, earlier: np.ndarray, K: int, most_work: float) -
 
 
 def _fronts(reached: list[np.ndarray]) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Pivots of every front and the rows it reaches, children first: successive columns that reach the same, then merged.
+    """Pivots of every front and the rows it reaches, children first.
 
-    A child that reaches nearly all that its parent holds would keep an update as large as the parent: schools that meet
-    most teachers are better off in one front with them.
+    Successive columns that reach the same are one front; children join their parents where that costs less. A child
+    that reaches nearly all its parent holds would keep an update as large as the parent: schools that meet most
+    teachers are better off in one front with them.
     """
     n = len(reached)
     head = np.ones(n, bool)
@@ -177,73 +178,75 @@ def _bucket(n: int) -> int:
     return -(-n // unit) * unit
 
 
-def _laid_out(
-    order: np.ndarray,
-    width: np.ndarray,
-    above: list[np.ndarray],
-    later: np.ndarray,
-    earlier: np.ndarray,
-) -> Plan:
-    """Stacks of fronts, and where every entry stands."""
-    K, n = len(order), len(above)
-    first = np.cumsum(width) - width
-    front_of = np.repeat(np.arange(n), width)
-    height = np.zeros(n, int)
+class _Places:
+    """Where entries stand: front by front, of every front its pivots, padding, and the rows it reaches."""
+
+    def __init__(self, width: np.ndarray, above: list[np.ndarray], shapes: np.ndarray, begin: np.ndarray) -> None:
+        n, K = len(width), int(width.sum())
+        self.K, self.width, self.begin = K, width, begin
+        self.first, self.front_of = np.cumsum(width) - width, np.repeat(np.arange(n), width)
+        self.side, self.pivots = shapes.sum(1), shapes[:, 0]
+        sizes = np.array([len(rows) for rows in above], int)
+        # Rows are found by front and position: these keys ascend. One more, beyond all, is there for pivots.
+        self.key = np.append(np.repeat(np.arange(n), sizes) * K + np.concatenate([*above, np.zeros(0, int)]), n * K)
+        self.rank = np.append(np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes), 0)
+
+    def local(self, front: np.ndarray, position: np.ndarray) -> np.ndarray:
+        """The row of a front at which a position stands."""
+        inside = self.front_of[position] == front
+        row = self.rank[np.searchsorted(self.key, front * self.K + position)]
+        return np.where(inside, position - self.first[front], self.pivots[front] + row)
+
+    def of(self, front: np.ndarray, row: np.ndarray, column: np.ndarray) -> np.ndarray:
+        """The place of an entry among those of all fronts."""
+        return self.begin[front] + self.local(front, row) * self.side[front] + self.local(front, column)
+
+    def updates(self, rows: np.ndarray, nowhere: int) -> np.ndarray:
+        """The places (b, u, u) of the updates of fronts that reach ``rows`` (b, u), in the fronts above them."""
+        b, u = rows.shape
+        out = np.full((b, u, u), nowhere)
+        if u:
+            up, real = self.front_of[rows[:, 0]], rows < self.K
+            mine = self.local(np.repeat(up, u), np.where(real, rows, rows[:, :1]).ravel()).reshape(b, u)
+            place = self.begin[up, None, None] + mine[:, :, None] * self.side[up, None, None] + mine[:, None, :]
+            np.copyto(out, place, where=real[:, :, None] & real[:, None, :])
+        return out
+
+
+def _heights(front_of: np.ndarray, above: list[np.ndarray]) -> np.ndarray:
+    """Of every front in the tree, leaves 0."""
+    out = np.zeros(len(above), int)
     for f, rows in enumerate(above):
         if len(rows):
             up = front_of[rows[0]]
-            height[up] = max(height[up], height[f] + 1)
-    shapes = [(_bucket(int(w)), _bucket(len(rows))) for w, rows in zip(width, above, strict=True)]
-    groups: dict[tuple[int, int, int], list[int]] = {}
-    for f in range(n):
-        groups.setdefault((int(height[f]), *shapes[f]), []).append(f)
-    begin, side, pad = np.zeros(n, np.int64), np.zeros(n, np.int64), np.zeros(n, np.int64)
-    at, work = 0, 0.0
-    keys = sorted(groups)
-    for key in keys:
-        _, w, u = key
-        members = np.array(groups[key])
-        begin[members], side[members] = at + np.arange(len(members)) * (w + u) ** 2, w + u
-        pad[members] = w - width[members]
-        at += len(members) * (w + u) ** 2
-        work += len(members) * float(w + u) ** 2 * w
-    # Entries of pivots and of rows are looked up by (front, position): keys in ascending order.
-    sizes = np.array([len(rows) for rows in above])
-    row_front = np.repeat(np.arange(n), sizes)
-    row_key = row_front * K + (np.concatenate(above) if n else np.zeros(0, int))
-    row_rank = np.arange(len(row_key)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+            out[up] = max(out[up], out[f] + 1)
+    return out
 
-    def local(front: np.ndarray, position: np.ndarray) -> np.ndarray:
-        inside = front_of[position] == front
-        found = (
-            row_rank[np.minimum(np.searchsorted(row_key, front * K + position), max(len(row_key) - 1, 0))]
-            if len(row_key)
-            else np.zeros(len(front), int)
-        )
-        return np.where(inside, position - first[front], width[front] + pad[front] + found)
 
-    def place(front: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        return begin[front] + local(front, a) * side[front] + local(front, b)
-
+def _laid_out(
+    order: np.ndarray, width: np.ndarray, above: list[np.ndarray], later: np.ndarray, earlier: np.ndarray
+) -> Plan:
+    """Stacks of fronts of one height and padded shape, and where every entry stands."""
+    K, n = len(order), len(above)
+    front_of = np.repeat(np.arange(n), width)
+    shapes = np.array([(_bucket(int(w)), _bucket(len(rows))) for w, rows in zip(width, above, strict=True)])
+    kinds = np.column_stack([_heights(front_of, above), shapes])
+    sorting = np.lexsort(kinds.T[::-1])
+    areas = shapes[sorting].sum(1) ** 2
+    begin = np.empty(n, np.int64)
+    begin[sorting] = np.cumsum(areas) - areas
+    size = int(areas.sum())
+    places = _Places(width, above, shapes, begin)
     stacks = []
-    for key in keys:
-        _, w, u = key
-        members = np.array(groups[key])
+    for members in np.split(sorting, np.flatnonzero(np.diff(kinds[sorting], axis=0).any(1)) + 1):
+        w, u = shapes[members[0]]
         pivots, rows = np.full((len(members), w), K), np.full((len(members), u), K)
         for i, f in enumerate(members):
-            pivots[i, : width[f]] = np.arange(first[f], first[f] + width[f])
-            rows[i, : sizes[f]] = above[f]
-        places = np.full((len(members), u, u), at)
-        if u:
-            up = front_of[rows[:, 0]]
-            real = rows < K
-            owner = np.repeat(up, u)
-            mine = np.where(real, local(owner, np.minimum(rows, K - 1).ravel()).reshape(rows.shape), 0)
-            some = real[:, :, None] & real[:, None, :]
-            inside = begin[up][:, None, None] + mine[:, :, None] * side[up][:, None, None] + mine[:, None, :]
-            places[some] = inside[some]
-        stacks.append(Stack(pivots, rows, int(begin[members[0]]), places, pivots == K))
-    return Plan(order, stacks, at, place(front_of[earlier], later, earlier), work)
+            pivots[i, : width[f]] = places.first[f] + np.arange(width[f])
+            rows[i, : len(above[f])] = above[f]
+        stacks.append(Stack(pivots, rows, int(begin[members[0]]), places.updates(rows, size), pivots == K))
+    work = float((shapes.sum(1) ** 2.0 * shapes[:, 0]).sum())
+    return Plan(order, stacks, size, places.of(front_of[earlier], later, earlier), work)
 
 
 # ---------------------------------------------------------------- the numbers
@@ -312,19 +315,14 @@ def solve(plan: Plan, found: Factor, R: np.ndarray) -> np.ndarray:
     """S⁻¹R for R (K, c)."""
     x = np.zeros((len(R) + 1, R.shape[1]))
     x[:-1] = R[plan.order]
+    steps = list(zip(plan.stacks, found.inverses, found.below, strict=True))
     halves = []
-    for stack, inverse, L21 in zip(plan.stacks, found.inverses, found.below, strict=True):
-        half = inverse @ x[stack.pivots]
-        halves.append(half)
-        if L21.shape[1]:
-            np.subtract.at(x, stack.rows, L21 @ half)
-            x[-1] = 0.0
-    for stack, inverse, L21, half in zip(
-        *map(reversed, (plan.stacks, found.inverses, found.below, halves)),
-        strict=True,  # type: ignore[call-overload]
-    ):
-        rest = half - np.swapaxes(L21, 1, 2) @ x[stack.rows] if L21.shape[1] else half
-        x[stack.pivots] = np.swapaxes(inverse, 1, 2) @ rest
+    for stack, inverse, L21 in steps:
+        halves.append(inverse @ x[stack.pivots])
+        np.subtract.at(x, stack.rows, L21 @ halves[-1])
+        x[-1] = 0.0
+    for (stack, inverse, L21), half in zip(reversed(steps), reversed(halves), strict=True):
+        x[stack.pivots] = np.swapaxes(inverse, 1, 2) @ (half - np.swapaxes(L21, 1, 2) @ x[stack.rows])
         x[-1] = 0.0
     out = np.empty(R.shape)
     out[plan.order] = x[:-1]
@@ -334,14 +332,13 @@ def solve(plan: Plan, found: Factor, R: np.ndarray) -> np.ndarray:
 def selected_inverse(plan: Plan, found: Factor) -> np.ndarray:
     """S⁻¹ (N,) at the listed pairs."""
     Z = np.zeros(plan.size + 1)
-    for stack, inverse, L21 in zip(*map(reversed, (plan.stacks, found.inverses, found.below)), strict=True):  # type: ignore[call-overload]
+    for stack, inverse, L21 in reversed(list(zip(plan.stacks, found.inverses, found.below, strict=True))):
         front, w = _front(Z, stack), stack.pivots.shape[1]
         corner = np.swapaxes(inverse, 1, 2) @ inverse
         if L21.shape[1]:
-            B = L21 @ inverse
-            Z22 = Z[stack.places]
+            B, Z22 = L21 @ inverse, Z[stack.places]
             Z21 = -Z22 @ B
-            corner = corner - np.swapaxes(B, 1, 2) @ Z21
+            corner -= np.swapaxes(B, 1, 2) @ Z21
             front[:, w:, w:], front[:, w:, :w], front[:, :w, w:] = Z22, Z21, np.swapaxes(Z21, 1, 2)
         front[:, :w, :w] = corner
     return Z[plan.where]

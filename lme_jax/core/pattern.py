@@ -69,53 +69,74 @@ def pattern_of(data: Any) -> Pattern | None:
     return _last["pattern"]
 
 
+class _Columns(NamedTuple):
+    """Of the system's factors: q, the first level and the first column; of its K columns: factor, level, effect."""
+
+    sizes: np.ndarray
+    first_level: np.ndarray
+    first_column: np.ndarray
+    owner: np.ndarray
+    level: np.ndarray
+    effect: np.ndarray
+
+
+def _columns(layout: Any) -> _Columns:
+    factors = [j for j, _ in layout.dense_slices]
+    sizes, levels = (np.array([of[j] for j in factors]) for of in (layout.sizes, layout.levels))
+    first_level, first_column = (np.concatenate([[0], np.cumsum(x)]) for x in (levels, sizes * levels))
+    owner = np.repeat(np.arange(len(factors)), sizes * levels)
+    inner = np.arange(layout.n_dense) - first_column[owner]
+    return _Columns(
+        sizes, first_level, first_column, owner, first_level[owner] + inner // sizes[owner], inner % sizes[owner]
+    )
+
+
 def _pattern(data: Any) -> Pattern | None:
     layout, K = data.layout, data.layout.n_dense
     if K < FEW or len(data.pair_row) > FULL * K * K / 2:
         return None
+    c = _columns(layout)
+    n = int(c.first_level[-1])
     row, column = _structural(data, K)
-    factors = [j for j, _ in layout.dense_slices]
-    sizes = np.array([layout.sizes[j] for j in factors])
-    levels = np.array([layout.levels[j] for j in factors])
-    first_node = np.concatenate([[0], np.cumsum(levels)])
-    first_column = np.concatenate([[0], np.cumsum(sizes * levels)])
-    owner = np.repeat(np.arange(len(factors)), sizes * levels)
-    node = first_node[owner] + (np.arange(K) - first_column[owner]) // sizes[owner]
-    n = int(first_node[-1])
-    key = np.unique(np.concatenate([node[row] * n + node[column], np.arange(n) * (n + 1)]))
-    node_row, node_column = key // n, key % n
-    node_owner = np.repeat(np.arange(len(factors)), levels)
-    kind = node_owner[node_row] * len(factors) + node_owner[node_column]
+    key = np.unique(np.concatenate([c.level[row] * n + c.level[column], np.arange(n) * (n + 1)]))
+    groups, begin, entry_row, entry_column = _blocks(layout, c, key)
+    lower = np.flatnonzero(entry_row >= entry_column)
+    plan = fronts.plan(entry_row[lower], entry_column[lower], K, K**3 / (3.0 * HANDICAP))
+    if plan is None:
+        return None
+    keys = entry_row[lower] * K + entry_column[lower]
+    order = np.argsort(keys)
+    whole = np.maximum(entry_row, entry_column) * K + np.minimum(entry_row, entry_column)
+    source, diagonal = (order[np.searchsorted(keys, at, sorter=order)] for at in (whole, np.arange(K) * (K + 1)))
+    row, column = data.pair_row, data.pair_column
+    block = np.searchsorted(key, c.level[row] * n + c.level[column])
+    pair = begin[block] + c.effect[row] * c.sizes[c.owner[column]] + c.effect[column]
+    return Pattern(groups, pair, lower, source, diagonal, keys, order, plan)
+
+
+def _blocks(layout: Any, c: _Columns, key: np.ndarray) -> tuple[list[Group], np.ndarray, np.ndarray, np.ndarray]:
+    """The blocks of the pairs of levels ``key``, where each begins, and row and column of every number."""
+    factors, n = [j for j, _ in layout.dense_slices], int(c.first_level[-1])
+    owner = np.repeat(np.arange(len(factors)), np.diff(c.first_level))
+    row, column = key // n, key % n
+    kind = owner[row] * len(factors) + owner[column]
     begin = np.empty(len(key), np.int64)
     groups, rows, columns, at = [], [], [], 0
     for each in np.unique(kind):
         i, j = divmod(int(each), len(factors))
-        q, r = int(sizes[i]), int(sizes[j])
+        q, r = int(c.sizes[i]), int(c.sizes[j])
         members = np.flatnonzero(kind == each)
-        a, b = node_row[members] - first_node[i], node_column[members] - first_node[j]
+        a, b = row[members] - c.first_level[i], column[members] - c.first_level[j]
         begin[members] = at + np.arange(len(members)) * q * r
-        here = slice(at, at + len(members) * q * r)
-        groups.append(Group(factors[i], factors[j], a, b, here))
-        shape = (len(members), q, r)
-        rows.append(np.broadcast_to((first_column[i] + a * q)[:, None, None] + np.arange(q)[:, None], shape).ravel())
-        columns.append(np.broadcast_to((first_column[j] + b * r)[:, None, None] + np.arange(r), shape).ravel())
-        at = here.stop
-    entry_row, entry_column = np.concatenate(rows), np.concatenate(columns)
-    lower = np.flatnonzero(entry_row >= entry_column)
-    keys = entry_row[lower] * K + entry_column[lower]
-    order = np.argsort(keys)
-    whole = np.maximum(entry_row, entry_column) * K + np.minimum(entry_row, entry_column)
-    source = order[np.searchsorted(keys[order], whole)]
-    diagonal = order[np.searchsorted(keys[order], np.arange(K) * (K + 1))]
-    plan = fronts.plan(entry_row[lower], entry_column[lower], K, K**3 / (3.0 * HANDICAP))
-    if plan is None:
-        return None
-    pair_row, pair_column = data.pair_row, data.pair_column
-    block = np.searchsorted(key, node[pair_row] * n + node[pair_column])
-    inner = pair_column - first_column[owner[pair_column]]
-    r = sizes[owner[pair_column]]
-    place = begin[block] + (pair_row - first_column[owner[pair_row]]) % sizes[owner[pair_row]] * r + inner % r
-    return Pattern(groups, place, lower, source, diagonal, keys, order, plan)
+        groups.append(Group(factors[i], factors[j], a, b, slice(at, at + len(members) * q * r)))
+        at = groups[-1].span.stop
+        across = np.broadcast_arrays(
+            (c.first_column[i] + a * q)[:, None, None] + np.arange(q)[:, None],
+            (c.first_column[j] + b * r)[:, None, None] + np.arange(r),
+        )
+        rows.append(across[0].ravel())
+        columns.append(across[1].ravel())
+    return groups, begin, np.concatenate(rows), np.concatenate(columns)
 
 
 def _structural(data: Any, K: int) -> tuple[np.ndarray, np.ndarray]:

@@ -109,7 +109,10 @@ class Sparse(dense.Dense):
             block = self._of(group, W)[own]
             out[j] = np.moveaxis(block[np.argsort(group.row[own])], 0, 2)
         at = W[self.met.lower]
-        block_of = lambda columns: at[pattern.lookup(self.met, columns[:, :, None], columns[:, None, :], self.K)]  # noqa: E731
+
+        def block_of(columns: np.ndarray) -> np.ndarray:
+            return at[pattern.lookup(self.met, columns[:, :, None], columns[:, None, :], self.K)]
+
         out[self.first] = np.moveaxis(self._first_variances(s, block_of), 0, 2)
         return out
 
@@ -156,27 +159,20 @@ class Sparse(dense.Dense):
 
         A move of Ψ that no move of its root gives, from a singular Ψ into its null space, goes column by column.
         """
-        k, out = len(moves), np.zeros((len(moves), len(moves)))
-        columns = set()
-        for b, move in enumerate(moves):
-            step = _root_move(s.own[owner[b]], move)
-            if step is None:
-                columns.add(owner[b])
-            elif np.any(step):
+        k = len(moves)
+        steps = [_root_move(s.own[j], move) for j, move in zip(owner, moves, strict=True)]
+        whole = {j for j, step in zip(owner, steps, strict=True) if step is None}
+        out = np.zeros((k, k))
+        for b, step in enumerate(steps):
+            if step is not None and owner[b] not in whole and step.any():
                 change = self._trace_change(s, owner[b], step)
-                out[:, b] = [-np.sum(moves[a] * change[owner[a]]) for a in range(k)]
-        for j in columns:
+                out[:, b] = [-np.sum(move * change[j]) for j, move in zip(owner, moves, strict=True)]
+        out = 0.5 * (out + out.T)
+        for j in whole:
+            products = np.zeros((k, k))
+            self._column_products(s, j, owner, moves, products)
             mine = [b for b in range(k) if owner[b] == j]
-            out[mine], out[:, mine] = 0.0, 0.0
-        moved = [b for b in range(k) if owner[b] not in columns]
-        out[np.ix_(moved, moved)] = 0.5 * (out[np.ix_(moved, moved)] + out[np.ix_(moved, moved)].T)
-        done: set[int] = set()
-        for j in columns:
-            part = np.zeros((k, k))
-            self._column_products(s, j, owner, moves, part)
-            for b in (b for b in range(k) if owner[b] == j):
-                out[:, b], out[b] = part[:, b], part[b]
-            done.add(j)
+            out[mine], out[:, mine] = products[mine], products[:, mine]
         return out
 
     def _trace_change(self, s: Any, j: int, step: np.ndarray) -> list[np.ndarray]:
