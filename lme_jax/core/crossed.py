@@ -1,8 +1,8 @@
 """Models with several grouping factors: deviance, fit and random effects, nested chains and crossed designs (MATH §5).
 
 Four engines hold V, all with the verbs of ``criterion.Engine``: ``small`` for few effects of any kind, ``nested`` for
-chains, ``dense`` for what is crossed, ``sparse`` where few levels meet. NumPy data go through them at once. JAX arrays, and NumPy data with
-``backend="jax"``, go through compiled programs of log|V| and H, which JAX differentiates.
+chains, ``dense`` for what is crossed, ``sparse`` where few levels meet. NumPy data go through them at once. JAX arrays,
+and NumPy data with ``backend="jax"``, go through compiled programs of log|V| and H, which JAX differentiates.
 """
 
 from functools import partial
