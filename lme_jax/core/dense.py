@@ -13,7 +13,7 @@ import numpy as np
 import scipy.sparse
 from scipy.linalg import blas, lapack
 
-from . import levels, linalg
+from . import levels, linalg, panels
 from .crossed_data import CrossedData
 from .small import FURTHER_STARTS
 
@@ -58,7 +58,7 @@ class Solved:
     def invert(self) -> np.ndarray:
         """S⁻¹ in the place of its factor; the lower triangle, row by row, is valid."""
         if not self.inverted:
-            self.matrix = lapack.dpotri(self.matrix, lower=0, overwrite_c=1)[0]
+            self.matrix = panels.inverse(self.matrix.T).T
             self.inverted = True
         return self.matrix.T
 
@@ -178,9 +178,9 @@ class Dense:
         np.subtract(data.base, s.N, out=s.N)
         S = self._conjugate(Ls, s.N)
         S.reshape(-1)[:: self.K + 1] += 1.0
-        s.matrix, info = lapack.dpotrf(S.T, lower=0, overwrite_a=1, clean=0)
-        if info != 0:
+        if not panels.factor(S):
             return None
+        s.matrix = S.T
         MC = self._per_level(s.M, data.Z1W)
         s.reduced = data.Z2W - self._down(MC)
         R = self._root(Ls, s.reduced, True)
