@@ -12,7 +12,7 @@ import numpy as np
 
 from ..errors import ConvergenceError
 from . import covariance, criterion, linalg, multistart, programs
-from .crossed_data import MEMORY_LIMIT, CrossedData, NestedData, compress_crossed
+from .crossed_data import MEMORY_LIMIT, CrossedData, NestedData, compress_crossed, sparse_plan
 from .crossed_start import moment_start
 from .dense import Dense
 from .nested import Nested
@@ -23,6 +23,7 @@ from .programs import Backend
 from .pytrees import tree_map
 from .records import Fit, RandomEffects, assemble, with_hessian
 from .small import FURTHER_STARTS, SMALL, Small
+from .sparse import Sparse
 from .types import Array, at_least_float, namespace
 
 __all__ = [
@@ -49,7 +50,10 @@ def engine_of(data: Data) -> criterion.Engine:
     """The engine that suits NumPy data."""
     if sum(q * m for q, m in zip(data.layout.sizes, data.layout.levels, strict=True)) <= SMALL:
         return Small(data)
-    return Nested(data) if isinstance(data, NestedData) else Dense(data)
+    if isinstance(data, NestedData):
+        return Nested(data)
+    plan = sparse_plan(data.layout, data.pair_row, data.pair_column)
+    return Dense(data) if plan is None else Sparse(data, plan)
 
 
 def log_det_and_cross(theta: Array, data: Data) -> tuple[Array, Array]:

@@ -178,7 +178,11 @@ def _laid_out(
 
     def local(front: np.ndarray, position: np.ndarray) -> np.ndarray:
         inside = front_of[position] == front
-        found = row_rank[np.minimum(np.searchsorted(row_key, front * K + position), max(len(row_key) - 1, 0))]             if len(row_key) else np.zeros(len(front), int)
+        found = (
+            row_rank[np.minimum(np.searchsorted(row_key, front * K + position), max(len(row_key) - 1, 0))]
+            if len(row_key)
+            else np.zeros(len(front), int)
+        )
         return np.where(inside, position - firsts[front], width[front] + pad[front] + found)
 
     def place(front: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -274,7 +278,8 @@ def solve(plan: Plan, found: Factor, R: np.ndarray) -> np.ndarray:
             np.subtract.at(x, stack.rows, L21 @ half)
             x[-1] = 0.0
     for stack, inverse, L21, half in zip(
-        *map(reversed, (plan.stacks, found.inverses, found.below, halves)), strict=True  # type: ignore[call-overload]
+        *map(reversed, (plan.stacks, found.inverses, found.below, halves)),
+        strict=True,  # type: ignore[call-overload]
     ):
         rest = half - np.swapaxes(L21, 1, 2) @ x[stack.rows] if L21.shape[1] else half
         x[stack.pivots] = np.swapaxes(inverse, 1, 2) @ rest
