@@ -133,7 +133,9 @@ def _covering(m, n, rng):
 def _balanced(letters, sizes, rng):
     """Every combination equally often."""
     sizes = [min(int(m), 3) if letter.islower() else int(m) for m, letter in zip(sizes, letters, strict=True)]
-    repeats = max(1 if len(letters) > 1 else 3, 24 // int(np.prod(sizes)) + 1)
+    # Cells of crossed factors may hold one row each, levels may not.
+    alone = any(letter.islower() for letter in letters) or len(letters) == 1
+    repeats = max(2 if alone else 1, 24 // int(np.prod(sizes)) + 1)
     grid = np.indices((*sizes, repeats)).reshape(len(sizes) + 1, -1)
     codes = []
     for j, letter in enumerate(letters):
@@ -258,8 +260,8 @@ def formula(model):
         for structure, size in factor.blocks:
             names = " + ".join(f"z{j}_{i}" for i in range(at, at + size))
             at += size
-            bar = f"(0 + {names} | {factor.name})"
-            bars.append(bar)
+            bar = f"0 + {names} | {factor.name}"
+            bars.append(f"({bar})")
             if structure != "unstructured":
                 structures[bar] = structure
     fixed = "".join(f" + x{i}" for i in range(model.X.shape[1]))
