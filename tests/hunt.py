@@ -29,6 +29,7 @@ from .judge import (
     fit_large,
     formula,
     frame,
+    is_extreme,
     is_single,
     judge,
     lines_of,
@@ -66,6 +67,10 @@ def report(trials, worst, title):
         names = [t.name for t in trials if t.verdict == word]
         if names:
             print(f"  {word}: {' '.join(names[:30])}{' …' * (len(names) > 30)}")
+    for kind in (False, True):
+        errors = [t.errors for t in trials if t.errors and is_extreme(t.drawn) == kind]
+        largest = {word: float(f"{max(e.get(word, 0) for e in errors):.2g}") for word in BAD[:-3]} if errors else {}
+        print(f"  largest errors over tolerance, {'extreme' if kind else 'usual'}: {largest}")
     print("  refusals:", dict(Counter(t.message[:70] for t in trials if t.verdict in ("refused", "raised"))) or "none")
     bad = sorted((t for t in trials if t.verdict in BAD), key=lambda t: (-BAD.index(t.verdict), -abs(t.gap)))
     for trial in bad[:worst]:
@@ -99,7 +104,10 @@ def report_lme4(trials):
     if not missed:
         print("\nlme4: no missed design that it can fit")
         return
-    gaps = [(value - t.best) / max(1.0, abs(t.best)) for value, t in zip(ask_lme4(missed), missed, strict=True)]
+    gaps = [
+        (value - t.best.deviance) / max(1.0, abs(t.best.deviance))
+        for value, t in zip(ask_lme4(missed), missed, strict=True)
+    ]
     print(f"\nlme4 finds {sum(g <= TOLERANCE for g in gaps)} of the {len(missed)} missed ones (gaps: lme_jax, lme4)")
     for trial, gap in zip(missed, gaps, strict=True):
         print(f"  {trial.name:12s} {trial.gap:9.2e} {gap:9.2e}")
@@ -158,7 +166,7 @@ def main(arguments=None):
 
 def same(a, b):
     """Whether two trials ended in the same deviance."""
-    close = abs(a.deviance - b.deviance) <= TOLERANCE * max(1.0, abs(a.best))
+    close = abs(a.deviance - b.deviance) <= TOLERANCE * max(1.0, abs(a.best.deviance))
     return close or not np.isfinite(a.deviance + b.deviance)
 
 

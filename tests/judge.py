@@ -15,6 +15,7 @@ import contextlib
 import functools
 import time
 import warnings
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -40,8 +41,9 @@ class Tolerances(NamedTuple):
     estimates: float
 
 
-# Weights over twelve decades: sums over the rows hold 16 digits of the heaviest.
 USUAL = Tolerances(1e-8, 1e-6, 1e-6, 1e-6)
+# Weights over twelve decades: sums over the rows hold 16 digits of the heaviest. And columns that differ by up to as
+# much under one variance (compound symmetry, identity, AR(1)): they must share a scale, which the smaller ones miss.
 EXTREME = Tolerances(1e-6, 1e-3, 1e-3, 1e-3)
 
 
@@ -59,21 +61,21 @@ class Trial(NamedTuple):
 
     Attributes
     ----------
-    gap, digits : deviance at θ̂ above the oracle's best, and lme_jax's above the oracle's; over max(1, |deviance|).
+    best : the oracle's optimum; gap : deviance at θ̂ above it; digits : lme_jax's above the oracle's at θ̂; both over
+        max(1, |deviance|).
     errors : of every check, as a multiple of its tolerance.
     """
 
-    drawn: object
     verdict: str
-    gap: float
+    drawn: object
     deviance: float
-    best: float
-    digits: float
-    theta: np.ndarray
-    best_theta: np.ndarray
+    best: multistart.Optimum
     seconds: float
     message: str
-    errors: dict
+    theta: np.ndarray | None = None
+    gap: float = np.nan
+    digits: float = np.nan
+    errors: dict = MappingProxyType({})
 
     @property
     def name(self):
@@ -152,9 +154,7 @@ def fit_lane(design):
     rng = np.random.default_rng(0)
     decoys = [rng.permutation(design.y) for _ in range(DECOYS)]
     Y = np.column_stack([*decoys[:1], design.y, *decoys[1:]])
-    many = lme.lmer_many(
-        formula(design).removeprefix("y"), frame(design), Y, progress=False, **arguments(design)
-    )
+    many = lme.lmer_many(formula(design).removeprefix("y"), frame(design), Y, progress=False, **arguments(design))
     lane = many.one(many.names[1])
     return Found(lane.status.name.lower(), float(many.fit.deviance[1]), np.asarray(many.fit.theta[1]))
 
@@ -183,20 +183,16 @@ def judge(drawn, fitter=fit):
             message = found.status
         seconds = time.perf_counter() - begun
         problem, best = problem_of(design), best_known(drawn.shape, drawn.seed)
+        about = {"drawn": drawn, "deviance": found.deviance, "seconds": seconds, "message": message}
         if found.theta is None or not np.isfinite(found.theta).all():
-            word = found.status if found.theta is None else "not_converged"
-            return Trial(
-                drawn, word, np.nan, found.deviance, best.deviance, np.nan, found.theta, best.theta, seconds, message, {}
-            )  # fmt: skip
+            return Trial(found.status if found.theta is None else "not_converged", best=best, **about)
         best = lower(best, found.theta, problem)
         oracle = dense.at(found.theta, model_of(design))
         size = max(1.0, abs(best.deviance))
         gap, digits = (oracle.deviance - best.deviance) / size, (found.deviance - oracle.deviance) / size
         errors = complaints(drawn, found, oracle, problem, gap, digits)
     word = next((name for name, error in errors.items() if not error <= 1), "optimum")
-    return Trial(
-        drawn, word, gap, found.deviance, best.deviance, digits, found.theta, best.theta, seconds, message, errors
-    )  # fmt: skip
+    return Trial(word, best=best, theta=found.theta, gap=gap, digits=digits, errors=errors, **about)
 
 
 def lower(best, theta, problem):
@@ -207,9 +203,17 @@ def lower(best, theta, problem):
     return best._replace(deviance=float(ends.value[0]), theta=ends.theta[0] / problem.scale)
 
 
+def is_extreme(drawn):
+    """Whether rows, or effects of one variance, differ by so many decades that double precision shows."""
+    shared = any(
+        s not in ("unstructured", "diagonal") and q > 1 for f in model_of(drawn.design).factors for s, q in f.blocks
+    )
+    return drawn.traits["w"] == "extreme" or (drawn.traits["Z"] == "scaled" and shared)
+
+
 def complaints(drawn, found, oracle, problem, gap, digits):
     """Every check by its word: the error as a multiple of what is allowed, in the order in which they count."""
-    allowed = EXTREME if drawn.traits["w"] == "extreme" else USUAL
+    allowed = EXTREME if is_extreme(drawn) else USUAL
     errors = {
         "not_converged": 0.0 if found.status in ("converged", "singular") else np.inf,
         "missed": gap / TOLERANCE,
@@ -226,7 +230,8 @@ def complaints(drawn, found, oracle, problem, gap, digits):
 def wrong_status(found, problem):
     """Whether Ψ, in units of what a level tells, contradicts the status: scaled sds and eigenvalues of correlations.
 
-    lme_jax calls a conditional standard deviation below 1e-4 zero, in units of its own; a factor of 100 is left to both.
+    lme_jax calls a conditional standard deviation below 1e-4 zero, in units of its own; 100 times more, or less, is
+    left to both.
     """
     L = templates.root(np.asarray(found.theta)[None] * problem.scale, problem.template)[0]
     Psi = L @ L.T
@@ -260,16 +265,13 @@ def wrong_derivatives(drawn, found, oracle, problem, allowed):
 
 def wrong_estimates(result, oracle):
     """The largest error of β̂ and BLUPs in standard errors, of covariances and σ̂ relative to their sizes."""
-    se = oracle.sigma * np.sqrt(np.diag(oracle.unscaled_cov))
-    fit = result.fit
-    errors = [abs(fit.sigma / oracle.sigma - 1)]
-    errors += list(np.abs(fit.beta - oracle.beta) / se)
-    errors.append(np.abs(fit.sigma**2 * fit.unscaled_cov / np.outer(se, se) - oracle.unscaled_cov
-                         / np.outer(se, se) * oracle.sigma**2).max(initial=0))  # fmt: skip
+    fit, root = result.fit, np.sqrt(np.diag(oracle.unscaled_cov))
+    errors = [abs(fit.sigma / oracle.sigma - 1), np.abs((fit.beta - oracle.beta) / root / oracle.sigma).max(initial=0)]
+    errors.append(np.abs((fit.unscaled_cov - oracle.unscaled_cov) / np.outer(root, root)).max(initial=0))
     pairs = zip(result._random_effects, oracle.b, oracle.conditional_cov, oracle.prediction_cov, strict=True)
     for ours, b, conditional, prediction in pairs:
         m = len(b)
-        # A variance of zero predicts zeros; then the error of β̂ is the scale of all.
+        # Zeros are predicted where a variance is zero.
         spread = np.sqrt(np.diagonal(prediction, axis1=1, axis2=2).max(0)) + np.abs(b).max(0)
         unit = np.where(spread > 0, spread, 1.0)
         errors.append(np.abs((ours.b[:m] - b) / unit).max())
@@ -283,5 +285,5 @@ def lines_of(trial):
     yield f"{trial.name}  {trial.verdict}: {trial.message}, benign: {trial.drawn.benign}"
     yield f"  {formula(trial.drawn.design)}  {trial.drawn.traits}"
     yield f"  lme_jax {trial.deviance:.10g} at {trial.theta}"
-    yield f"  oracle  {trial.best:.10g} at {trial.best_theta}; gap {trial.gap:.2e}, digits {trial.digits:.2e}"
+    yield f"  oracle  {trial.best.deviance:.10g} at {trial.best.theta}; gap {trial.gap:.2e}, digits {trial.digits:.2e}"
     yield f"  over tolerance: { {k: float(f'{v:.2g}') for k, v in trial.errors.items() if not v <= 1} }"

@@ -275,7 +275,5 @@ def arguments(model):
     out = {"reml": model.reml, "structures": structures}
     out |= {key: name for key, (name, value) in named.items() if value is not None}
     shared = {f.name: f.members for f in model.factors if f.members is not None}
-    related = {
-        f.name: pd.DataFrame(f.related, labels(f), labels(f)) for f in model.factors if f.related is not None
-    }
+    related = {f.name: pd.DataFrame(f.related, labels(f), labels(f)) for f in model.factors if f.related is not None}
     return out | ({"memberships": shared} if shared else {}) | ({"relatedness": related} if related else {})

@@ -1,7 +1,7 @@
 """The oracle: every quantity of a linear mixed model of any design from its dense n × n covariance.
 
-Nothing here knows of levels, chains, sparsity or moments: V/σ² = W⁻¹ + Σ_j Z_j(K_j ⊗ Ψ_j)Z_jᵀ is formed as it is written
-and factored in long double. θ is packed as lme_jax packs it (``templates``), factors one after the other.
+Nothing here knows of chains, sparsity or moments: V/σ² = W⁻¹ + Σ_j Z_j(K_j ⊗ Ψ_j)Z_jᵀ is formed as it is written and
+factored in long double. θ is packed as lme_jax packs it (``templates``), factors one after the other.
 """
 
 from typing import NamedTuple
@@ -88,7 +88,7 @@ class Dense(NamedTuple):
 
 
 class _Solved(NamedTuple):
-    """With e the residuals and everything whitened: log|V|, rᵀV⁻¹r, the root of XᵀV⁻¹X, β̂, T = R⁻ᵀXᵀV⁻¹Z, s = Zᵀe, ZᵀPZ."""
+    """log|V|, rᵀV⁻¹r, R with RᵀR = XᵀV⁻¹X, β̂, T = R⁻ᵀXᵀV⁻¹Z, s = ZᵀV⁻¹r and ZᵀPZ."""
 
     log_det: float
     rss: float

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import dense, templates
+from . import templates
 from .long import LONG
 from .multistart import LOG_2PI, Point, orthonormal, reduced
 
