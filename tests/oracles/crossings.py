@@ -93,13 +93,13 @@ def draw(shape, seed):
         "off": bool(rng.random() < 0.2),
         "reml": bool(rng.random() < 0.5),
     }
-    codes = _codes(kind.factors, t["rows"], rng)
+    codes = codes_of(kind.factors, t["rows"], rng)
     factors = tuple(_factor(f"f{j}", code, kind, t, rng) for j, code in enumerate(codes))
-    factors = _with_extra(factors, kind.extra, rng)
+    factors = with_extra(factors, kind.extra, rng)
     return Drawn(_response(factors, t, rng), shape, seed, t)
 
 
-def _codes(letters, rows, rng):
+def codes_of(letters, rows, rng):
     """Codes (n,) per letter; all of them occur."""
     low, high = {"few": (3, 5), "tiny": (6, 11)}.get(rows, (4, 9))
     sizes = rng.integers(low, high, len(letters))
@@ -170,7 +170,7 @@ def _columns(kind, codes, q, rng):
     return Z
 
 
-def _with_extra(factors, extra, rng):
+def with_extra(factors, extra, rng):
     """One more factor of shared levels, or one whose levels are related."""
     if extra in ("members", "both"):
         n, m = len(factors[0].Z), int(rng.integers(4, 8))
