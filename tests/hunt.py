@@ -29,9 +29,9 @@ from .judge import (
     fit_large,
     formula,
     frame,
-    is_extreme,
     is_single,
     judge,
+    kind_of,
     lines_of,
     model_of,
 )
@@ -67,14 +67,21 @@ def report(trials, worst, title):
         names = [t.name for t in trials if t.verdict == word]
         if names:
             print(f"  {word}: {' '.join(names[:30])}{' …' * (len(names) > 30)}")
-    for kind in (False, True):
-        errors = [t.errors for t in trials if t.errors and is_extreme(t.drawn) == kind]
-        largest = {word: float(f"{max(e.get(word, 0) for e in errors):.2g}") for word in BAD[:-3]} if errors else {}
-        print(f"  largest errors over tolerance, {'extreme' if kind else 'usual'}: {largest}")
+    kinds = [kind_of(t.drawn) for t in trials]
+    for kind in sorted(set(kinds)):
+        some = [t for t, k in zip(trials, kinds, strict=True) if k == kind]
+        largest = {word: max((t.errors.get(word, 0.0) for t in some), default=0.0) for word in BAD[:-1]}
+        bad = sum(t.verdict in BAD for t in some)
+        print(f"  {kind}: {bad} of {len(some)} bad; largest errors over tolerance:", rounded(largest))
     print("  refusals:", dict(Counter(t.message[:70] for t in trials if t.verdict in ("refused", "raised"))) or "none")
     bad = sorted((t for t in trials if t.verdict in BAD), key=lambda t: (-BAD.index(t.verdict), -abs(t.gap)))
     for trial in bad[:worst]:
         print("\n".join(lines_of(trial)))
+
+
+def rounded(errors):
+    """To two digits."""
+    return {word: float(f"{error:.2g}") for word, error in errors.items()}
 
 
 def lme4_fits(design):

@@ -41,10 +41,12 @@ class Tolerances(NamedTuple):
     estimates: float
 
 
+# Before any search.
+UNKNOWN = multistart.Optimum(np.inf, None, np.empty(0), np.nan)
 USUAL = Tolerances(1e-8, 1e-6, 1e-6, 1e-6)
-# Weights over twelve decades: sums over the rows hold 16 digits of the heaviest. And columns that differ by up to as
-# much under one variance (compound symmetry, identity, AR(1)): they must share a scale, which the smaller ones miss.
 EXTREME = Tolerances(1e-6, 1e-3, 1e-3, 1e-3)
+# By ``kind_of``.
+TOLERANCES = {"usual": USUAL, "extreme": EXTREME, "saturated": EXTREME}
 
 
 class Found(NamedTuple):
@@ -168,8 +170,8 @@ def best_known(shape, seed):
     return multistart.solve(problem_of(draw(shape, seed).design))
 
 
-def judge(drawn, fitter=fit):
-    """The Trial of a drawn design."""
+def judge(drawn, fitter=fit, *, search=True):
+    """The Trial of a drawn design; without ``search`` the oracle looks for better optima from lme_jax's θ only."""
     design = drawn.design
     begun = time.perf_counter()
     with warnings.catch_warnings():
@@ -182,7 +184,7 @@ def judge(drawn, fitter=fit):
         else:
             message = found.status
         seconds = time.perf_counter() - begun
-        problem, best = problem_of(design), best_known(drawn.shape, drawn.seed)
+        problem, best = problem_of(design), best_known(drawn.shape, drawn.seed) if search else UNKNOWN
         about = {"drawn": drawn, "deviance": found.deviance, "seconds": seconds, "message": message}
         if found.theta is None or not np.isfinite(found.theta).all():
             return Trial(found.status if found.theta is None else "not_converged", best=best, **about)
@@ -203,17 +205,37 @@ def lower(best, theta, problem):
     return best._replace(deviance=float(ends.value[0]), theta=ends.theta[0] / problem.scale)
 
 
-def is_extreme(drawn):
-    """Whether rows, or effects of one variance, differ by so many decades that double precision shows."""
-    shared = any(
-        s not in ("unstructured", "diagonal") and q > 1 for f in model_of(drawn.design).factors for s, q in f.blocks
-    )
-    return drawn.traits["w"] == "extreme" or (drawn.traits["Z"] == "scaled" and shared)
+def kind_of(drawn):
+    """How much double precision can be asked for: usual, extreme or saturated.
+
+    Extreme are weights over twelve decades, of which sums over the rows hold 16 digits of the heaviest; columns that
+    differ by as much under one variance (compound symmetry, identity, AR(1)), which must share a scale; and one
+    factor's columns of all sizes, whose effects are then up to 1e5 times the residuals. In a saturated design X and Z
+    explain any y, so that the deviance is flat towards σ = 0 and may be lowest there.
+    """
+    model, t = model_of(drawn.design), drawn.traits
+    if np.linalg.matrix_rank(scaled(np.column_stack([model.X, dense.all_columns(model)]))) >= len(model.y):
+        return "saturated"
+    shared = any(s not in ("unstructured", "diagonal") and q > 1 for f in model.factors for s, q in f.blocks)
+    wide = t["Z"] == "scaled" and (shared or is_single(drawn.design))
+    return "extreme" if t["w"] == "extreme" or wide else "usual"
+
+
+def must_be_refused(design):
+    """Whether a term has as many effects as there are rows."""
+    model = model_of(design)
+    return any(f.m * size >= len(model.y) for f in model.factors for _, size in f.blocks)
+
+
+def scaled(A):
+    """Columns of unit length."""
+    size = np.sqrt((A * A).sum(0))
+    return A / np.where(size > 0, size, 1.0)
 
 
 def complaints(drawn, found, oracle, problem, gap, digits):
     """Every check by its word: the error as a multiple of what is allowed, in the order in which they count."""
-    allowed = EXTREME if is_extreme(drawn) else USUAL
+    allowed = TOLERANCES[kind_of(drawn)]
     errors = {
         "not_converged": 0.0 if found.status in ("converged", "singular") else np.inf,
         "missed": gap / TOLERANCE,
@@ -282,7 +304,7 @@ def wrong_estimates(result, oracle):
 
 def lines_of(trial):
     """A trial in full."""
-    yield f"{trial.name}  {trial.verdict}: {trial.message}, benign: {trial.drawn.benign}"
+    yield f"{trial.name}  {trial.verdict}: {trial.message}, {kind_of(trial.drawn)}, benign: {trial.drawn.benign}"
     yield f"  {formula(trial.drawn.design)}  {trial.drawn.traits}"
     yield f"  lme_jax {trial.deviance:.10g} at {trial.theta}"
     yield f"  oracle  {trial.best.deviance:.10g} at {trial.best.theta}; gap {trial.gap:.2e}, digits {trial.digits:.2e}"
