@@ -209,8 +209,9 @@ def kind_of(drawn):
     """How much double precision can be asked for: usual, extreme or saturated.
 
     Extreme are weights over twelve decades, of which sums over the rows hold 16 digits of the heaviest; columns that
-    differ by as much under one variance (compound symmetry, identity, AR(1)), which must share a scale; and one
-    factor's columns of all sizes, whose effects are then up to 1e5 times the residuals. In a saturated design X and Z
+    differ by as much under one variance (compound symmetry, identity, AR(1)), which must share a scale; one factor's
+    columns of all sizes, whose effects are then up to 1e5 times the residuals; and columns that differ by 1e-3, whose
+    effects cancel, which costs six digits of what is quadratic in both. In a saturated design X and Z
     explain any y, so that the deviance is flat towards σ = 0 and may be lowest there.
     """
     model, t = model_of(drawn.design), drawn.traits
@@ -218,7 +219,7 @@ def kind_of(drawn):
         return "saturated"
     shared = any(s not in ("unstructured", "diagonal") and q > 1 for f in model.factors for s, q in f.blocks)
     wide = t["Z"] == "scaled" and (shared or is_single(drawn.design))
-    return "extreme" if t["w"] == "extreme" or wide else "usual"
+    return "extreme" if t["w"] == "extreme" or t["Z"] == "near" or wide else "usual"
 
 
 def must_be_refused(design):

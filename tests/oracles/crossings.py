@@ -46,7 +46,7 @@ SHAPES = {
     "nested2": Shape("Ab"),
     "nested3": Shape("Abc"),
     "nested_slopes": Shape("Ab", (ONE, SLOPES)),
-    "nested_terms": Shape("Abc", (ONE, *TERMS)),
+    "nested_terms": Shape("Ab", (ONE, *TERMS)),
     "nested_structures": Shape("Ab", (ONE, *STRUCTURED)),
     "mixed": Shape("AbC"),
     "mixed_slopes": Shape("AbC", (ONE, ONE, SLOPES)),
