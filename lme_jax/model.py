@@ -1,7 +1,5 @@
 """``lmer``: the front door for formulas with bars."""
 
-import sys
-from collections import ChainMap
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -14,6 +12,7 @@ from .data import ModelData
 from .fitting import with_backend
 from .formula import design_from_formula
 from .formula.terms import update_formula
+from .formula.values import namespace
 from .results import MixedLMResults, fit_model
 
 
@@ -94,7 +93,7 @@ def lmer(
         memberships=memberships,
         relatedness=relatedness,
     )
-    design = design_from_formula(formula, data, **arguments, context=callers_names(2))
+    design = design_from_formula(formula, data, **arguments, context=namespace(1))
     # A shallow copy: columns that the person replaces or adds later do not reach an update.
     kept = data.copy(deep=False) if isinstance(data, pd.DataFrame) else data
     options = with_backend(options, backend)
@@ -120,9 +119,3 @@ def _fit_again(
     kept.pop("start", None)
     again = partial(_fit_again, kept, design.state.context)  # type: ignore[attr-defined]
     return fit_model(ModelData.from_design(design, factor_in_names=True), reml, start, options, again)
-
-
-def callers_names(depth: int) -> Mapping[str, Any]:
-    """The variables that the person's own line sees, looked up when a formula names them, never copied."""
-    frame = sys._getframe(depth)
-    return ChainMap(frame.f_locals, frame.f_globals)

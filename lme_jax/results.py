@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Callable, Mapping
 from functools import cached_property
-from types import SimpleNamespace
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
-from .compat.inherited import StatsmodelsResults
-from .compat.packed import chosen_covariance
 from .core.covariance import smallest_root
 from .core.fit import random_effects
 from .core.henderson import MixedModelEquations
 from .core.optimize import NewtonOptions
-from .core.records import Fit, RandomEffects
-from .core.types import Status
+from .core.records import RandomEffects
 from .data import Factor, ModelData
 from .errors import DataError, UnsupportedError
-from .fitting import fit_data, fit_without_lost_columns, read_only, read_options, read_reml, read_start, settle
-from .inference.prediction import RandomChoice, predict_mean, prediction_rows, prediction_table, related_effects
+from .estimates import Estimates
+from .fitting import fit_data, fit_without_lost_columns, read_options, read_reml, read_start, settle
+from .formula.values import namespace
+from .inference.prediction import (
+    Prediction,
+    RandomChoice,
+    predict_mean,
+    prediction_of_rows,
+    prediction_of_table,
+    prediction_rows,
+    prediction_table,
+    related_effects,
+)
+from .inference.profile import find_variance, profile_likelihood
 from .inference.simulation import response_for, simulate_responses
 from .inference.wald import covariance_standard_errors, wald_table
 from .lazy import handed_out
@@ -37,178 +44,16 @@ from .summary import Summary
 Refitter = Callable[[Mapping[str, Any], Mapping[str, Any]], "MixedLMResults"]
 
 
-class MixedLMResults(StatsmodelsResults):
+class MixedLMResults(Estimates):
     """A fitted linear mixed model.
 
     Results are immutable: refitting the model, or changing the data frame it came from, leaves them as
     they were. Variances are in response units², standard deviations in response units.
 
-    Parameters
-    ----------
-    data : ModelData
-        What was fitted.
-    fit : Fit
-        The arrays of the optimum.
-    reml : bool
-        The criterion.
-    options : NewtonOptions
-        Of the search, for refits.
-    again : function, optional
-        Fits with changed arguments, for ``update``.
+    Parameters are those of ``Estimates``.
     """
 
-    def __init__(
-        self,
-        data: ModelData,
-        fit: Fit,
-        *,
-        reml: bool,
-        options: NewtonOptions = NewtonOptions(),
-        again: Refitter | None = None,
-    ) -> None:
-        self._data = data
-        self._fit = read_only(fit)
-        self._reml = bool(reml)
-        self._options = options
-        self._again = again
-
-    @property
-    def fit(self) -> Fit:
-        """The arrays of the optimum, read-only."""
-        return self._fit
-
-    @property
-    def reml(self) -> bool:
-        """Whether the criterion is REML."""
-        return self._reml
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._fit = read_only(self._fit, copy=False)
-
-    # ------------------------------------------------------------ criterion
-
-    @property
-    def method(self) -> str:
-        return "REML" if self.reml else "ML"
-
-    @property
-    def deviance(self) -> float:
-        """−2 log L, or the REML criterion."""
-        return float(self.fit.deviance)
-
-    @property
-    def llf(self) -> float:
-        """Log-likelihood (restricted under REML) at the estimates."""
-        return -0.5 * self.deviance
-
-    @property
-    def nobs(self) -> int:
-        return self._data.n_rows
-
-    @property
-    def n_params(self) -> int:
-        """Fixed effects, covariance parameters and σ that were estimated; held ones do not count."""
-        return self._n_free + 1
-
-    @property
-    def aic(self) -> float:
-        """−2 ℓ + 2·(p + k + 1), with the restricted ℓ under REML (lme4's convention; statsmodels gives NaN)."""
-        return self.deviance + 2.0 * self.n_params
-
-    @property
-    def bic(self) -> float:
-        """−2 ℓ + log(n)·(p + k + 1), n the number of rows, with the restricted ℓ under REML (as lme4)."""
-        return self.deviance + np.log(self.nobs) * self.n_params
-
-    @property
-    def status(self) -> Status:
-        return Status(int(self.fit.status))
-
-    @property
-    def backend(self) -> str:
-        """What computed the fit: "numpy", or "jax" for a compiled program."""
-        return "jax" if bool(self.fit.compiled) else "numpy"
-
-    @property
-    def n_optima(self) -> int:
-        """How many distinct optima the searches of this fit ended in; the best is reported."""
-        return int(self.fit.optima)
-
-    @property
-    def converged(self) -> bool:
-        return self.status.is_optimum
-
-    @property
-    def singular(self) -> bool:
-        """Whether a variance is estimated as zero or a correlation as ±1."""
-        return self.status is Status.SINGULAR
-
-    # ------------------------------------------------------------ fixed effects
-
-    @handed_out
-    def fe_params(self) -> pd.Series:
-        """Fixed effects β̂ (p,)."""
-        return pd.Series(self.fit.beta, index=self._exog_names, name="fe_params")
-
-    @handed_out
-    def cov_fe(self) -> pd.DataFrame:
-        """Cov β̂ = σ̂²(XᵀV⁻¹X)⁻¹ (p, p): generalised least squares, as lme4, nlme and SAS report it."""
-        cov = self.scale * np.asarray(self.fit.unscaled_cov)
-        return pd.DataFrame(cov, index=self._exog_names, columns=self._exog_names)
-
-    @handed_out
-    def bse_fe(self) -> pd.Series:
-        """Standard errors of the fixed effects (p,), √diag ``cov_fe``."""
-        return pd.Series(np.sqrt(np.diag(self.cov_fe)), index=self._exog_names, name="bse_fe")
-
-    @property
-    def param_names(self) -> list[str]:
-        return list(self._exog_names)
-
-    @property
-    def params(self) -> pd.Series:
-        """The fixed effects, as ``fe_params``.
-
-        ``bse``, ``tvalues``, ``pvalues``, ``cov_params`` and ``conf_int`` are theirs too.
-        """
-        return self.fe_params.rename("params")
-
-    @property
-    def bse(self) -> pd.Series:
-        """Standard errors of the fixed effects by generalised least squares, ``bse_fe``."""
-        return self.bse_fe.rename("bse")
-
-    @property
-    def tvalues(self) -> pd.Series:
-        """Estimate over standard error of the fixed effects."""
-        return (self.fe_params / self.bse_fe).rename("tvalues")
-
-    @property
-    def pvalues(self) -> pd.Series:
-        """Two-sided normal p-values of the fixed effects."""
-        table = wald_table(self.fe_params.to_numpy(), self.bse_fe.to_numpy())
-        return pd.Series(table.p_value, index=self._exog_names, name="pvalues")
-
-    def cov_params(self, r_matrix: Any = None, column: Any = None, scale: Any = None) -> Any:
-        """Covariance of the fixed effects, of some of them (``column``), or of linear combinations R.
-
-        ``scale`` stands in for σ̂².
-        """
-        cov = self.cov_fe if scale is None else self.cov_fe / self.scale * scale
-        return chosen_covariance(cov, r_matrix, column)
-
     # ------------------------------------------------------------ variance components
-
-    @property
-    def scale(self) -> float:
-        """Residual variance σ̂²."""
-        return float(self.fit.sigma) ** 2
-
-    @property
-    def sigma(self) -> float:
-        """Residual standard deviation σ̂."""
-        return float(self.fit.sigma)
 
     @handed_out
     def theta(self) -> pd.Series:
@@ -216,40 +61,34 @@ class MixedLMResults(StatsmodelsResults):
         return pd.Series(self.fit.theta, index=self._data.theta_names, name="theta")
 
     @cached_property
+    def _covariance(self) -> np.ndarray:
+        """Ψ (q, q) of all random effects."""
+        L = np.asarray(self.fit.relative_factor)
+        return self.scale * (L @ L.T)
+
+    @cached_property
     def _term_covariances(self) -> list[np.ndarray]:
         """Ψ (q, q) of each random term, in formula order."""
-        L = np.asarray(self.fit.relative_factor)
-        Psi = self.scale * (L @ L.T)
-        return [Psi[columns, columns] for columns in self._data.term_slices]
+        return [self._covariance[columns, columns] for columns in self._data.term_slices]
 
     @handed_out
     def factor_cov(self) -> Mapping[str, pd.DataFrame]:
         """Ψ of all the effects of each grouping factor, response units²."""
-        L = np.asarray(self.fit.relative_factor)
-        Psi, at, out = self.scale * (L @ L.T), 0, {}
-        for factor in self._data.factors:
-            part = slice(at, at + len(factor.columns))
-            at = part.stop
-            out[factor.name] = pd.DataFrame(Psi[part, part], index=factor.columns, columns=factor.columns)
-        return out
+        return {
+            factor.name: pd.DataFrame(self._covariance[part, part], index=factor.columns, columns=factor.columns)
+            for factor, part in zip(self._data.factors, self._data.factor_slices, strict=True)
+        }
 
     @handed_out
     def cov_re(self) -> pd.DataFrame:
         """Ψ, the covariance of the random effects (block diagonal over the terms), response units²."""
         names = [c for term in self._data.terms for c in term.columns]
-        L = np.asarray(self.fit.relative_factor)
-        return pd.DataFrame(self.scale * (L @ L.T), index=names, columns=names)
+        return pd.DataFrame(self._covariance, index=names, columns=names)
 
     @property
     def cov_re_unscaled(self) -> pd.DataFrame:
         """Ψ/σ̂² = LLᵀ."""
         return self.cov_re / self.scale
-
-    @property
-    def vcomp(self) -> np.ndarray:
-        """Variances of the independent components (identity blocks), response units²."""
-        terms = zip(self._data.terms, self._term_covariances, strict=True)
-        return np.array([Psi[0, 0] for term, Psi in terms if term.structure == "identity"])
 
     @handed_out
     def varcorr(self) -> pd.DataFrame:
@@ -325,7 +164,7 @@ class MixedLMResults(StatsmodelsResults):
 
     @cached_property
     def random_effects(self) -> dict[Any, pd.Series]:
-        """BLUPs of the first grouping factor as statsmodels gives them: group → Series of its effects."""
+        """BLUPs of the first grouping factor, group by group: group → Series of its effects."""
         frame = self.ranef[self._factor.name]
         rows = zip(frame.index, frame.to_numpy(), strict=True)
         return {group: pd.Series(row, index=frame.columns) for group, row in rows}
@@ -428,6 +267,35 @@ class MixedLMResults(StatsmodelsResults):
         rows = prediction_rows(self._data, newdata, random_effects, left_out=True, **choice)
         return prediction_table(self._data, self.fit, self._blups, rows, level, self._equations)
 
+    def get_prediction(
+        self, exog: Any = None, transform: bool = True, *, random_effects: bool = False, **options: Any
+    ) -> Prediction:
+        """Predictions with standard errors, confidence and prediction intervals.
+
+        Parameters
+        ----------
+        exog : DataFrame (formula models) or (n, p) array, optional
+            New rows; the fitted ones if None.
+        transform : bool
+            Whether ``exog`` goes through the formula.
+        random_effects : bool
+            Add the BLUPs. The standard error is then that of x'β̂ + z'b̂ (Henderson).
+        **options : passed to ``prediction`` (weights, offset, allow_new_levels); the intervals have a level of their
+            own, ``conf_int(alpha=)``.
+
+        Notes
+        -----
+        Intervals of new observations add σ² and the variance of random effects that are left out; arrays do
+        not say what those are, so there they are NaN.
+        """
+        if exog is None or (transform and isinstance(exog, (pd.DataFrame, Mapping))):
+            level = options.pop("level", 0.95)
+            table = self.prediction(exog, random_effects=random_effects, level=level, **options)
+            return prediction_of_table(table, level, self._reference)
+        if random_effects:
+            raise UnsupportedError("random_effects=True needs a formula model and a DataFrame of new rows")
+        return prediction_of_rows(exog, self.fit, self._reference)
+
     def simulate(
         self, n: int = 1, *, seed: int | np.random.Generator, random_effects: Literal["new", "conditional"] = "new"
     ) -> pd.DataFrame:
@@ -524,9 +392,38 @@ class MixedLMResults(StatsmodelsResults):
         if formula is not None and not isinstance(formula, str):
             raise DataError(f"update(formula={formula!r}): give text such as '. ~ . + x'")
         given = {"formula": formula, "data": data, "reml": reml}
-        caller = sys._getframe(1)
-        names = {**caller.f_globals, **caller.f_locals}
-        return self._again({**{k: v for k, v in given.items() if v is not None}, **changes}, names)
+        return self._again({**{k: v for k, v in given.items() if v is not None}, **changes}, namespace(1))
+
+    # ------------------------------------------------------------ profile likelihood
+
+    def profile_re(
+        self,
+        re_ix: int | str,
+        vtype: Literal["re", "vc"],
+        num_low: int = 5,
+        dist_low: float = 1.0,
+        num_high: int = 5,
+        dist_high: float = 1.0,
+    ) -> np.ndarray:
+        """Profile likelihood of one variance, (num_low + num_high + 1, 2): variance (response units²), ℓ.
+
+        Parameters
+        ----------
+        re_ix : index of an effect of the first random term (``vtype="re"``) or name of a variance (``"vc"``), as in
+            ``bse_re``.
+        num_low, num_high : points below and above the estimate.
+        dist_low, dist_high : distances of the farthest points, response units²; cut at zero.
+
+        Notes
+        -----
+        The variance itself is held; statsmodels holds its ratio to σ², which is another curve.
+        """
+        effect = find_variance(self._data, re_ix, vtype)
+        center = float(self._covariance[effect, effect])
+        low = np.linspace(max(center - dist_low, 0.0), center, num_low + 1)[:-1]
+        high = np.linspace(center, center + dist_high, num_high + 1)[1:]
+        below, above = (profile_likelihood(self._data, self.fit, self.reml, effect, v, self._held) for v in (low, high))
+        return np.column_stack([np.concatenate([low, [center], high]), np.concatenate([below, [self.llf], above])])
 
     # ------------------------------------------------------------ singularity
 
@@ -559,11 +456,6 @@ class MixedLMResults(StatsmodelsResults):
 
     # ------------------------------------------------------------ report
 
-    def conf_int(self, alpha: float = 0.05) -> pd.DataFrame:
-        """Normal-theory confidence limits of the fixed effects, (p, 2)."""
-        table = wald_table(self.fe_params.to_numpy(), self.bse_fe.to_numpy(), alpha)
-        return pd.DataFrame({0: table.lower, 1: table.upper}, index=self._exog_names)
-
     def summary(self, title: str | None = None, alpha: float = 0.05) -> Summary:
         """Criterion, estimates with standard errors, variance components, and how the fit ended."""
         tables = [facts_table(self, self._data), self._estimates(alpha), components_table(self.varcorr)]
@@ -581,31 +473,29 @@ class MixedLMResults(StatsmodelsResults):
         limits = [f"[{alpha / 2:.3g}", f"{1 - alpha / 2:.3g}]"]
         columns = ["Coef.", "Std.Err.", "z", "P>|z|", *limits]
         fixed = pd.DataFrame(dict(zip(columns, table, strict=True)), index=list(self._exog_names))
-        rows, cols = self._data.covariance_positions
-        components = pd.DataFrame(
-            {"Coef.": self.cov_re.to_numpy()[rows, cols], "Std.Err.": self.bse_re.to_numpy()},
-            index=self._data.covariance_names,
-        )
+        values = self._covariance[self._data.covariance_positions]
+        components = pd.DataFrame({"Coef.": values}, index=list(self._data.covariance_names))
+        components = components.iloc[self._shown_order].assign(**{"Std.Err.": self.bse_re.to_numpy()})
         return pd.concat([fixed, components]).reindex(columns=columns)
+
+    @property
+    def _shown_order(self) -> Any:
+        """The order of the (co)variances in ``bse_re`` and the summary."""
+        return slice(None)
+
+    # ------------------------------------------------------------ keeping
+
+    def _keep_before_removal(self) -> None:
+        super()._keep_before_removal()
+        for name in ("bse_re", "_blups", "ranef", "ranef_cov"):
+            getattr(self, name)
+        self.summary()
 
     def __repr__(self) -> str:
         return str(self.summary())
 
     def _repr_html_(self) -> str:
         return self.summary().as_html()
-
-    # ------------------------------------------------------------ shorthands
-
-    @property
-    def model(self) -> Any:
-        """Names, where other packages look for them (statsmodels' ``summary_col``); there is no model object."""
-        names = list(self._exog_names)
-        data = SimpleNamespace(xnames=names, ynames=self._data.endog_name, param_names=names, frame=None)
-        return SimpleNamespace(endog_names=self._data.endog_name, exog_names=names, data=data)
-
-    @property
-    def _exog_names(self) -> tuple[str, ...]:
-        return self._data.exog_names
 
     @property
     def _factor(self) -> Factor:

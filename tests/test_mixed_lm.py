@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.optimize
 import scipy.stats
 
 import lme_jax as lme
@@ -14,7 +15,7 @@ from lme_jax.compat.params import MixedLMParams, VCSpec
 from lme_jax.core.components import Components, Term, root_hessian, root_map, root_of
 from lme_jax.core.em import em
 from lme_jax.errors import DataError, UnsupportedError
-from lme_jax.inference.contrasts import hypotheses
+from lme_jax.inference.hypotheses import hypotheses
 
 WHEEL = Path(import_module("statsmodels.regression").__file__).parent / "tests" / "results"
 
@@ -375,6 +376,62 @@ class TestResults:
         assert result.fe_params[0] == result.fe_params["const"]
         assert result.cov_params()[0:2, 0:2].shape == (2, 2)
         assert result.cov_re[0, 0] == pytest.approx(40.39395, rel=1e-6)
+
+    def test_every_labelled_attribute_of_array_models_takes_positions(self, dietox):
+        X = np.column_stack([np.ones(861), dietox.Time])
+        result = lme.MixedLM(dietox.Weight.to_numpy(), X, dietox.Pig.to_numpy(), X).fit()
+        labelled = [
+            name
+            for name in dir(result)
+            if not name.startswith("_") and isinstance(getattr(result, name), pd.core.base.PandasObject)
+        ]
+        assert len(labelled) == 12
+        for name in labelled:
+            value = getattr(result, name)
+            picked = value[0] if value.ndim == 1 else value[0, 0]
+            assert picked == (value.iloc[0] if value.ndim == 1 else value.iloc[0, 0])
+        for name in ("params", "bse", "tvalues", "pvalues"):
+            assert type(getattr(result, name)) is np.ndarray
+
+    def test_what_the_fit_was_asked_for(self, slopes):
+        free = MixedLMParams.from_components(np.ones(2), np.eye(2))
+        result = slopes.fit(free=free, full_output=True, use_t=True)
+        assert result.model is slopes and result.freepat is free and result.use_t
+        assert [record["method"] for record in result.hist] == ["newton"]
+        assert slopes.fit().hist is None and not slopes.fit().use_t
+        with pytest.raises(AttributeError):
+            result.model = None
+
+    def test_profile_with_a_held_variance(self, slopes):
+        """Cov(b)₀₀/σ² stays at 2, as in the fit: the profile of the slope's variance has its top at that fit."""
+        free = MixedLMParams.from_components(np.ones(2), np.diag([0.0, 1.0]))
+        start = MixedLMParams.from_components(np.zeros(2), np.diag([2.0, 0.05]))
+        result = slopes.fit(free=free, start_params=start)
+        curve = result.profile_re(1, "re", 1, 0.05, 1, 0.05)
+        assert curve[1] == pytest.approx([result.cov_re.iloc[1, 1], result.llf])
+        layout, N = slopes._layout, 861 - 2
+
+        def deviance(log_scale, variance):
+            omega = np.array([2.0, 0.0, variance / np.exp(log_scale)])
+            beta = layout.gls(omega)
+            ratio = layout.sigma2(beta, omega, True) / np.exp(log_scale)
+            return -2.0 * layout.loglike(beta, omega, True) + N * (ratio - 1.0 - np.log(ratio))
+
+        for value, llf in curve:
+            best = scipy.optimize.minimize_scalar(deviance, (1.5, 2.0), args=(value,), tol=1e-10).fun
+            assert llf == pytest.approx(-0.5 * best, abs=1e-7)
+
+
+class TestOptimisers:
+    @pytest.mark.parametrize("reml", [True, False])
+    def test_gradient_at_theta_of_any_sign(self, slopes, reml):
+        """A Fit has its derivatives in the canonical θ; a search may stand at another."""
+        from lme_jax.compat.optimisers import objective
+
+        at = objective(slopes._data, reml)
+        for theta in ([-1.5, 0.1, 0.3], [1.5, 0.1, -0.3], [-1.5, -0.1, -0.3]):
+            difference = numeric(lambda x: at(x)[0], np.array(theta))
+            np.testing.assert_allclose(at(np.array(theta))[1], difference, rtol=1e-6, atol=1e-6)
 
 
 def lmer_numbers(meth, kind, number):

@@ -173,6 +173,24 @@ def test_unit_of_the_weights_leaves_a_singular_fit_singular(factor):
     assert other.status == one.status
 
 
+@pytest.mark.parametrize("reml", [True, False])
+@pytest.mark.parametrize(("offset", "tolerance"), [(2e3, 1e-8), (2e4, 1e-6)])
+def test_a_covariate_far_from_zero_is_the_same_model(offset, tolerance, reml):
+    """ZᵀZ of a level holds the spread of x to eps·(x̄/spread)² only: 1e-9 of it at 2e4."""
+    data = lme.datasets.load("sleepstudy")
+    one = lme.lmer("Reaction ~ Days + (Days | Subject)", data, reml=reml)
+    moved = data.assign(Days=data["Days"] + offset)
+    other = lme.lmer("Reaction ~ Days + (Days | Subject)", moved, reml=reml)
+    assert other.status == one.status
+    assert other.deviance == pytest.approx(one.deviance, abs=tolerance)
+    assert int(other.fit.iterations) <= int(one.fit.iterations) + 3
+    np.testing.assert_allclose(other.fittedvalues, one.fittedvalues, rtol=1e-6)
+    move = np.array([[1.0, -offset], [0.0, 1.0]])
+    np.testing.assert_allclose(other.cov_re, move @ np.asarray(one.cov_re) @ move.T, rtol=1e-5)
+    again = lme.lmer("Reaction ~ Days + (Days | Subject)", moved, reml=reml, start=other.theta.to_numpy())
+    assert again.deviance == pytest.approx(other.deviance, abs=tolerance)
+
+
 # ---------------------------------------------------------------- a handful of the hunt
 
 

@@ -8,6 +8,7 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.optimize
 import scipy.stats
 
 import lme_jax as lme
@@ -134,6 +135,12 @@ class TestPickle:
             boot.intervals().lower.iloc[0],
         ]
         np.testing.assert_allclose(shown, here, rtol=1e-12)
+
+    def test_the_state_of_another_version_is_refused(self, fitted):
+        state = fitted.__getstate__()
+        for version in (state["_state_version"] + 1, None):
+            with pytest.raises(DataError, match="another version"):
+                type(fitted).__new__(type(fitted)).__setstate__({**state, "_state_version": version})
 
     def test_the_jackknife_survives(self, fitted):
         boot = pickle.loads(pickle.dumps(fitted.bootstrap(60, seed=2, progress=False)))
@@ -283,6 +290,22 @@ class TestParameters:
         # One variance and one covariance more: half of χ²₁, half of χ²₂.
         assert p == pytest.approx(0.5 * (scipy.stats.chi2.sf(statistic, 1) + scipy.stats.chi2.sf(statistic, 2)))
 
+    def test_likelihood_ratio_has_names_and_wants_one_response(self, fitted, sleepstudy):
+        small = lme.lmer("Reaction ~ Days + (1 | Subject)", sleepstudy)
+        test = fitted.compare_lr_test(small)
+        assert test == (test.statistic, test.pvalue, test.df)
+        assert "2 parameters more" in repr(test)
+        shuffled = lme.lmer("Reaction ~ Days + (1 | Subject)", sleepstudy.sample(frac=1.0, random_state=0))
+        assert fitted.compare_lr_test(shuffled).statistic == pytest.approx(test.statistic, abs=1e-8)
+        other = lme.lmer("np.log(Reaction) ~ Days + (1 | Subject)", sleepstudy)
+        with pytest.raises(DataError, match="different responses"):
+            fitted.compare_lr_test(other)
+        other.remove_data()
+        with pytest.raises(DataError, match=r"'Reaction' and 'np\.log"):
+            fitted.compare_lr_test(other)
+        with pytest.raises(DataError, match=r"update\(reml=False\)"):
+            fitted.compare_lr_test(lme.lmer("Reaction ~ 1 + (1 | Subject)", sleepstudy))
+
     def test_normalized_covariance_is_that_of_statsmodels(self):
         smf = pytest.importorskip("statsmodels.formula.api")
         data = datasets.load("dietox")
@@ -298,6 +321,154 @@ class TestParameters:
         other = lme.mixedlm("Reaction ~ Days", sleepstudy, groups="Subject").fit()
         text = str(summary_col([fitted, other], model_names=["lmer", "mixedlm"]))
         assert "251.4051" in text and "10.4673" in text and "Reaction" not in text.split("lmer")[0]
+
+
+class TestNoRandomEffects:
+    """Is the random effect needed? Against the same fixed effects alone."""
+
+    # R 4.2.2, lme4 1.1-31: −2 logLik(lm(Reaction ~ Days, sleepstudy), REML = TRUE), of lmer with (1 | Subject); ML.
+    ALONE, WITH = 1893.663663472109, 1786.465085394921
+    ALONE_ML, WITH_ML = 1900.293056356364, 1794.078643005226
+
+    @pytest.mark.parametrize(("reml", "alone", "full"), [(True, ALONE, WITH), (False, ALONE_ML, WITH_ML)])
+    def test_one_variance(self, sleepstudy, reml, alone, full):
+        smf = pytest.importorskip("statsmodels.formula.api")
+        fit = lme.lmer("Reaction ~ Days + (1 | Subject)", sleepstudy, reml=reml)
+        null = fit.without_random_effects()
+        assert null.deviance == pytest.approx(alone, abs=1e-9)
+        assert null.deviance == pytest.approx(float(lme.fit_at(np.zeros(1), fit._data.compressed, reml=reml).deviance))
+        ols = smf.ols("Reaction ~ Days", sleepstudy).fit()
+        np.testing.assert_allclose(null.beta, ols.params, rtol=1e-10)
+        for smaller in (None, null, ols):
+            statistic, p, df = fit.compare_lr_test(smaller)
+            assert (statistic, df) == (pytest.approx(alone - full, abs=1e-8), 1)
+            assert p == pytest.approx(0.5 * scipy.stats.chi2.sf(statistic, 1), rel=1e-8)
+
+    def test_weights_slopes_and_fewer_fixed_effects(self, sleepstudy):
+        smf = pytest.importorskip("statsmodels.formula.api")
+        data = sleepstudy.assign(w=1 + np.arange(1, 181) % 3)
+        fit = lme.lmer(FORMULA, data, weights="w")
+        wls = smf.wls("Reaction ~ Days", data, weights=data.w).fit()
+        # R: logLik(lm(Reaction ~ Days, sleepstudy, weights = w), REML = TRUE)
+        assert fit.without_random_effects().deviance == pytest.approx(1900.59567938427, abs=1e-9)
+        test = fit.compare_lr_test(wls)
+        tails = scipy.stats.chi2.sf(test.statistic, [1, 2, 3])
+        assert (test.df, test.pvalue) == (3, pytest.approx(tails @ [0.25, 0.5, 0.25]))
+        ml = lme.lmer("Reaction ~ Days + (1 | Subject)", sleepstudy, reml=False)
+        test = ml.compare_lr_test(smf.ols("Reaction ~ 1", sleepstudy).fit())
+        # R: anova(lmer(Reaction ~ Days + (1 | Subject), REML = FALSE), lm(Reaction ~ 1)): 166.97031 on 2
+        assert (test.statistic, test.df) == (pytest.approx(1961.048951702 - self.WITH_ML, abs=1e-8), 2)
+
+    def test_a_variance_of_zero(self, rng):
+        data = pd.DataFrame({"g": np.repeat(np.arange(10), 5), "y": np.tile(np.arange(5.0), 10)})
+        data["y"] += 0.01 * rng.normal(size=50)
+        with pytest.warns(SingularFitWarning):
+            fit = lme.lmer("y ~ 1 + (1 | g)", data)
+        assert fit.compare_lr_test() == (pytest.approx(0.0, abs=1e-9), 1.0, 1)
+
+    def test_an_offset(self, sleepstudy):
+        fit = lme.lmer("Reaction ~ Days + (1 | Subject)", sleepstudy, offset=10.0 * sleepstudy.Days)
+        assert fit.without_random_effects().deviance == pytest.approx(self.ALONE, abs=1e-9)
+        ols = pytest.importorskip("statsmodels.formula.api").ols("Reaction ~ Days", sleepstudy).fit()
+        with pytest.raises(DataError, match="offset"):
+            fit.compare_lr_test(ols)
+
+    @pytest.mark.parametrize(
+        ("formula", "kind", "says"),
+        [
+            ("np.log(Reaction) ~ Days", "ols", "different responses"),
+            ("Reaction ~ np.log(Days + 1)", "ols", "not nested"),
+            ("Reaction ~ 1", "ols", "under REML"),
+            ("Reaction ~ Days", "wls", "prior weights"),
+            ("Reaction ~ Days", "gls", "no least-squares fit"),
+        ],
+    )
+    def test_what_cannot_be_compared(self, fitted, sleepstudy, formula, kind, says):
+        smf = pytest.importorskip("statsmodels.formula.api")
+        options = {"wls": {"weights": 1.0 + sleepstudy.Days}, "gls": {"sigma": 1.0 + sleepstudy.Days}}
+        smaller = getattr(smf, kind)(formula, sleepstudy, **options.get(kind, {})).fit()
+        with pytest.raises(DataError, match=says):
+            fitted.compare_lr_test(smaller)
+        with pytest.raises(DataError, match="180 and 100"):
+            fitted.compare_lr_test(smf.ols("Reaction ~ Days", sleepstudy[:100]).fit())
+
+
+class TestProfile:
+    """ℓ with a variance held, beside its maximum over the other parameters in dense algebra."""
+
+    def frame(self):
+        rng = np.random.default_rng(5)
+        g = np.repeat(np.arange(9), 6)
+        x = rng.normal(size=54)
+        y = 1.0 + x + rng.normal(size=9)[g] + 0.7 * rng.normal(size=9)[g] * x + rng.normal(size=54)
+        return pd.DataFrame({"y": y, "x": x, "g": g})
+
+    def dense(self, data, covariance, reml, x0):
+        """max ℓ over (log σ², the arguments of ``covariance``)."""
+        Z, X = np.column_stack([np.ones(54), data.x]), np.column_stack([np.ones(54), data.x])
+        same = np.equal.outer(data.g.to_numpy(), data.g.to_numpy())
+
+        def deviance(x):
+            V = np.exp(x[0]) * np.eye(54) + same * (Z @ covariance(*x[1:]) @ Z.T)
+            A = X.T @ np.linalg.solve(V, X)
+            r = data.y - X @ np.linalg.solve(A, X.T @ np.linalg.solve(V, data.y))
+            value = np.linalg.slogdet(V)[1] + r @ np.linalg.solve(V, r) + 54 * np.log(2 * np.pi)
+            return value + (np.linalg.slogdet(A)[1] - 2 * np.log(2 * np.pi) if reml else 0.0)
+
+        starts = [np.array(x0) + 0.1 * k for k in (-1, 0, 1)]
+        options = {"maxiter": 10**5, "maxfev": 10**5, "xatol": 1e-9, "fatol": 1e-12}
+        ends = [scipy.optimize.minimize(deviance, x, method="Nelder-Mead", options=options).fun for x in starts]
+        return -0.5 * min(ends)
+
+    @pytest.mark.parametrize("reml", [True, False])
+    @pytest.mark.parametrize("effect", [0, 1])
+    def test_correlated_effects(self, reml, effect):
+        data = self.frame()
+        fit = lme.lmer("y ~ x + (x | g)", data, reml=reml)
+        curve = fit.profile_re(effect, "re", 2, 0.4, 2, 3.0)
+
+        def psi(v, log_other, z):
+            sd = np.sqrt([v, np.exp(log_other)]) if effect == 0 else np.sqrt([np.exp(log_other), v])
+            return np.outer(sd, sd) * [[1.0, np.tanh(z)], [np.tanh(z), 1.0]]
+
+        for value, llf in curve:
+            expected = self.dense(data, lambda a, z, v=value: psi(v, a, z), reml, [0.0, 0.0, 0.0])
+            assert llf == pytest.approx(expected, abs=1e-7)
+        assert curve[2] == pytest.approx([fit.cov_re.iloc[effect, effect], fit.llf])
+
+    def test_compound_symmetry(self):
+        data = self.frame()
+        fit = lme.lmer("y ~ x + (x | g)", data, structures={"g": "compound_symmetry"})
+        curve = fit.profile_re(0, "re", 1, 0.3, 1, 2.0)
+        for value, llf in curve:
+            expected = self.dense(
+                data, lambda z, v=value: v * np.array([[1.0, np.tanh(z)], [np.tanh(z), 1.0]]), True, [0.0, 0.0]
+            )
+            assert llf == pytest.approx(expected, abs=1e-7)
+
+    def test_at_zero_it_is_the_model_without_the_effect(self, fitted, sleepstudy):
+        without = lme.lmer("Reaction ~ Days + (1 | Subject)", sleepstudy)
+        curve = fitted.profile_re(1, "re", 2, 1e9, 1, 1.0)
+        assert curve[0] == pytest.approx([0.0, without.llf], abs=1e-7)
+        data = datasets.load("penicillin")
+        both = lme.lmer("diameter ~ 1 + (1 | plate) + (1 | sample)", data)
+        curve = both.profile_re("sample (Intercept)", "vc", 1, 1e9, 1, 1.0)
+        assert curve[0, 1] == pytest.approx(lme.lmer("diameter ~ 1 + (1 | plate)", data).llf, abs=1e-7)
+
+    def test_of_a_variance_estimated_as_zero(self):
+        data = pd.DataFrame({"g": np.repeat(np.arange(10), 5), "y": np.tile(np.arange(5.0), 10)})
+        data["y"] += 0.01 * np.random.default_rng(0).normal(size=50)
+        with pytest.warns(SingularFitWarning):
+            fit = lme.lmer("y ~ 1 + (1 | g)", data)
+        curve = fit.profile_re(0, "re", 1, 1.0, 3, 1.0)
+        assert curve[:2] == pytest.approx(np.array([[0.0, fit.llf]] * 2), abs=1e-9)
+        assert (np.diff(curve[1:, 1]) < 0).all()
+
+    def test_names(self, fitted):
+        with pytest.raises(DataError, match="2 correlated"):
+            fitted.profile_re(2, "re")
+        with pytest.raises(DataError, match="'Subject Days'"):
+            fitted.profile_re("Days", "vc")
 
 
 class TestTerms:
@@ -636,3 +807,12 @@ def test_what_is_imported_at_once():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_names_of_statsmodels_packing_are_on_its_own_results_only(fitted, sleepstudy):
+    theirs = lme.mixedlm("Reaction ~ Days", sleepstudy, groups="Subject", re_formula="~Days").fit()
+    public = [{name for name in dir(result) if not name.startswith("_")} for result in (fitted, theirs)]
+    packing = {"k_re", "k_re2", "k_vc", "df_modelwc", "vcomp", "freepat", "hist", "fe_pen", "cov_pen"}
+    packing |= {"params_object", "conf_int_params", "normalized_cov_params", "bse_fe_joint"}
+    assert public[1] - public[0] == packing
+    assert public[0] <= public[1]

@@ -1,18 +1,23 @@
-"""statsmodels' packed order of the covariance parameters: correlated effects first, then components by name."""
+"""statsmodels' packed order of the covariance parameters: correlated effects first, then components by name.
+
+All that compat/ asks of the likelihood at given parameters is asked here, in that order.
+"""
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
-from ..core.components import Components, Term
+from ..core.components import Components, Term, root_map, root_of
 from ..core.covariance import Block, Template, linear_basis
+from ..core.em import em
 from ..data import ModelData
 from ..errors import UnsupportedError
 
 
 @dataclass(frozen=True)
-class Layout:
+class PackedLayout:
     """Where the packed parameters (the design's order of terms) stand in the fit's θ and covariance (by factor)."""
 
     data: ModelData
@@ -62,3 +67,39 @@ class Layout:
         theta = np.empty(len(packed))
         theta[self.theta_order] = packed
         return theta
+
+    # ------------------------------------------------------------ ω and its roots
+
+    def roots_to_omega(self, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """ω of packed θ, and its Jacobian (k, k)."""
+        return root_map(theta, self.template)
+
+    def omega_to_roots(self, omega: np.ndarray) -> np.ndarray:
+        """Packed θ of ω, zero columns where it is singular."""
+        return root_of(omega, self.template)
+
+    # ------------------------------------------------------------ the likelihood at given β (p,) and ω (k,)
+
+    def gls(self, omega: np.ndarray) -> np.ndarray:
+        """β̂(ω)."""
+        return self.components.gls(omega)
+
+    def sigma2(self, beta: np.ndarray, omega: np.ndarray, reml: bool) -> float:
+        """σ̂²(β, ω)."""
+        return self.components.scale(beta, omega, reml)
+
+    def loglike(self, beta: np.ndarray, omega: np.ndarray, reml: bool) -> float:
+        """ℓ with σ² profiled out."""
+        return self.components.loglike(beta, omega, reml)
+
+    def score_and_hessian(self, beta: np.ndarray, omega: np.ndarray, reml: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Derivatives of ``loglike`` in (β, ω)."""
+        return self.components.score_and_hessian(beta, omega, reml)
+
+    def em(self, omega: np.ndarray, steps: int, reml: bool) -> tuple[np.ndarray, list[float]]:
+        """ω after EM steps, and ℓ after each."""
+        return em(self.components, omega, steps, reml)
+
+    def effects_covariance(self, omega: np.ndarray) -> Any:
+        """Sparse Var(b | y)/σ² of all effects, by term, level, effect."""
+        return self.components.effects_covariance(omega)[0]

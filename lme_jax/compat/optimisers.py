@@ -9,15 +9,13 @@ import scipy  # scipy.optimize loads at its first use
 
 from ..core import covariance
 from ..core import fit as core
-from ..core.components import root_hessian, root_map, root_of
 from ..core.covariance import SINGULAR_BELOW
-from ..core.em import em
-from ..core.moments import GroupData
 from ..core.records import Fit
 from ..core.types import Status
 from ..data import ModelData
 from ..errors import ConvergenceError, DataError, warn_caller
-from .layout import Layout
+from ..inference.profile import curvature, slopes, theta_units
+from .layout import PackedLayout
 
 METHODS = ("newton", "lbfgs", "bfgs", "cg", "nm", "powell")
 FIT_OPTIONS = ("gtol", "maxiter", "eps", "maxcor", "ftol", "xtol", "tol", "disp", "maxls", "m", "pgtol", "use_t")
@@ -28,16 +26,6 @@ REMAINING = 1e-5
 History = list[dict[str, Any]]
 
 
-# ---------------------------------------------------------------- θ in conditioned units
-
-
-def theta_scale(data: ModelData) -> np.ndarray:
-    """(k,) factors that make θ dimensionless in conditioned units of Z."""
-    compressed = data.compressed
-    basis = compressed.moments.basis if isinstance(compressed, GroupData) else compressed.basis
-    return covariance.theta_scale(data.template, np.asarray(basis.z_scale))
-
-
 def default_start(data: ModelData) -> np.ndarray:
     """θ (k,) of L = I in conditioned units."""
     parts = []
@@ -45,17 +33,14 @@ def default_start(data: ModelData) -> np.ndarray:
         rows, columns = np.tril_indices(block.size)
         ones = (rows == columns).astype(float) if block.structure == "unstructured" else np.ones(block.n_theta)
         parts.append(np.array([1.0, 0.0]) if block.structure == "ar1" and block.size > 1 else ones)
-    return np.concatenate(parts) / theta_scale(data)
+    return np.concatenate(parts) / theta_units(data)
 
 
 def objective(data: ModelData, reml: bool) -> Callable[[np.ndarray], tuple[float, np.ndarray]]:
     """Deviance and exact gradient in θ, float64; +∞ where it is not finite."""
 
     def at(theta: np.ndarray) -> tuple[float, np.ndarray]:
-        there = core.fit_at(theta, data.compressed, reml=reml)
-        if not np.isfinite(there.deviance):
-            return np.inf, np.zeros(len(theta))
-        return float(there.deviance), np.asarray(there.gradient)
+        return slopes(theta, data.compressed, reml)[:2]
 
     return at
 
@@ -90,7 +75,7 @@ def search(
     options: Mapping[str, Any],
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Minimise the deviance over the free entries of θ by a named method; returns θ and what happened."""
-    scale, at = theta_scale(data), objective(data, reml)
+    scale, at = theta_units(data), objective(data, reml)
     path: list[float] = []
 
     def reduced(x: np.ndarray) -> tuple[float, np.ndarray]:
@@ -129,45 +114,36 @@ def minimize(fun: Any, x0: np.ndarray, method: str, options: Mapping[str, Any]) 
     return np.atleast_1d(found.x)
 
 
-def newton_held(layout: Layout, reml: bool, start: np.ndarray, free: np.ndarray, gtol: float) -> np.ndarray:
-    """Trust-region Newton over the free entries of θ (the data's order), exact second derivatives."""
-    order, model = layout.theta_order, layout.components
-    packed, held = start[order], ~free[order]
-    scale = theta_scale(layout.data)[order]
-
-    def derivatives(x: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
-        theta = packed.copy()
-        theta[~held] = x / scale[~held]
-        omega, jacobian = root_map(theta, model.template)
-        value, score, hessian = model.profiled(omega, reml)
-        curvature = root_hessian(theta, score, hessian, model.template)
-        to = 1.0 / scale[~held]
-        return (
-            -2.0 * value,
-            -2.0 * (jacobian.T @ score)[~held] * to,
-            -2.0 * curvature[np.ix_(~held, ~held)] * np.outer(to, to),
-        )
-
-    if held.all():
+def newton_held(data: ModelData, reml: bool, start: np.ndarray, free: np.ndarray, gtol: float) -> np.ndarray:
+    """Trust-region Newton over the free entries of θ, exact second derivatives."""
+    if not free.any():
         return start
+    scale = theta_units(data)[free]
+
+    def theta_of(x: np.ndarray) -> np.ndarray:
+        theta = start.copy()
+        theta[free] = x / scale
+        return theta
+
+    def value(x: np.ndarray) -> tuple[float, np.ndarray]:
+        there = slopes(theta_of(x), data.compressed, reml)
+        return there.deviance, there.gradient[free] / scale
+
     found = scipy.optimize.minimize(
-        lambda x: derivatives(x)[:2],
-        packed[~held] * scale[~held],
+        value,
+        start[free] * scale,
         jac=True,
-        hess=lambda x: derivatives(x)[2],
+        hess=lambda x: curvature(theta_of(x), data.compressed, reml)[np.ix_(free, free)] / np.outer(scale, scale),
         method="trust-exact",
         options={"gtol": gtol, "maxiter": 200},
     )
-    packed = packed.copy()
-    packed[~held] = found.x / scale[~held]
-    return layout.unpack_theta(packed)
+    return theta_of(found.x)
 
 
-def em_start(layout: Layout, reml: bool, theta: np.ndarray, steps: int) -> tuple[np.ndarray, dict[str, Any]]:
+def em_start(layout: PackedLayout, reml: bool, theta: np.ndarray, steps: int) -> tuple[np.ndarray, dict[str, Any]]:
     """θ after some EM steps."""
-    model = layout.components
-    omega, path = em(model, root_map(theta[layout.theta_order], model.template)[0], steps, reml)
-    theta = layout.unpack_theta(root_of(omega, model.template))
+    omega, path = layout.em(layout.roots_to_omega(theta[layout.theta_order])[0], steps, reml)
+    theta = layout.unpack_theta(layout.omega_to_roots(omega))
     return theta, {"method": "em", "evaluations": steps, "deviances": [-2.0 * v for v in path], "params": theta}
 
 
@@ -175,7 +151,7 @@ def ascent_start(
     data: ModelData, reml: bool, theta: np.ndarray, free: np.ndarray, steps: int
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """θ after some steepest-ascent steps, each halved until ℓ rises."""
-    at, scale = objective(data, reml), theta_scale(data)
+    at, scale = objective(data, reml), theta_units(data)
     value, slope = at(theta)
     path, size = [value], 1.0
     for _ in range(steps):
@@ -202,7 +178,7 @@ def ascent_start(
 
 
 def penalised(
-    layout: Layout,
+    layout: PackedLayout,
     reml: bool,
     theta: np.ndarray,
     fe_pen: Any,
@@ -211,20 +187,19 @@ def penalised(
     method: str,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Maximise ℓ(β, ω) − fe_pen(β) − cov_pen(D) jointly over β and θ; returns β and θ (the data's order)."""
-    model, p = layout.components, layout.components.n_fixed
-    packed = theta[layout.theta_order]
-    omega = root_map(packed, model.template)[0]
-    beta0 = model.gls(omega)
-    hessian = model.score_and_hessian(beta0, omega, reml)[1]
-    unit = np.concatenate([1.0 / np.sqrt(-np.diag(hessian)[:p]), 1.0 / theta_scale(layout.data)[layout.theta_order]])
+    p, packed = layout.data.X.shape[1], theta[layout.theta_order]
+    omega = layout.roots_to_omega(packed)[0]
+    beta0 = layout.gls(omega)
+    hessian = layout.score_and_hessian(beta0, omega, reml)[1]
+    unit = np.concatenate([1.0 / np.sqrt(-np.diag(hessian)[:p]), 1.0 / theta_units(layout.data)[layout.theta_order]])
 
     def fun(x: np.ndarray) -> tuple[float, np.ndarray]:
         beta, root = x[:p] * unit[:p], x[p:] * unit[p:]
-        omega, jacobian = root_map(root, model.template)
-        value = model.loglike(beta, omega, reml)
+        omega, jacobian = layout.roots_to_omega(root)
+        value = layout.loglike(beta, omega, reml)
         if not np.isfinite(value):
             return np.inf, np.zeros(len(x))
-        score = model.score_and_hessian(beta, omega, reml)[0]
+        score = layout.score_and_hessian(beta, omega, reml)[0]
         if fe_pen is not None:
             value -= float(fe_pen.func(beta))
             score[:p] -= fe_pen.deriv(beta)
@@ -246,7 +221,7 @@ def penalised(
     return x[:p] * unit[:p], layout.unpack_theta(x[p:] * unit[p:])
 
 
-def _covariance_penalty(pen: Any, omega: np.ndarray, layout: Layout) -> tuple[float, np.ndarray]:
+def _covariance_penalty(pen: Any, omega: np.ndarray, layout: PackedLayout) -> tuple[float, np.ndarray]:
     """Value and slope of a penalty on D = Ψ/σ² of the correlated effects."""
     block = layout.template[0]
     slope = np.zeros(len(omega))
@@ -263,25 +238,10 @@ def _covariance_penalty(pen: Any, omega: np.ndarray, layout: Layout) -> tuple[fl
     return float(pen.func(relative, inverse)), slope
 
 
-def lasso(cov: np.ndarray, beta_hat: np.ndarray, alpha: np.ndarray, start: Any, tol: float, maxit: int) -> np.ndarray:
-    """argmin (β − β̂)ᵀC⁻¹(β − β̂) + Σ α|β| by cyclic coordinate descent; C the GLS covariance of β̂."""
-    precision = np.linalg.inv(cov)
-    beta = beta_hat.copy() if start is None else np.asarray(start, float)[: len(beta_hat)].copy()
-    unit = 1.0 / np.sqrt(np.diag(precision))
-    for _ in range(maxit):
-        before = beta.copy()
-        for j in range(len(beta)):
-            pull = precision[j] @ (beta_hat - beta) + precision[j, j] * beta[j]
-            beta[j] = np.sign(pull) * max(abs(pull) - 0.5 * alpha[j], 0.0) / precision[j, j]
-        if np.max(np.abs(beta - before) / unit) < tol:
-            break
-    return beta
-
-
 # ---------------------------------------------------------------- the record of a point
 
 
-def fit_at(
+def judged_fit(
     data: ModelData, reml: bool, theta: np.ndarray, free: np.ndarray, evaluations: int, *, searched: bool = True
 ) -> Fit:
     """The Fit of given θ (k,): nothing moves. Converged if the free parameters have nothing left to gain."""
@@ -289,7 +249,7 @@ def fit_at(
     if int(found.status) == Status.NOT_FINITE:
         raise ConvergenceError("the deviance is not finite at these parameters: try another start or method")
     remaining = _remaining(np.asarray(found.gradient)[free], np.asarray(found.hessian)[np.ix_(free, free)])
-    smallest = float(covariance.smallest_root(found.theta * theta_scale(data), data.template))
+    smallest = float(covariance.smallest_root(found.theta * theta_units(data), data.template))
     status = Status.CONVERGED if remaining < REMAINING else Status.STALLED
     if status is Status.CONVERGED and smallest < SINGULAR_BELOW:
         status = Status.SINGULAR

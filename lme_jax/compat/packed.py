@@ -11,18 +11,96 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..inference.wald import check_alpha
+from ..core.records import Fit
+from ..data import ModelData
+from ..errors import DataError
+from ..inference.hypotheses import WaldTest, hypotheses, wald_test
+from ..inference.wald import check_alpha, chosen_covariance
 from ..lazy import handed_out
-from .inherited import StatsmodelsResults
+from ..results import MixedLMResults
+from .layout import PackedLayout
+from .likelihood import Likelihood
 from .params import MixedLMParams
 
 
-class PackedEstimates(StatsmodelsResults):
-    """``params`` and what belongs to them; a mixin before ``MixedLMResults``."""
+class PackedEstimates(MixedLMResults):
+    """A result of a ``MixedLM``, with ``params`` and what belongs to them.
+
+    Parameters
+    ----------
+    data, fit, **how : of ``MixedLMResults``.
+    model : MixedLM
+        Whose packing it is; ``data`` may hold fewer parameters (independent effects).
+    freepat : MixedLMParams, optional
+        The mask of the fit.
+    hist : list, optional
+        What its searches did.
+    fe_pen, cov_pen : penalties, optional
+    """
+
+    def __init__(
+        self,
+        data: ModelData,
+        fit: Fit,
+        *,
+        model: Likelihood,
+        freepat: MixedLMParams | None = None,
+        hist: list[dict[str, Any]] | None = None,
+        fe_pen: Any = None,
+        cov_pen: Any = None,
+        **how: Any,
+    ) -> None:
+        super().__init__(data, fit, **how)
+        self._model = model
+        self.freepat, self.hist, self.fe_pen, self.cov_pen = freepat, hist, fe_pen, cov_pen
+
+    @property
+    def model(self) -> Likelihood:
+        """The model that was fitted; a later fit of it leaves this result alone."""
+        return self._model
+
+    # ------------------------------------------------------------ packing
+
+    @property
+    def _layout(self) -> PackedLayout:
+        return self._model._layout
+
+    @cached_property
+    def _omega(self) -> np.ndarray:
+        """Packed Cov(b)/σ²."""
+        L = np.asarray(self.fit.relative_factor)
+        return self._layout.omega(L @ L.T)
+
+    @cached_property
+    def _free(self) -> np.ndarray:
+        """(K,) which packed parameters were estimated."""
+        if self.freepat is None:
+            return np.ones(self.k_fe + len(self.fit.theta), dtype=bool)
+        return np.concatenate([np.ones(self.k_fe, bool), self.freepat.get_packed(use_sqrt=False) != 0])
+
+    @property
+    def k_re(self) -> int:
+        """Number of correlated random effects of a group."""
+        return self._model.k_re
+
+    @property
+    def k_re2(self) -> int:
+        """Number of their (co)variances."""
+        return self._model.k_re2
+
+    @property
+    def k_vc(self) -> int:
+        """Number of independent variance components."""
+        return self._model.k_vc
+
+    @property
+    def df_modelwc(self) -> int:
+        """Number of ``params``."""
+        return len(self._packed)
 
     @property
     def param_names(self) -> list[str]:
-        return [*self._data.exog_names, *self._layout.names]
+        return [*self._exog_names, *self._layout.names]
 
     @property
     def params_object(self) -> MixedLMParams:
@@ -41,7 +119,7 @@ class PackedEstimates(StatsmodelsResults):
     @cached_property
     def _packed_cov(self) -> np.ndarray:
         """Inverse negative joint Hessian in (β, Cov/σ²), (K, K); zeros beside held parameters."""
-        hessian = self._layout.components.score_and_hessian(np.asarray(self.fit.beta), self._omega, self.reml)[1]
+        hessian = self._layout.score_and_hessian(np.asarray(self.fit.beta), self._omega, self.reml)[1]
         free = np.flatnonzero(self._free)
         cov = np.zeros_like(hessian)
         information = -hessian[np.ix_(free, free)]
@@ -64,7 +142,7 @@ class PackedEstimates(StatsmodelsResults):
     @handed_out
     def bse_fe_joint(self) -> pd.Series:
         """Standard errors of β from the joint Hessian, what statsmodels calls ``bse_fe``."""
-        return pd.Series(np.asarray(self.bse)[: self.k_fe], index=list(self._data.exog_names), name="bse_fe_joint")
+        return pd.Series(np.asarray(self.bse)[: self.k_fe], index=list(self._exog_names), name="bse_fe_joint")
 
     @handed_out
     def tvalues(self) -> pd.Series:
@@ -98,19 +176,26 @@ class PackedEstimates(StatsmodelsResults):
     def _frame(self, values: np.ndarray) -> pd.DataFrame:
         return pd.DataFrame(values, index=self.param_names, columns=self.param_names)
 
+    def wald_test(self, r_matrix: Any, use_f: bool | None = None) -> WaldTest:
+        """Joint χ² (or F) test of Rb = c.
+
+        Text and arrays with k_fe columns concern the fixed effects and use their GLS covariance; arrays with
+        K columns, and text that names a covariance parameter, concern ``params`` and use ``cov_params()``.
+        """
+        r, c = hypotheses(r_matrix, self.param_names)
+        text = isinstance(r_matrix, str) or (isinstance(r_matrix, (list, tuple)) and isinstance(r_matrix[0], str))
+        if text and not r[:, self.k_fe :].any():
+            r = r[:, : self.k_fe]
+        K = len(self._packed)
+        if r.shape[1] not in (self.k_fe, K):
+            raise DataError(
+                f"r_matrix has {r.shape[1]} columns; give {self.k_fe} for the fixed effects or {K} for all parameters"
+            )
+        if r.shape[1] == K:
+            return wald_test(r, c, self._packed, self._packed_cov, self._df(use_f))
+        return super().wald_test((r, c), use_f)
+
     def _keep_before_removal(self) -> None:
-        for name in ("bse", "pvalues", "_packed_cov"):
+        for name in ("bse", "pvalues", "_packed_cov", "_omega"):
             getattr(self, name)
         super()._keep_before_removal()
-
-
-def chosen_covariance(cov: pd.DataFrame, r_matrix: Any, column: Any) -> Any:
-    """The covariance, the part of some positions (``column``), or R·cov·Rᵀ."""
-    if column is not None:
-        places = np.atleast_1d(column)
-        picked = cov.to_numpy()[np.ix_(places, places)]
-        return picked[0, 0] if np.ndim(column) == 0 else picked
-    if r_matrix is None:
-        return cov
-    r = np.asarray(r_matrix, float)
-    return r @ cov.to_numpy() @ r.T

@@ -2,82 +2,20 @@
 
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
-from ..inference.wald import wald_table
+from ..inference.prediction import design_rows
 from ..lazy import handed_out
-from ..results import MixedLMResults
 from ..summary import Summary
-from .layout import Layout
+from .layout import PackedLayout
 from .packed import PackedEstimates
 
-# Plain arrays in array models, as in statsmodels; everything else keeps its labels and takes positions too.
-_PLAIN = ("params", "bse", "tvalues", "pvalues")
 
-
-class PositionalSeries(pd.Series):
-    """A Series that also takes integer positions, as the plain arrays of statsmodels' array models do."""
-
-    @property
-    def _constructor(self) -> Any:
-        return PositionalSeries
-
-    @property
-    def _constructor_expanddim(self) -> Any:
-        return PositionalFrame
-
-    def __getitem__(self, key: Any) -> Any:
-        try:
-            return super().__getitem__(key)
-        except (KeyError, IndexError, ValueError):
-            return self.iloc[key]
-
-
-class PositionalFrame(pd.DataFrame):
-    """A DataFrame that also takes a pair of integer positions or slices."""
-
-    @property
-    def _constructor(self) -> Any:
-        return PositionalFrame
-
-    @property
-    def _constructor_sliced(self) -> Any:
-        return PositionalSeries
-
-    def __getitem__(self, key: Any) -> Any:
-        if isinstance(key, tuple) and all(isinstance(k, (int, np.integer, slice)) for k in key):
-            picked: Any = self.iloc[key]
-            return picked.to_numpy() if isinstance(picked, pd.DataFrame) else picked
-        return super().__getitem__(key)
-
-
-class StatsmodelsFit(PackedEstimates, MixedLMResults):
-    """A fit made by ``MixedLM``: ``conf_int`` is that of ``params``, ``random_effects`` are those of the groups.
-
-    Models of plain arrays give labelled results that take positions too: ``result.params[0]``.
-    """
-
-    model: Any = None
-
-    @property
-    def _layout(self) -> Layout:
-        return self.model._layout if self.model is not None else self._own_layout
-
-    def __getattribute__(self, name: str) -> Any:
-        value = super().__getattribute__(name)
-        if name.startswith("_") or not isinstance(value, (pd.Series, pd.DataFrame)):
-            return value
-        if not self.__dict__.get("_from_arrays", False):
-            return value
-        return np.array(value) if name in _PLAIN else _positional(value)
-
-    def cov_params(self, r_matrix: Any = None, column: Any = None, scale: Any = None) -> Any:
-        """Covariance of ``params``; see ``PackedEstimates.cov_params``."""
-        out = super().cov_params(r_matrix, column, scale)
-        return _positional(out) if self.__dict__.get("_from_arrays", False) and isinstance(out, pd.DataFrame) else out
+class StatsmodelsFit(PackedEstimates):
+    """A fit made by ``MixedLM``: ``conf_int`` is that of ``params``, ``random_effects`` are those of the groups."""
 
     def conf_int(self, alpha: float = 0.05, cols: Any = None) -> pd.DataFrame:
         """Wald limits (K, 2) of the packed ``params`` (``t_test`` gives those of β by GLS)."""
@@ -87,21 +25,11 @@ class StatsmodelsFit(PackedEstimates, MixedLMResults):
     @handed_out
     def cov_re(self) -> pd.DataFrame:
         """Ψ of the correlated random effects, response units²; the components are in ``vcomp``."""
-        first = self._layout.data.design.terms[0]
-        if first.structure == "identity":
+        if not self.k_re:
             return pd.DataFrame(np.zeros((0, 0)))
         where = self._data.term_slices[self._layout.positions[0]]
-        return pd.DataFrame(self._full_cov_re()[where, where], index=first.columns, columns=first.columns)
-
-    def _full_cov_re(self) -> np.ndarray:
-        """Ψ of all effects, components too."""
-        L = np.asarray(self.fit.relative_factor)
-        return self.scale * (L @ L.T)
-
-    @property
-    def cov_re_unscaled(self) -> pd.DataFrame:
-        """Ψ/σ̂²."""
-        return self.cov_re / self.scale
+        columns = self._layout.data.design.terms[0].columns
+        return pd.DataFrame(self._covariance[where, where], index=columns, columns=columns)
 
     @property
     def vcomp(self) -> np.ndarray:
@@ -111,8 +39,25 @@ class StatsmodelsFit(PackedEstimates, MixedLMResults):
     @handed_out
     def bse_re(self) -> pd.Series:
         """Standard errors of the (co)variances on their own scale (k,), NaN at a singular fit."""
-        errors = super().bse_re
-        return errors if self.freepat is not None else errors.iloc[self._layout.theta_order]
+        return super().bse_re.iloc[self._shown_order]
+
+    @property
+    def _shown_order(self) -> np.ndarray:
+        """The packed order."""
+        return PackedLayout(self._data).theta_order
+
+    def profile_re(
+        self,
+        re_ix: int | str,
+        vtype: Literal["re", "vc"],
+        num_low: int = 5,
+        dist_low: float = 1.0,
+        num_high: int = 5,
+        dist_high: float = 1.0,
+        **fit_kwargs: Any,
+    ) -> np.ndarray:
+        """See ``MixedLMResults.profile_re``; ``fit_kwargs``, statsmodels' options of its fits, have no effect."""
+        return super().profile_re(re_ix, vtype, num_low, dist_low, num_high, dist_high)
 
     # ------------------------------------------------------------ random effects by group
 
@@ -143,7 +88,7 @@ class StatsmodelsFit(PackedEstimates, MixedLMResults):
     @cached_property
     def random_effects_cov(self) -> dict[Any, pd.DataFrame]:
         """Var(b | y) with β, θ fixed: group → DataFrame over the effects of ``random_effects``."""
-        V = self.scale * self._layout.components.effects_covariance(self._omega)[0]
+        V = self.scale * self._layout.effects_covariance(self._omega)
         return {
             label: pd.DataFrame(V[at][:, at].toarray(), index=names, columns=names)
             for label, at, names in self._group_places
@@ -173,8 +118,7 @@ class StatsmodelsFit(PackedEstimates, MixedLMResults):
     def remove_data(self) -> None:
         """Forget the rows; see ``MixedLMResults.remove_data``."""
         super().remove_data()
-        if self.model is not None:
-            self.model = self.model._without_rows()
+        self._model = self._model._without_rows()
 
     # ------------------------------------------------------------ prediction and report
 
@@ -193,25 +137,12 @@ class StatsmodelsFit(PackedEstimates, MixedLMResults):
         """
         if exog is None:
             return super().predict(random_effects=random_effects, **options)
-        is_row = isinstance(exog, pd.Series) and not self.__dict__.get("_from_arrays", False)
-        frame = exog.to_frame().T.infer_objects() if is_row else exog
-        if transform and not self.__dict__.get("_from_arrays", False) and isinstance(frame, (pd.DataFrame, Mapping)):
+        labelled = not self._model._from_arrays
+        frame = exog.to_frame().T.infer_objects() if labelled and isinstance(exog, pd.Series) else exog
+        if transform and labelled and isinstance(frame, (pd.DataFrame, Mapping)):
             return super().predict(frame, random_effects=random_effects, **options)
-        mean = self._array_rows(exog) @ np.asarray(self.fit.beta)
+        mean = design_rows(exog, self.k_fe) @ np.asarray(self.fit.beta)
         return pd.Series(mean, index=exog.index) if isinstance(exog, pd.DataFrame) else mean
-
-    def _estimates(self, alpha: float) -> pd.DataFrame:
-        table = wald_table(np.asarray(self.fe_params), np.asarray(self.bse_fe), alpha)
-        limits = [f"[{alpha / 2:.3g}", f"{1 - alpha / 2:.3g}]"]
-        columns = ["Coef.", "Std.Err.", "z", "P>|z|", *limits]
-        fixed = pd.DataFrame(dict(zip(columns, table, strict=True)), index=list(self._exog_names))
-        rows, cols = self._data.covariance_positions
-        values = self._full_cov_re()[rows, cols]
-        components = pd.DataFrame({"Coef.": values}, index=list(self._data.covariance_names))
-        order = None if self.freepat is not None else self._layout.theta_order
-        components = _ordered(components, order)
-        components["Std.Err."] = np.asarray(self.bse_re)
-        return pd.concat([fixed, components]).reindex(columns=columns)
 
     def summary(  # type: ignore[override]
         self,
@@ -232,13 +163,3 @@ class StatsmodelsFit(PackedEstimates, MixedLMResults):
         if yname is not None:
             out.tables[0].iloc[0, 1] = yname
         return out
-
-
-def _ordered(frame: pd.DataFrame, order: np.ndarray | None) -> pd.DataFrame:
-    return frame if order is None else frame.iloc[order]
-
-
-def _positional(value: Any) -> Any:
-    if isinstance(value, pd.DataFrame):
-        return PositionalFrame(value)
-    return PositionalSeries(value)

@@ -235,7 +235,7 @@ def _executor(data: LaneData, n_lanes: int, backend: Backend | None) -> Backend:
     """Where a family runs: compiled where that is sooner ready than NumPy."""
     if backend is not None:
         return backend
-    P, q, p = data.CX.shape[:3]
+    P, q, p = data.cX.shape[:3]
     kq = q * (q + 1) // 2
     operations = 8 * q**3 + kq * ((p + 1) ** 2 + 3 * kq)
     seconds = SECONDS_PER_OPERATION * EVALUATIONS * P * operations * n_lanes
@@ -303,13 +303,13 @@ def _place(tree: Any, width: int) -> Any:
 def _start(data: LaneData, theta: Any) -> Multistart:
     """From θ (k, R) in the user's units, or moment estimates where None."""
     x = lanes.moment_start(data) if theta is None else theta * covariance.theta_scale(data.template, data.basis.z_scale)
-    return multistart.begin(x, nothing_kept(data.CX.shape[2], x))
+    return multistart.begin(x, nothing_kept(data.cX.shape[2], x))
 
 
 def _search(
     data: LaneData, state: Multistart, tol: Any, max_iter: Any, searches: Any, *, reml: bool, sure: bool
 ) -> tuple[Multistart, Fit]:
-    rounds = CHEAP_ROUNDS if data.G.shape[0] <= FEW_LEVELS else ROUNDS
+    rounds = CHEAP_ROUNDS if data.count.shape[0] <= FEW_LEVELS else ROUNDS
     plan = None if sure else starts.plan(data.template, searches, starts.has_one_optimum(data.template, data.G, 0))
     state = multistart.minimise(lambda x: lanes.objective(x, data, reml), state, plan, tol, max_iter, rounds)
     return state, assemble(state.found, data, data.template, reml, state.optima)

@@ -12,7 +12,18 @@ from ..errors import DataError
 from . import linalg
 from .checks import check_rows, group_codes, real_array
 from .covariance import Template, make_template
-from .moments import Basis, GroupData, GroupMoments, add_by_code, group_moments, merge, rows_with_residual
+from .levels import transposed_times
+from .moments import (
+    Basis,
+    GroupData,
+    GroupMoments,
+    Pilots,
+    add_by_code,
+    group_moments,
+    merge,
+    rows_with_residual,
+    within_levels,
+)
 from .types import is_host
 
 __all__ = [
@@ -82,23 +93,39 @@ def pool(moments: GroupMoments) -> GroupData:
         moments.log_weights,
         moments.basis,
         moments.template,
+        _pad_pilots(moments.pilots, padded),
     )
+    R, c, rest = within_levels(moments)
     first, pattern = distinct_levels(moments.ZtZ)
     size = np.bincount(pattern)
     q, w, _ = moments.ZtW.shape
     many = size > q * w
     if not many.any():
-        return GroupData(levels.ZtZ, _pad_last(np.ones(n_groups), padded), levels.ZtW, levels)
+        count = _pad_last(np.ones(n_groups), padded)
+        return GroupData(levels.ZtZ, count, levels.ZtW, _pad_last(R, padded), _pad_last(c, padded), rest, levels)
     alone = np.flatnonzero(~many[pattern])
     rows = np.flatnonzero(many[pattern])
     which = np.cumsum(many)[pattern[rows]] - 1
-    roots, owner = _roots(moments.ZtW.reshape(q * w, -1)[:, rows], which, int(many.sum()))
+    find_roots = _roots if moments.pilots is None else _roots_one_by_one
+    roots, owner = find_roots(c.reshape(q * w, -1)[:, rows], which, int(many.sum()))
     start = np.diff(owner, prepend=-1) > 0
     count = np.concatenate([np.ones(len(alone)), np.where(start, size[many][owner], 0.0)])
-    G = moments.ZtZ[:, :, np.concatenate([alone, first[many][owner]])]
-    C = np.concatenate([moments.ZtW[:, :, alone], roots.T.reshape(q, w, -1)], axis=2)
-    length = bucket(len(count))
-    return GroupData(_pad_last(G, length), _pad_last(count, length), _pad_last(C, length), levels)
+    chosen = np.concatenate([alone, first[many][owner]])
+    c = np.concatenate([c[:, :, alone], roots.T.reshape(q, w, -1)], axis=2)
+    return _pooled(levels, chosen, R[:, chosen], c, count, rest)
+
+
+def _pooled(
+    moments: GroupMoments, chosen: np.ndarray, R: np.ndarray, c: np.ndarray, count: np.ndarray, rest: np.ndarray
+) -> GroupData:
+    """Entries with the ZᵀZ of the levels ``chosen``."""
+    G, C = moments.ZtZ[:, :, chosen], np.stack(transposed_times(R, c))
+    G, count, C, R, c = (_pad_last(a, bucket(len(chosen))) for a in (G, count, C, R, c))
+    return GroupData(G, count, C, R, c, rest, moments)
+
+
+def _pad_pilots(pilots: Pilots | None, length: int) -> Pilots | None:
+    return pilots and Pilots(_pad_last(pilots.B, length), _pad_last(pilots.ZtE, length), pilots.EtE)
 
 
 def dependent_columns(XtX: np.ndarray) -> np.ndarray:
@@ -154,6 +181,12 @@ def _roots(vectors: np.ndarray, owner: np.ndarray, n_owners: int) -> tuple[np.nd
     kept[:, -1] = True
     own, which = np.nonzero(kept)
     return np.sqrt(np.maximum(values[own, which], 0.0))[:, None] * axes[own, :, which], own
+
+
+def _roots_one_by_one(vectors: np.ndarray, owner: np.ndarray, n_owners: int) -> tuple[np.ndarray, np.ndarray]:
+    """``_roots`` without squares, whose rounding the small vectors beside far larger ones would not survive."""
+    found = [np.linalg.qr(vectors[:, owner == own].T, mode="r") for own in range(n_owners)]
+    return np.concatenate(found), np.repeat(np.arange(n_owners), [len(r) for r in found])
 
 
 # ---------------------------------------------------------------- front door

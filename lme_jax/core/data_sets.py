@@ -8,11 +8,10 @@ that would cost more than half of the digits the data set takes the way of a sin
 from typing import Any
 
 import numpy as np
-import scipy.linalg
 
 from .compression import enough_rows
 from .covariance import Template
-from .lanes import LaneData
+from .lanes import LaneData, from_moments, lacks_digits, put_moments
 from .moments import (
     NO_RESIDUAL,
     Basis,
@@ -85,22 +84,21 @@ class DataSets:
             W, Z = W * np.sqrt(weights), Z * np.sqrt(weights)
             log_weights = np.add.reduceat(np.log(weights), starts)
         G, C = self._level_sums(rows, which, Z, W, n_levels)
-        p = len(W) - 1
-        data = LaneData(
+        data = from_moments(
             G,
             np.ones((n_levels, 1)),
-            C[:, :, :p],
-            C[:, :, p],
+            C,
             _products_by(W, starts),
             np.where(residual & self.identified[which], sizes, np.nan),
             log_weights,
             basis,
             self.template,
         )
-        for lane in np.flatnonzero(~plain & self.identified[which]).tolist():
+        for lane in np.flatnonzero((~plain | lacks_digits(data)) & self.identified[which]).tolist():
             moments = self._alone(which[lane])
             if moments is not None:
-                _put(data, lane, moments, self._map)
+                put_moments(data, lane, moments, self._map)
+                data.log_weights[lane], data.basis.z_scale[:, lane] = moments.log_weights, moments.basis.z_scale
         return data
 
     def _condition(self, rows: np.ndarray, sizes: np.ndarray) -> tuple[Basis, np.ndarray, np.ndarray, np.ndarray]:
@@ -179,19 +177,3 @@ def _leaves_residual(y: np.ndarray, X: np.ndarray) -> bool:
     """Whether least squares on X (n, p) of full rank leaves more of y than rounding."""
     residual = y - X @ np.linalg.lstsq(X, y)[0] if X.shape[1] else y
     return bool(residual @ residual > NO_RESIDUAL**2 * (y @ y))
-
-
-def _put(data: LaneData, lane: int, moments: GroupMoments, common: np.ndarray) -> None:
-    """Overwrite a lane; ``common`` (p, p) leads to the basis of X that the moments were taken in."""
-    for array in (data.G, data.CX, data.Cy):
-        array[..., lane] = 0.0
-    p = len(common)
-    n_levels = moments.ZtZ.shape[-1]
-    data.G[:n_levels, ..., lane] = np.moveaxis(moments.ZtZ, -1, 0)
-    data.CX[:n_levels, ..., lane] = np.moveaxis(moments.ZtW[:, :p], -1, 0)
-    data.Cy[:n_levels, ..., lane] = moments.ZtW[:, p].T
-    data.WtW[..., lane], data.n_rows[lane] = moments.WtW, moments.n_rows
-    data.log_weights[lane] = moments.log_weights
-    whole = scipy.linalg.block_diag(common, 1.0) @ moments.basis.map
-    data.basis.map[..., lane], data.basis.z_scale[:, lane] = whole, moments.basis.z_scale
-    data.basis.log_det_x[lane] = np.linalg.slogdet(whole[:p, :p])[1]

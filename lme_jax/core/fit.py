@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import DataError
-from . import covariance, crossed, grouped, linalg, multistart, programs, starts
+from . import centring, covariance, crossed, grouped, linalg, multistart, programs, starts
 from .crossed_data import CrossedData, NestedData
 from .moments import GroupData
 from .optimize import NewtonOptions, NewtonState, initial_state
@@ -67,8 +67,22 @@ def _fit(data: GroupData, start: Array | None, tol: Any, max_iter: Any, *, reml:
         x0 = moment_start(data)
     else:
         x0 = start * covariance.theta_scale(template, moments.basis.z_scale)
-    found, optima = search(data, x0, tol, max_iter, reml)
+    N = centring.mixing(data) if namespace(data.G, data.C, x0) is np else None
+    if N is None:
+        found, optima = search(data, x0, tol, max_iter, reml)
+    else:
+        found, optima = _search_mixed(data, None if start is None else x0, N, tol, max_iter, reml)
     return assemble(found, moments, template, reml, optima)
+
+
+def _search_mixed(
+    data: GroupData, x0: Array | None, N: Array, tol: Any, max_iter: Any, reml: bool
+) -> tuple[NewtonState, Array]:
+    """``search`` in columns ZN."""
+    inner, M = centring.mixed(data, N), centring.theta_map(data.template, N)
+    x0 = moment_start(inner) if x0 is None else np.linalg.solve(M, x0)
+    found, optima = search(inner, x0, tol, max_iter, reml)
+    return centring.restored(found, M), optima
 
 
 @custom_jvp(nondiff_argnums=(4,))

@@ -7,7 +7,7 @@ products, and ``assembly`` makes the derivatives of them:
 References: Lindstrom & Bates (1988); Bates et al. (2015), eqs 30–42.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -26,15 +26,29 @@ LEVELS_AT_ONCE = 8192
 def log_det_and_cross(theta: Array, data: GroupData) -> tuple[Array, Array]:
     """log|V| () and H = [X y]ᵀV⁻¹[X y] (p+1, p+1) in the conditioned basis, at scaled θ."""
     L = covariance.factor(theta, data.template)
-    log_det, cross = log_det_and_explained(L, data.G, data.count, data.C, covariance.filled(data.template))
-    return log_det, data.moments.WtW - cross
+    return summed(L, *_smooth(data), data.R, data.c, data.rest, covariance.filled(data.template))
 
 
-@custom_jvp(nondiff_argnums=(4,))
-def log_det_and_explained(L: Array, G: Array, count: Array, C: Array, filled: Filled) -> tuple[Array, Array]:
-    """log|V| and Σ CᵀWC (p+1, p+1)."""
-    log_det, W = levels.weigh(L, G, filled)
-    return (count * log_det).sum(), quadratic(W, C)
+def _smooth(data: GroupData) -> tuple[Array, Array, Array, Array]:
+    """What JAX differentiates in place of R, c and rest."""
+    return data.G, data.count, data.C, data.moments.WtW
+
+
+@custom_jvp(nondiff_argnums=(8,))
+def summed(
+    L: Array, G: Array, count: Array, C: Array, WtW: Array, R: Array, c: Array, rest: Array, filled: Filled
+) -> tuple[Array, Array]:
+    """log|V| and H."""
+    at = levels.within(L, R, filled)
+    return (count * at.log_det).sum(), rest + sum(t @ t.T for t in levels.whitened(at, c))
+
+
+@custom_jvp(nondiff_argnums=(5,))
+def by_level(L: Array, G: Array, C: Array, R: Array, c: Array, filled: Filled) -> tuple[Packed, list[Array]]:
+    """U, packed, and D of every level: q arrays (p+1, P)."""
+    at = levels.within(L, R, filled)
+    B = levels.half_precision(at, R)
+    return levels.squared(B), levels.carried(B, levels.whitened(at, c))
 
 
 def weighted(W: Packed, C: Array) -> list[Array]:
@@ -47,8 +61,8 @@ def quadratic(W: Packed, C: Array) -> Array:
     return sum(WC @ c.T for WC, c in zip(weighted(W, C), C, strict=True))
 
 
-@log_det_and_explained.defjvp(symbolic_zeros=True)
-def _log_det_and_explained_jvp(filled: Filled, primals: Any, tangents: Any) -> Any:
+@summed.defjvp(symbolic_zeros=True)
+def _summed_jvp(filled: Filled, primals: Any, tangents: Any) -> Any:
     """The tangents are linear in sums that cost about what the values cost, in reverse too.
 
     d log|V| = tr(dΨ ΣU) + Σ tr(W dG),   d ΣCᵀWC = Σ DᵀdΨD − Σ (WC)ᵀdG(WC) + Σ (dCᵀWC + (WC)ᵀdC).
@@ -56,11 +70,11 @@ def _log_det_and_explained_jvp(filled: Filled, primals: Any, tangents: Any) -> A
     import jax.numpy as jnp
     from jax.custom_derivatives import SymbolicZero
 
-    L, G, count, C = primals
-    dL, dG, d_count, dC = tangents
+    L, G, count, C, *_ = primals
+    dL, dG, d_count, dC, dWtW, *_ = tangents
     log_det, W = levels.weigh(L, G, filled)
-    log_v, explained = (count * log_det).sum(), quadratic(W, C)
-    log_v_dot, explained_dot = jnp.zeros_like(log_v), jnp.zeros_like(explained)
+    log_v, H = summed(*primals, filled)
+    log_v_dot, explained_dot = jnp.zeros_like(log_v), jnp.zeros_like(H)
     WC = weighted(W, C)
     if not isinstance(dL, SymbolicZero):
         half = dL @ L.T
@@ -82,7 +96,35 @@ def _log_det_and_explained_jvp(filled: Filled, primals: Any, tangents: Any) -> A
             explained_dot += product + product.T
     if not isinstance(d_count, SymbolicZero):
         log_v_dot += (d_count * log_det).sum()
-    return (log_v, explained), (log_v_dot, explained_dot)
+    moved_H = -explained_dot if isinstance(dWtW, SymbolicZero) else dWtW - explained_dot
+    return (log_v, H), (log_v_dot, moved_H)
+
+
+@by_level.defjvp(symbolic_zeros=True)
+def _by_level_jvp(filled: Filled, primals: Any, tangents: Any) -> Any:
+    """dU = FᵀdGF − U dΨ U,  dD = Fᵀ(dC − dG WC) − U dΨ D."""
+    from jax.custom_derivatives import SymbolicZero
+
+    L, G, C, *_ = primals
+    dL, dG, dC, *_ = tangents
+    U, D = by_level(*primals, filled)
+    W = levels.weigh(L, G, filled)[1]
+    full, F = levels.unpack(U), levels.complement(W, G)
+    U_dot, D_dot = [0.0 * u for u in U], [0.0 * d for d in D]
+    if not isinstance(dL, SymbolicZero):
+        half = dL @ L.T
+        moved = levels.product(full, levels.rows(half + half.T))
+        change = levels.product(moved, full)
+        U_dot = [u - change[i][j] for u, (i, j) in zip(U_dot, levels.pairs(len(D)), strict=True)]
+        D_dot = [d - levels.dot([m[None] for m in row], D) for d, row in zip(D_dot, moved, strict=True)]
+    if not isinstance(dG, SymbolicZero):
+        moved = levels.product(levels.columns(F), levels.rows(dG))
+        change, WC = levels.product(moved, F), weighted(W, C)
+        U_dot = [u + change[i][j] for u, (i, j) in zip(U_dot, levels.pairs(len(D)), strict=True)]
+        D_dot = [d - levels.dot([m[None] for m in row], WC) for d, row in zip(D_dot, moved, strict=True)]
+    if not isinstance(dC, SymbolicZero):
+        D_dot = [d + own for d, own in zip(D_dot, levels.spread(F, list(dC)), strict=True)]
+    return (U, D), (tuple(U_dot), D_dot)
 
 
 def objective(theta: Array, data: GroupData, reml: bool) -> tuple[Array, Array, Array, AtOptimum]:
@@ -93,47 +135,46 @@ def objective(theta: Array, data: GroupData, reml: bool) -> tuple[Array, Array, 
     O(P·(q³ + kq·p·(p + kq))) with kq = q(q+1)/2 and P distinct levels.
     """
     L, filled = covariance.factor(theta, data.template), covariance.filled(data.template)
-    pieces = _pieces(data)
-
-    def first(piece: _Piece) -> tuple[Array, Array, Packed]:
-        log_det, W = levels.weigh(L, piece.G, filled)
-        return (piece.count * log_det).sum(), quadratic(W, piece.C), W
-
-    log_dets, explained, weights = zip(*threads.each(first, pieces), strict=True)
-    H = data.moments.WtW - sum(explained)
+    if namespace(data.G, data.C) is np:
+        log_det, H, levels_at = _on_host(L, data, filled)
+    else:
+        log_det, H = log_det_and_cross(theta, data)
+        U, D = by_level(L, data.G, data.C, data.R, data.c, filled)
+        levels_at = [(data.count, U, D)]
     R = linalg.cholesky(H)
     A = assembly.whitening(R)
 
-    def second(work: tuple[_Piece, Packed]) -> LevelSums:
-        piece, W = work
-        F = levels.complement(W, piece.G)
-        T = levels.spread(F, [A.T @ c for c in piece.C])
-        return _level_sums(levels.precision(piece.G, F), T, piece.count, reml)
+    def sums_of(level: tuple[Array, Packed, list[Array]]) -> LevelSums:
+        count, U, D = level
+        return _level_sums(U, [A.T @ d for d in D], count, reml)
 
-    parts = threads.each(second, list(zip(pieces, weights, strict=True)))
+    parts = threads.each(sums_of, levels_at)
     sums = parts[0] if len(parts) == 1 else LevelSums(*(_total(values) for values in zip(*parts, strict=True)))
-    return assembly.assemble_derivatives(theta, data.template, sum(log_dets), H, R, sums, data.moments, reml)
+    return assembly.assemble_derivatives(theta, data.template, log_det, H, R, sums, data.moments, reml)
+
+
+def _on_host(L: Array, data: GroupData, filled: Filled) -> tuple[Array, Array, list[tuple[Array, Packed, list[Array]]]]:
+    """log|V|, H, and count, U and D of the levels, piece by piece; nothing is computed twice."""
+
+    def evaluate(cut: slice) -> tuple[Array, Array, tuple[Array, Packed, list[Array]]]:
+        R, c, count = data.R[:, cut], data.c[:, :, cut], data.count[cut]
+        at = levels.within(L, R, filled)
+        T, B = levels.whitened(at, c), levels.half_precision(at, R)
+        own = count, levels.squared(B), levels.carried(B, T)
+        return count @ at.log_det, sum(t @ t.T for t in T), own
+
+    log_dets, between, own = zip(*threads.each(evaluate, _pieces(data)), strict=True)
+    return sum(log_dets), data.rest + sum(between), list(own)
 
 
 def _total(values: tuple[Array, ...]) -> Array:
     return None if values[0] is None else sum(values)
 
 
-class _Piece(NamedTuple):
-    """Some of the levels of a model: as ``GroupData``."""
-
-    G: Array
-    count: Array
-    C: Array
-
-
-def _pieces(data: GroupData) -> list[_Piece]:
-    """The levels, on the host in pieces that stay in the cache."""
+def _pieces(data: GroupData) -> list[slice]:
+    """The levels in pieces that stay in the cache."""
     P = data.count.shape[-1]
-    if P <= LEVELS_AT_ONCE or namespace(data.G, data.C) is not np:
-        return [_Piece(data.G, data.count, data.C)]
-    cuts = [slice(lo, lo + LEVELS_AT_ONCE) for lo in range(0, P, LEVELS_AT_ONCE)]
-    return [_Piece(data.G[:, :, cut], data.count[cut], data.C[:, :, cut]) for cut in cuts]
+    return [slice(lo, lo + LEVELS_AT_ONCE) for lo in range(0, P, LEVELS_AT_ONCE)]
 
 
 def _level_sums(U: Packed, T: list[Array], count: Array, reml: bool) -> LevelSums:
@@ -167,15 +208,16 @@ def residual_moments(data: GroupData) -> tuple[Array, Array, Array, Array, Array
 def profile(theta: np.ndarray, data: GroupData, reml: bool) -> np.ndarray:
     """Deviances (S,) at many scaled θ (k, S) at once; NumPy."""
     L = covariance.factor(theta[:, None], data.template)
-    log_det, W = levels.weigh(L, data.G[..., None], covariance.filled(data.template))
-    w = data.n_fixed + 1
-    explained: Array = 0.0
-    for (a, b), weight in zip(levels.pairs(len(data.C)), W, strict=True):
-        products = (data.C[a][:, None] * data.C[b][None]).reshape(w * w, -1)
-        explained = explained + (products @ weight) * (1.0 if a == b else 2.0)
-    H = data.moments.WtW[:, :, None] - explained.reshape(w, w, -1)
+    at = levels.within(L, data.R[..., None], covariance.filled(data.template))
+    w, q = data.n_fixed + 1, len(data.c)
+    inverse = levels.columns(levels.whitened_identity(at))
+    between: Array = 0.0
+    for a, b in levels.pairs(q):
+        products = (data.c[a][:, None] * data.c[b][None]).reshape(w * w, -1)
+        between = between + (products @ levels.dot(inverse[a], inverse[b])) * (1.0 if a == b else 2.0)
+    H = data.rest[:, :, None] + between.reshape(w, w, -1)
     H = 0.5 * (H + np.swapaxes(H, 0, 1))
-    return profiled_deviance(data.count @ log_det, H, data.moments, reml)
+    return profiled_deviance(data.count @ at.log_det, H, data.moments, reml)
 
 
 def level_weights(theta: Array, data: GroupData) -> tuple[Array, Array]:

@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+import scipy.linalg
 
 from . import assembly, covariance, levels, linalg, starts
 from .assembly import LevelSums
 from .covariance import Template
-from .moments import Basis
+from .moments import Basis, GroupMoments, between_dominates, within_levels, within_metric
 from .profiled import AtOptimum
 from .types import Array, namespace, pytree, static
 
@@ -25,17 +26,19 @@ class LaneData:
 
     Attributes
     ----------
-    G : (P, q, q, R or 1) ZᵀZ per level; count : (P, R or 1) levels whose log-determinant an entry stands for.
-    CX : (P, q, p, R or 1) ZᵀX; Cy : (P, q, R) Zᵀy; WtW : (p+1, p+1, R) of W = [X y]; all conditioned.
+    roots : (P, kq, R or 1) packed lower-triangular roots of ZᵀZ per level (see ``levels``).
+    count : (P, R or 1) levels whose log-determinant an entry stands for.
+    cX : (P, q, p, R or 1) and cy : (P, q, R), the roots' R⁻ᵀZᵀX and R⁻ᵀZᵀy; rest : (p+1, p+1, R) what they leave of
+        WᵀW, W = [X y]; all conditioned.
     n_rows, log_weights : (R or 1,).
     basis : map (p+1, p+1, R), log_det_x (R or 1,), z_scale (q, R or 1).
     """
 
-    G: Array
+    roots: Array
     count: Array
-    CX: Array
-    Cy: Array
-    WtW: Array
+    cX: Array
+    cy: Array
+    rest: Array
     n_rows: Array
     log_weights: Array
     basis: Basis
@@ -43,19 +46,72 @@ class LaneData:
 
     @property
     def n_lanes(self) -> int:
-        return self.Cy.shape[-1]
+        return self.cy.shape[-1]
+
+    @property
+    def G(self) -> Array:
+        """(P, q, q, R or 1) ZᵀZ per level."""
+        R = levels.unpack_lower(list(namespace(self.roots).moveaxis(self.roots, 1, 0)))
+        return namespace(self.roots).moveaxis(levels.stacked(levels.squared(R)), 2, 0)
+
+
+def roots_of(G: Array, C: Array) -> tuple[Array, Array]:
+    """Packed roots R (P, kq, ·) and c = R⁻ᵀC (P, q, w, ·) of levels with ZᵀZ G (P, q, q, ·) and C (P, q, w, ·)."""
+    xp = namespace(G, C)
+    R = levels.root(xp.moveaxis(G, 0, 2))
+    c = levels.against_root(R, list(xp.moveaxis(C, 0, 2)))
+    return xp.stack(R, axis=1), xp.moveaxis(xp.stack(c), 2, 0)
+
+
+def from_moments(
+    G: Array, count: Array, C: Array, WtW: Array, n_rows: Array, log_weights: Array, basis: Basis, template: Template
+) -> LaneData:
+    """Lanes from ZᵀZ (P, q, q, R or 1), C = ZᵀW (P, q, p+1, R) of which a level counts once, and WᵀW (p+1, p+1, R)."""
+    roots, c = roots_of(G, C)
+    between = (c[:, :, :, None] * c[:, :, None]).sum((0, 1))
+    return LaneData(
+        roots, count, c[:, :, :-1].copy(), c[:, :, -1].copy(), WtW - between, n_rows, log_weights, basis, template
+    )
+
+
+def lacks_digits(data: LaneData) -> np.ndarray:
+    """(R,) whether y varies so much more between levels than within, least squares on X there, that digits went."""
+    p = len(data.rest) - 1
+    c = np.concatenate([data.cX + np.zeros(data.n_lanes), data.cy[:, :, None]], axis=2)
+    between = np.einsum("gqar,gqbr->abr", c, c, optimize=True)
+    M = within_metric(between, data.rest)
+    size = np.sqrt(np.maximum(np.einsum("aar->ar", M), np.finfo(float).tiny))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        left = linalg.cholesky(M / (size[:, None] * size))[p, p] * size[p]
+    return between_dominates(between[p, p], left**2)
+
+
+def put_moments(data: LaneData, lane: int, moments: GroupMoments, common: np.ndarray) -> None:
+    """Overwrite a lane but for units of Z and weights; ``common`` (p, p) leads to the X that the moments are of."""
+    for array in (data.roots, data.cX, data.cy):
+        array[..., lane] = 0.0
+    p = len(common)
+    R, c, data.rest[..., lane] = within_levels(moments)
+    n_levels = R.shape[-1]
+    data.roots[:n_levels, :, lane], data.cX[:n_levels, ..., lane] = R.T, np.moveaxis(c[:, :p], -1, 0)
+    data.cy[:n_levels, ..., lane], data.n_rows[lane] = c[:, p].T, moments.n_rows
+    whole = scipy.linalg.block_diag(common, 1.0) @ moments.basis.map
+    data.basis.map[..., lane], data.basis.log_det_x[lane] = whole, np.linalg.slogdet(whole[:p, :p])[1]
 
 
 def moment_start(data: LaneData) -> Array:
     """Scaled θ (k, R) from moments of the residuals of least squares; see ``starts``."""
-    lower = linalg.tril(data.G.shape[1])
-    weight = np.where(lower[0] == lower[1], 1.0, 2.0).astype(data.Cy.dtype)[:, None]
-    G = data.G[:, lower[0], lower[1]]
+    G, R = data.G, list(namespace(data.roots).moveaxis(data.roots, 1, 0))
+    lower = linalg.tril(G.shape[1])
+    weight = np.where(lower[0] == lower[1], 1.0, 2.0).astype(data.cy.dtype)[:, None]
+    G = G[:, lower[0], lower[1]]
     counted = data.count[:, None] * G
     K = assembly.step_products((counted[:, :, None] * G[:, None]).sum(0))
-    cc = weight * (data.Cy[:, lower[0]] * data.Cy[:, lower[1]]).sum(0)
+    Cy = levels.transposed_times(R, [c[None] for c in namespace(data.cy).moveaxis(data.cy, 1, 0)])
+    cc = weight * namespace(data.cy).stack([(Cy[i][0] * Cy[j][0]).sum(0) for i, j in levels.pairs(len(Cy))])
     t = weight * counted.sum(0)
-    return starts.from_moments(data.template, K, t, cc, data.WtW[-1, -1], data.n_rows)
+    rss = data.rest[-1, -1] + (data.cy**2).sum((0, 1))
+    return starts.from_moments(data.template, K, t, cc, rss, data.n_rows)
 
 
 def objective(theta: Array, data: LaneData, reml: bool) -> tuple[Array, Array, Array, AtOptimum]:
@@ -76,7 +132,7 @@ Arrays = list[Array]
 
 
 def _levels(data: LaneData) -> tuple[Array, Array, Array, Array]:
-    return data.G, data.count, data.CX, data.Cy
+    return data.roots, data.count, data.cX, data.cy
 
 
 def _one_by_one(data: LaneData) -> Iterator[Any]:
@@ -89,7 +145,7 @@ def _zeros(f: Callable[[Any], Arrays], argument: Any, data: LaneData) -> Arrays:
     import jax
 
     shapes = jax.eval_shape(f, argument)
-    return [jax.numpy.zeros((*a.shape[:-1], data.n_lanes), data.Cy.dtype) for a in shapes]
+    return [jax.numpy.zeros((*a.shape[:-1], data.n_lanes), data.cy.dtype) for a in shapes]
 
 
 def _add(sums: Arrays, terms: Arrays) -> Arrays:
@@ -109,26 +165,22 @@ def _covariance_sums(theta: Array, data: LaneData) -> tuple[Array, Array, Array,
     kq = len(filled) * (len(filled) + 1) // 2
 
     def terms(level: Any) -> Arrays:
-        G, count, CX, Cy = level
-        log_det, W = levels.weigh(L, G, filled)
-        U = levels.precision(G, levels.complement(W, G))
+        R, count, cX, cy = level
+        at = levels.within(L, list(R), filled)
+        U = levels.squared(levels.half_precision(at, list(R)))
+        TX, Ty = levels.whitened(at, cX), levels.whitened(at, [c[None] for c in cy])
         counted = [count * u for u in U]
-        WX, Wy = [], []
-        for row in levels.unpack(W):
-            WX.append(levels.dot([entry[None] for entry in row], CX))
-            Wy.append(levels.dot(row, Cy))
-        XX = sum(wx[:, None] * cx[None] for wx, cx in zip(WX, CX, strict=True))
-        yX = levels.dot([entry[None] for entry in Wy], CX)
+        XX = sum(t[:, None] * t[None] for t in TX)
         UU = [counted[x] * U[y] for x, y in levels.pairs(kq)]
-        return [XX, yX, levels.dot(Wy, Cy), count * log_det, *counted, *UU]
+        return [XX, levels.dot(TX, Ty), levels.dot(Ty, Ty)[0], count * at.log_det, *counted, *UU]
 
     XX, yX, yy, log_det, *U = _sum_over_levels(terms, data)
     stacked = namespace(*U).stack(U[:kq])
-    return log_det, data.WtW - _bordered(XX, yX, yy), stacked, levels.stacked(U[kq:])
+    return log_det, data.rest + _bordered(XX, yX, yy), stacked, levels.stacked(U[kq:])
 
 
 def _sum_over_levels(terms: Callable[[Any], Arrays], data: LaneData) -> Arrays:
-    if namespace(data.Cy) is np:
+    if namespace(data.cy) is np:
         total, *rest = (terms(level) for level in _one_by_one(data))
         for more in rest:
             total = _add(total, more)
@@ -153,12 +205,13 @@ def _residual_sums(theta: Array, data: LaneData, A: Array, reml: bool) -> tuple[
     kq = q * (q + 1) // 2
 
     def whitened(level: Any) -> Arrays:
-        G, _, CX, Cy = level
-        F = levels.complement(levels.weigh(L, G, filled)[1], G)
-        CT = [sum((A[m, :p] * cx[m][None] for m in range(p)), 0.0 * A[:p, p]) for cx in CX]
-        Ce = [sum((A[m, p] * cx[m] for m in range(p)), cy) for cx, cy in zip(CX, Cy, strict=True)]
-        T = [levels.dot([entry[None] for entry in column], CT) for column in levels.columns(F)]
-        return [*T, *(levels.dot(column, Ce) for column in levels.columns(F)), *levels.precision(G, F)]
+        R, _, cX, cy = level
+        at = levels.within(L, list(R), filled)
+        B = levels.half_precision(at, list(R))
+        cT = [sum((A[m, :p] * c[m][None] for m in range(p)), 0.0 * A[:p, p]) for c in cX]
+        ce = [sum((A[m, p] * c[m] for m in range(p)), y)[None] for c, y in zip(cX, cy, strict=True)]
+        T, e = (levels.carried(B, levels.whitened(at, c)) for c in (cT, ce))
+        return [*T, *(own[0] for own in e), *levels.squared(B)]
 
     def products(ready: Arrays) -> Arrays:
         T, e, U = ready[:q], ready[q : 2 * q], ready[2 * q :]
@@ -176,7 +229,7 @@ def _residual_sums(theta: Array, data: LaneData, A: Array, reml: bool) -> tuple[
 
 def _sum_by_pipeline(first: Callable[[Any], Arrays], second: Callable[[Arrays], Arrays], data: LaneData) -> Arrays:
     """Σ second(first(level)), the stages one level apart where XLA would fuse them."""
-    if namespace(data.Cy) is np:
+    if namespace(data.cy) is np:
         return _sum_over_levels(lambda level: second(first(level)), data)
     import jax
 

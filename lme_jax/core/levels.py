@@ -5,10 +5,16 @@ With Ψ = LLᵀ, G = ZᵀZ and C = ZᵀW of a level (MATH §3):
 Matrices are lists of rows of arrays, and a symmetric one the tuple of its lower triangle, row by row. XLA on
 a CPU fuses such entries into vector loops; the same arithmetic on a stacked (q, q, P) array costs several
 times as much, because every entry of the stack recomputes what leads to it.
+
+Within a level, with G = RᵀR (R lower triangular) and c = R⁻ᵀC, the same quantities are sums of squares:
+    M' = I + RΨRᵀ = KKᵀ,   T = K⁻¹c,   B = K⁻¹R,   log|M'| = log|M|,   U = BᵀB,   D = BᵀT,
+    WᵀV⁻¹W = (WᵀW − cᵀc) + TᵀT,
+what the level's own least squares leaves, and the rest. Nothing is subtracted, so no digit goes to a Ψ that is far
+larger than G⁻¹.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -139,7 +145,7 @@ def _weigh_jvp(filled: Filled, primals: tuple[Array, Array], tangents: tuple[Any
     return (log_det, W), (log_det_dot, tuple(W_dot))
 
 
-def stacked(packed: Sequence[Array]) -> Array:
+def stacked(packed: Sequence[Any] | Array) -> Array:
     """The symmetric (q, q, …) of a packed one."""
     return _stack(unpack(packed))
 
@@ -156,7 +162,7 @@ def precision(G: Array, F: Rows) -> Packed:
     return tuple(GF[i][j] for i, j in pairs(len(F)))
 
 
-def spread(F: Rows, C: Sequence[Array]) -> list[Array]:
+def spread(F: Rows, C: Sequence[Any] | Array) -> list[Array]:
     """D = FᵀC: q arrays (w, …) from the q arrays ``C`` (w, …)."""
     return [dot([entry[None] for entry in column], C) for column in columns(F)]
 
@@ -166,3 +172,172 @@ def eliminated(L: Array, G: Array) -> tuple[Array, Array, Array]:
     log_det, packed = weigh(L, G, dense(len(L)))
     M = stacked(packed)
     return log_det, M, linalg.identity(len(M), M) - linalg.matmul(M, G)
+
+
+# ---------------------------------------------------------------- within levels
+
+# A pivot of ZᵀZ that is less than this of its diagonal is rounding: the level cannot tell the effect from others.
+NO_PIVOT = 16 * np.finfo(float).eps
+
+
+class Within(NamedTuple):
+    """A level at some Ψ: log|M| and M' = KKᵀ, K lower triangular with ``inverse`` pivots."""
+
+    log_det: Array
+    K: Rows
+    inverse: list[Array]
+
+
+def root(G: Array) -> list[Array]:
+    """R with RᵀR = G (q, q, …), lower triangular and packed; rows are 0 where the level does not tell an effect."""
+    q, xp = len(G), namespace(G)
+    tiny = NO_PIVOT * q * float(xp.finfo(G.dtype).eps / np.finfo(float).eps)
+    R: dict[tuple[int, int], Array] = {}
+    for i in reversed(range(q)):
+        pivot = G[i, i] - sum(R[m, i] ** 2 for m in range(i + 1, q))
+        told = pivot > tiny * G[i, i]
+        R[i, i] = xp.sqrt(xp.where(told, pivot, 0.0))
+        inverse = xp.where(told, 1.0 / xp.where(told, R[i, i], 1.0), 0.0)
+        for j in range(i):
+            R[i, j] = (G[i, j] - sum(R[m, i] * R[m, j] for m in range(i + 1, q))) * inverse
+    return [R[i, j] for i, j in pairs(q)]
+
+
+def against_root(R: Sequence[Any] | Array, C: Sequence[Any] | Array) -> list[Array]:
+    """c = R⁻ᵀC for q arrays C (w, …); zero where R has no pivot."""
+    lower, c = unpack_lower(R), list(C)
+    for i in reversed(range(len(c))):
+        rest = C[i] - sum(lower[m][i][None] * c[m] for m in range(i + 1, len(c)))
+        c[i] = _over(rest, lower[i][i])
+    return c
+
+
+def coefficients(R: Sequence[Any] | Array, c: Sequence[Any] | Array, least: float = 0.0) -> list[Array]:
+    """b with Rb = c, zero where a pivot is no more than ``least`` of its column; q arrays (w, …)."""
+    lower, b = unpack_lower(R), list(c)
+    for i in range(len(b)):
+        rest = c[i] - sum(lower[i][m][None] * b[m] for m in range(i))
+        size = sum(lower[m][i] ** 2 for m in range(i, len(b)))
+        xp = namespace(lower[i][i])
+        b[i] = _over(rest, xp.where(lower[i][i] ** 2 > least * size, lower[i][i], 0.0))
+    return b
+
+
+def times_root(R: Sequence[Any] | Array, B: Sequence[Any] | Array) -> list[Array]:
+    """RB of q arrays (w, …)."""
+    lower = unpack_lower(R)
+    return [dot([r[None] for r in lower[i][: i + 1]], B[: i + 1]) for i in range(len(B))]
+
+
+def transposed_times(R: Sequence[Any] | Array, c: Sequence[Any] | Array) -> list[Array]:
+    """C = Rᵀc of q arrays (w, …)."""
+    return carried(unpack_lower(R), c)
+
+
+def _over(a: Array, pivot: Array) -> Array:
+    """a / pivot, 0 where the pivot is."""
+    xp = namespace(a, pivot)
+    return a * xp.where(pivot > 0, 1.0 / xp.where(pivot > 0, pivot, 1.0), 0.0)[None]
+
+
+def unpack_lower(R: Sequence[Any] | Array) -> Rows:
+    """The rows of a packed lower-triangular matrix, None above the diagonal."""
+    q = int(np.sqrt(2 * len(R)))
+    return [[R[i * (i + 1) // 2 + j] if j <= i else None for j in range(q)] for i in range(q)]
+
+
+def within(L: Array, R: Sequence[Any] | Array, filled: Filled) -> Within:
+    """M' of levels with packed roots R, at L (q, q, …), whose last axes broadcast.
+
+    K comes from I and the columns of RL by rotations: where Ψ is huge in some directions only, the digits of the
+    others survive, which the Cholesky factor of M' would lose.
+    """
+    q, xp = len(filled), namespace(L, R[0])
+    by_column = columns(rows(L, filled))
+    A = [[dot(row, column) for column in by_column] for row in unpack_lower(R)]
+    if q > linalg.UNROLL_UP_TO:
+        K = rows(_rotated(_stack([[0.0 * R[0] if entry is None else entry for entry in row] for row in A])))
+    else:
+        K = _rotated_unrolled(A, 1.0 + 0.0 * R[0])
+    determinant = K[0][0]
+    for j in range(1, q):
+        determinant = determinant * K[j][j]
+    return Within(2.0 * xp.log(determinant), K, [1.0 / K[j][j] for j in range(q)])
+
+
+def _rotated_unrolled(A: Rows, one: Array) -> Rows:
+    """Lower-triangular K with KKᵀ = I + AAᵀ."""
+    q, xp = len(A), namespace(one)
+    K: Rows = [[(one if i == j else None) for j in range(q)] for i in range(q)]
+    for j in reversed(range(q)):
+        x = [row[j] for row in A]
+        for k in range(q):
+            if x[k] is None:
+                continue
+            old = K[k][k]
+            K[k][k] = xp.sqrt(old * old + x[k] * x[k])
+            inverse = 1.0 / K[k][k]
+            cosine, sine = old * inverse, x[k] * inverse
+            for i in range(k + 1, q):
+                K[i][k], x[i] = dot([cosine, sine], [K[i][k], x[i]]), dot([cosine, -sine], [x[i], K[i][k]])
+    return K
+
+
+def _rotated(A: Array) -> Array:
+    """``_rotated_unrolled`` of an array (q, q, …), as a loop."""
+    q, xp = len(A), namespace(A)
+    steps = np.array([(j, k) for j in reversed(range(q)) for k in range(q)])
+    K = A * 0.0 + linalg.identity(q, A)
+
+    def rotate(step: Any, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        K, A = carry
+        at = xp.asarray(steps)[step]
+        j, k = at[0], at[1]
+        old, x = K[:, k] + 0.0, A[:, j] + 0.0
+        size = xp.sqrt(old[k] ** 2 + x[k] ** 2)
+        cosine, sine = old[k] / size, x[k] / size
+        return linalg.put(K, (slice(None), k), cosine * old + sine * x), linalg.put(
+            A, (slice(None), j), cosine * x - sine * old
+        )
+
+    return linalg.loop(len(steps), rotate, (K, A + 0.0), xp)[0]
+
+
+def whitened(at: Within, right: Sequence[Any]) -> list[Array]:
+    """K⁻¹ of q arrays (w, …)."""
+    out: list[Array] = []
+    for row, inverse, own in zip(at.K, at.inverse, right, strict=True):
+        known = dot([None if k is None else k[None] for k in row[: len(out)]], out)
+        out.append((own if known is None else own - known) * inverse[None])
+    return out
+
+
+def whitened_identity(at: Within) -> Rows:
+    """K⁻¹, None above the diagonal."""
+    one = 1.0 + 0.0 * at.log_det
+    q = len(at.K)
+    return half_precision(at, [one if i == j else 0.0 * one for i, j in pairs(q)])
+
+
+def half_precision(at: Within, R: Sequence[Any] | Array) -> Rows:
+    """B = K⁻¹R, lower triangular, None above the diagonal."""
+    q, lower = len(at.K), unpack_lower(R)
+    B: Rows = []
+    for i in range(q):
+        row = []
+        for j in range(i + 1):
+            known = dot(at.K[i][j:i], [B[m][j] for m in range(j, i)])
+            row.append((lower[i][j] if known is None else lower[i][j] - known) * at.inverse[i])
+        B.append([*row, *[None] * (q - 1 - i)])
+    return B
+
+
+def squared(B: Rows) -> Packed:
+    """U = BᵀB, packed, of a lower-triangular B."""
+    by_column = columns(B)
+    return tuple(dot(by_column[i], by_column[j]) for i, j in pairs(len(B)))
+
+
+def carried(B: Rows, T: Sequence[Any] | Array) -> list[Array]:
+    """D = BᵀT: q arrays (w, …)."""
+    return [dot([None if b is None else b[None] for b in column], T) for column in columns(B)]

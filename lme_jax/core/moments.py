@@ -4,16 +4,17 @@ All sums are formed in a conditioned basis: [X y]·map is near-orthonormal besid
 powers of two, and the exact maps back are kept in ``Basis``.
 """
 
+import dataclasses
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
 from ..errors import DataError
-from . import linalg
+from . import levels, linalg
 from .checks import check_codes
 from .covariance import Template, column_groups
-from .types import Array, pytree, static
+from .types import Array, namespace, pytree, static
 
 PILOT_ROWS = 8_192
 CHUNK_ROWS = 65_536
@@ -21,6 +22,12 @@ CHUNK_ROWS = 65_536
 NO_RESIDUAL = 1e-12
 # A column of X is a combination of others where less than this of it is left beside them: rounding.
 DEPENDENT = 1e-12
+# Sums of squares of y between levels, relative to those within, from which a difference of them lacks digits.
+BETWEEN = 1e4
+# What a sum of squares between levels counts for where there is none within.
+PILOT_BETWEEN = 1e-6
+# The least pivot, relative to its column, that a pilot goes by: the coefficients behind a smaller one are noise.
+PILOT_PIVOT = 1e-10
 
 
 @pytree
@@ -40,6 +47,20 @@ class Basis:
 
 
 @pytree
+class Pilots:
+    """Additive sums of E = W − Z·B, B the coefficients of a pilot of every level: any B is exact.
+
+    Attributes
+    ----------
+    B : (q, p+1, G); ZtE : (q, p+1, G); EtE : (p+1, p+1).
+    """
+
+    B: Array
+    ZtE: Array
+    EtE: Array
+
+
+@pytree
 class GroupMoments:
     """Additive cross-products per level, in a conditioned basis; the last axis runs over levels.
 
@@ -47,6 +68,7 @@ class GroupMoments:
     ----------
     ZtZ : (q, q, G); ZtW : (q, p+1, G); WtW : (p+1, p+1), where W = [X y] conditioned.
     n_rows : () number of rows; log_weights : () Σ log w.
+    pilots : sums of what pilots of the levels leave, where W varies far more between levels than within; else None.
     """
 
     ZtZ: Array
@@ -56,21 +78,29 @@ class GroupMoments:
     log_weights: Array
     basis: Basis
     template: Template = static()
+    pilots: Pilots | None = None
 
 
 @pytree
 class GroupData:
     """What a fit needs: the levels, those with equal ZᵀZ pooled, and the moments they came from.
 
+    Values come from R, c and rest (see ``levels``); JAX differentiates G, C and the moments, which are smooth where
+    a level does not tell all its effects too.
+
     Attributes
     ----------
     G : (q, q, P) ZᵀZ; count : (P,) levels whose log-determinant an entry stands for.
     C : (q, p+1, P) ZᵀW, of a level or, where levels are pooled, a root of Σ C⊗C over them.
+    R : (kq, P) packed lower-triangular roots of G = RᵀR; c : (q, p+1, P) R⁻ᵀC; rest : (p+1, p+1) WᵀW − Σ cᵀc.
     """
 
     G: Array
     count: Array
     C: Array
+    R: Array
+    c: Array
+    rest: Array
     moments: GroupMoments
 
     @property
@@ -195,7 +225,7 @@ def group_moments(
     weights: np.ndarray | None = None,
     basis: Basis | None = None,
 ) -> GroupMoments:
-    """Cross-products per level in one pass over NumPy rows, chunk by chunk.
+    """Cross-products per level in one pass over NumPy rows, or two, chunk by chunk.
 
     Parameters
     ----------
@@ -211,25 +241,102 @@ def group_moments(
 
     Notes
     -----
-    O(n(q² + q(p+1) + (p+1)²)) operations; the extra memory is O(CHUNK_ROWS · (p + q²)).
+    O(n(q² + q(p+1) + (p+1)²)) operations; the extra memory is O(CHUNK_ROWS · (p + q²)). Where y varies so much more
+    between levels than within that digits would go, a second pass sums what ``Pilots`` leave.
     """
     codes = check_codes(codes, n_groups)
     log_weights = 0.0 if weights is None else np.log(weights).sum()
+    given = basis is not None
     basis = pilot_basis(y, X, Z, template, log_weights) if basis is None else basis
     n, p, q = len(y), X.shape[1], Z.shape[1]
     sums = np.zeros((q * (q + 1) // 2 + q * (p + 1), n_groups))
     WtW = np.zeros((p + 1, p + 1))
-    for lo in range(0, n, CHUNK_ROWS):
-        rows = slice(lo, min(lo + CHUNK_ROWS, n))
+    for rows, Zs, W in _conditioned_chunks(y, X, Z, weights, basis):
+        WtW += gram(W)
+        add_by_code(sums, codes[rows], products(Zs, W))
+    ZtZ, ZtW = unpack_products(sums, q, p + 1)
+    moments = GroupMoments(ZtZ, ZtW, WtW, np.float64(n), np.float64(log_weights), basis, template)
+    R, c, rest = within_levels(moments)
+    between = sum(a @ a.T for a in c)
+    if not between_dominates(between[p, p], within_root(between, rest)[p, p] ** 2):
+        return moments
+    moments = moments if given else change_basis(moments, moved_basis(basis, within_map(between, rest)))
+    return _add_pilots(moments, R, _conditioned_chunks(y, X, Z, weights, moments.basis), codes)
+
+
+def _conditioned_chunks(
+    y: np.ndarray, X: np.ndarray, Z: np.ndarray, weights: np.ndarray | None, basis: Basis
+) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
+    """Rows, and their Z (q, n) and W (p+1, n) in a basis, weighted, a chunk at a time."""
+    p = X.shape[1]
+    for lo in range(0, len(y), CHUNK_ROWS):
+        rows = slice(lo, min(lo + CHUNK_ROWS, len(y)))
         W = basis.map[:p].T @ X[rows].T + basis.map[p][:, None] * y[rows]
         Zs = np.divide(Z[rows].T, basis.z_scale[:, None], order="C")
         if weights is not None:
             root = np.sqrt(weights[rows])
             W, Zs = W * root, Zs * root
-        WtW += gram(W)
-        add_by_code(sums, codes[rows], products(Zs, W))
-    ZtZ, ZtW = unpack_products(sums, q, p + 1)
-    return GroupMoments(ZtZ, ZtW, WtW, np.float64(n), np.float64(log_weights), basis, template)
+        yield rows, Zs, W
+
+
+# ---------------------------------------------------------------- within levels
+
+
+def within_levels(moments: GroupMoments) -> tuple[Array, Array, Array]:
+    """R (kq, G), c (q, p+1, G) and what is left of WᵀW (p+1, p+1) within the levels; see ``GroupData``."""
+    xp, pilots = namespace(moments.ZtZ, moments.ZtW), moments.pilots
+    R = levels.root(moments.ZtZ)
+    e = levels.against_root(R, moments.ZtW if pilots is None else pilots.ZtE)
+    rest = (moments.WtW if pilots is None else pilots.EtE) - sum(a @ a.T for a in e)
+    c = e if pilots is None else [a + b for a, b in zip(e, levels.times_root(R, pilots.B), strict=True)]
+    return xp.stack(R), xp.stack(c), 0.5 * (rest + rest.T)
+
+
+def within_metric(between: Array, rest: Array) -> Array:
+    """Sums of squares (w, w) that weigh the variation within levels, and that between them where there is none."""
+    return rest + PILOT_BETWEEN * between
+
+
+def within_map(between: Array, rest: Array) -> Array:
+    """Unit upper-triangular (w, w): each column of W less what the earlier ones tell of it within the levels.
+
+    A column that varies between levels alone so becomes free of those that vary within: else it would vary within by
+    rounding, which is much where what varies between levels counts for little.
+    """
+    xp = namespace(rest)
+    K = within_root(between, rest)
+    move = linalg.transpose(linalg.inverse_lower(K)) * xp.diagonal(K)
+    return xp.where(xp.isfinite(move).all(), move, linalg.identity(len(K), K))
+
+
+def within_root(between: Array, rest: Array) -> Array:
+    """Lower Cholesky factor of ``within_metric``, whose last pivot squared is what X leaves of y there."""
+    M, xp = within_metric(between, rest), namespace(rest)
+    size = xp.sqrt(xp.maximum(M.diagonal(), xp.finfo(M.dtype).tiny))
+    eps = 8.0 * float(xp.finfo(M.dtype).eps)
+    return size[:, None] * linalg.cholesky(M / (size[:, None] * size) + eps * xp.eye(len(M), dtype=M.dtype))
+
+
+def moved_basis(basis: Basis, move: Array) -> Basis:
+    """The basis whose conditioned columns are those of ``basis`` times a unit upper-triangular ``move``."""
+    return Basis(basis.map @ move, basis.log_det_x, basis.z_scale)
+
+
+def between_dominates(between: Any, within: Any) -> Any:
+    """Whether a sum of squares between levels is so much larger than that within that a difference lacks digits."""
+    return ~(between <= BETWEEN * within)
+
+
+def _add_pilots(moments: GroupMoments, R: np.ndarray, chunks: Iterator[Any], codes: np.ndarray) -> GroupMoments:
+    """The moments with the sums of E = W − Z·B, B the least squares of each level; the second pass over the rows."""
+    q, w, n_groups = moments.ZtW.shape
+    B = np.stack(levels.coefficients(R, levels.against_root(R, moments.ZtW), PILOT_PIVOT))
+    sums, EtE = np.zeros((q * w, n_groups)), np.zeros((w, w))
+    for rows, Zs, W in chunks:
+        E = W - sum(z * b[:, codes[rows]] for z, b in zip(Zs, B, strict=True))
+        EtE += gram(E)
+        add_by_code(sums, codes[rows], (Zs[a] * E[b] for a in range(q) for b in range(w)))
+    return dataclasses.replace(moments, pilots=Pilots(B, sums.reshape(q, w, n_groups), EtE))
 
 
 def add_by_code(sums: np.ndarray, codes: np.ndarray, columns: Iterable[np.ndarray]) -> None:
@@ -250,8 +357,17 @@ def add_by_code(sums: np.ndarray, codes: np.ndarray, columns: Iterable[np.ndarra
 
 def change_basis(moments: GroupMoments, basis: Basis) -> GroupMoments:
     """The same moments expressed in another basis (exact up to rounding)."""
+    if _same(moments.basis, basis):
+        return moments
     A = np.linalg.solve(np.asarray(moments.basis.map), np.asarray(basis.map))
     s = np.asarray(moments.basis.z_scale) / np.asarray(basis.z_scale)
+    pilots = moments.pilots
+    if pilots is not None:
+        pilots = Pilots(
+            np.einsum("qcg,cd->qdg", pilots.B, A) / s[:, None, None],
+            np.einsum("qcg,cd->qdg", pilots.ZtE, A) * s[:, None, None],
+            A.T @ pilots.EtE @ A,
+        )
     return GroupMoments(
         moments.ZtZ * (s[:, None] * s[None, :])[:, :, None],
         np.einsum("qcg,cd->qdg", moments.ZtW, A) * s[:, None, None],
@@ -260,6 +376,7 @@ def change_basis(moments: GroupMoments, basis: Basis) -> GroupMoments:
         moments.log_weights,
         basis,
         moments.template,
+        pilots,
     )
 
 
@@ -274,10 +391,20 @@ def merge(a: GroupMoments, b: GroupMoments) -> GroupMoments:
             f"cannot merge moments of shapes {a.ZtW.shape} and {b.ZtW.shape} or of different templates: "
             "code both chunks with the same columns and the same list of levels"
         )
-    same = np.array_equal(a.basis.map, b.basis.map) and np.array_equal(a.basis.z_scale, b.basis.z_scale)
-    if not same:
-        basis = _common_basis(a, b)
-        a, b = change_basis(a, basis), change_basis(b, basis)
+    basis = a.basis if _same(a.basis, b.basis) else _common_basis(a, b)
+    if a.pilots is not None or b.pilots is not None:
+        # From where the levels of both show what varies within; the chunks go there directly, which costs no digits.
+        _, c, rest = within_levels(_sum(change_basis(a, basis), change_basis(b, basis)))
+        basis = moved_basis(basis, within_map(sum(own @ own.T for own in c), rest))
+    return _sum(change_basis(a, basis), change_basis(b, basis))
+
+
+def _same(a: Basis, b: Basis) -> bool:
+    return np.array_equal(a.map, b.map) and np.array_equal(a.z_scale, b.z_scale)
+
+
+def _sum(a: GroupMoments, b: GroupMoments) -> GroupMoments:
+    """The moments of both chunks, which are in one basis."""
     return GroupMoments(
         a.ZtZ + b.ZtZ,
         a.ZtW + b.ZtW,
@@ -286,7 +413,42 @@ def merge(a: GroupMoments, b: GroupMoments) -> GroupMoments:
         a.log_weights + b.log_weights,
         a.basis,
         a.template,
+        _merged_pilots(a, b),
     )
+
+
+def _merged_pilots(a: GroupMoments, b: GroupMoments) -> Pilots | None:
+    """The pilots of the levels of both chunks together, each chunk's sums carried over to them exactly."""
+    if a.pilots is None and b.pilots is None:
+        return None
+    parts = [_pilots_of(a), _pilots_of(b)]
+    R = levels.root(a.ZtZ + b.ZtZ)
+    right = sum(pilots.ZtE + _each(m.ZtZ, pilots.B) for m, pilots in zip((a, b), parts, strict=True))
+    B = np.stack(levels.coefficients(R, levels.against_root(R, right), PILOT_PIVOT))
+    moved = [_move_pilots(m, pilots, B) for m, pilots in zip((a, b), parts, strict=True)]
+    return Pilots(B, moved[0].ZtE + moved[1].ZtE, moved[0].EtE + moved[1].EtE)
+
+
+def _pilots_of(moments: GroupMoments) -> Pilots:
+    """Its pilots; B = 0 where there are none."""
+    return moments.pilots or Pilots(np.zeros_like(moments.ZtW), moments.ZtW, moments.WtW)
+
+
+def _move_pilots(moments: GroupMoments, pilots: Pilots, B: np.ndarray) -> Pilots:
+    """The sums of E − ZΔ, Δ = B less the old pilots.
+
+    Where a chunk has too few rows of a level Δ is large and ZΔ small all the same: it is RΔ that is squared.
+    """
+    R = levels.root(moments.ZtZ)
+    e, step = levels.against_root(R, pilots.ZtE), levels.times_root(R, B - pilots.B)
+    across = sum(a @ s.T for a, s in zip(e, step, strict=True))
+    EtE = pilots.EtE - across - across.T + sum(s @ s.T for s in step)
+    return Pilots(B, pilots.ZtE - np.stack(levels.transposed_times(R, step)), EtE)
+
+
+def _each(G: np.ndarray, B: np.ndarray) -> np.ndarray:
+    """GB of every level (q, p+1, G)."""
+    return np.einsum("abg,bcg->acg", G, B)
 
 
 def _common_basis(a: GroupMoments, b: GroupMoments) -> Basis:

@@ -7,10 +7,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..errors import DataError
-from . import linalg
+from . import levels, linalg
 from .checks import group_codes
 from .covariance import Template, column_groups
-from .moments import Basis, GroupData, GroupMoments, products, unpack_products
+from .moments import (
+    PILOT_PIVOT,
+    Basis,
+    GroupData,
+    GroupMoments,
+    Pilots,
+    moved_basis,
+    products,
+    unpack_products,
+    within_levels,
+    within_map,
+)
 from .types import Array
 
 
@@ -28,20 +39,46 @@ def compress(
         codes = jnp.asarray(host_codes)
     if offset is not None:
         y = y - offset
-    basis = _traced_basis(y, X, Z, template)
-    W = jnp.concatenate([X, y[:, None]], axis=1) @ basis.map
-    Zs = Z / basis.z_scale
-    log_weights = jnp.zeros((), dtype)
+    log_weights, root = jnp.zeros((), dtype), None
     if weights is not None:
-        root = jnp.sqrt(weights)[:, None]
-        W, Zs, log_weights = W * root, Zs * root, jnp.log(weights).sum()
-    sums = jax.ops.segment_sum(jnp.stack(list(products(Zs.T, W.T)), axis=1), codes, n_groups)
-    ZtZ, ZtW = unpack_products(sums.T, Z.shape[1], X.shape[1] + 1)
+        root, log_weights = jnp.sqrt(weights)[:, None], jnp.log(weights).sum()
+    basis = _traced_basis(y, X, Z, template)
+    Zs = Z / basis.z_scale if root is None else Z / basis.z_scale * root
+
+    def conditioned(basis: Basis) -> Array:
+        W = jnp.concatenate([X, y[:, None]], axis=1) @ basis.map
+        return W if root is None else W * root
+
+    basis, B = _pilots(basis, *jax.lax.stop_gradient((conditioned(basis), Zs)), codes, n_groups)
+    E = conditioned(basis) - jnp.einsum("nq,qwn->nw", Zs, B[:, :, codes])
+    ZtZ, ZtE = _level_sums(Zs, E, codes, n_groups)
+    EtE = E.T @ E
+    pushed = linalg.matmul(ZtZ, B)
+    across = jnp.einsum("qcg,qdg->cd", B, ZtE + 0.5 * pushed)
     # A code out of range would be left out of the sums without a word: NaN rows make the fit NOT_FINITE.
     n_rows = jnp.where(((codes >= 0) & (codes < n_groups)).all(), jnp.asarray(len(y), dtype), jnp.nan)
-    moments = GroupMoments(ZtZ, ZtW, W.T @ W, n_rows, log_weights, basis, template)
+    pilots = Pilots(B, ZtE, EtE)
+    moments = GroupMoments(ZtZ, ZtE + pushed, EtE + across + across.T, n_rows, log_weights, basis, template, pilots)
+    R, c, rest = jax.lax.stop_gradient(within_levels(moments))
     count = jnp.ones(n_groups, dtype)
-    return GroupData(ZtZ, count, ZtW, moments)
+    return GroupData(ZtZ, count, moments.ZtW, R, c, rest, moments)
+
+
+def _level_sums(Z: Array, W: Array, codes: Array, n_groups: int) -> tuple[Array, Array]:
+    """ZᵀZ (q, q, G) and ZᵀW (q, w, G)."""
+    sums = jax.ops.segment_sum(jnp.stack(list(products(Z.T, W.T)), axis=1), codes, n_groups)
+    return unpack_products(sums.T, Z.shape[1], W.shape[1])
+
+
+def _pilots(basis: Basis, W: Array, Z: Array, codes: Array, n_groups: int) -> tuple[Basis, Array]:
+    """The pilots (q, p+1, G) of the levels, and the basis whose pilot of y is what they ask for; constants."""
+    G, C = _level_sums(Z, W, codes, n_groups)
+    R = levels.root(G)
+    c = levels.against_root(R, C)
+    between = sum(a @ a.T for a in c)
+    move = within_map(between, W.T @ W - between)
+    B = jnp.stack(levels.coefficients(R, c, PILOT_PIVOT))
+    return moved_basis(basis, move), jnp.einsum("qcg,cd->qdg", B, move)
 
 
 def _traced_basis(y: Array, X: Array, Z: Array, template: Template) -> Basis:

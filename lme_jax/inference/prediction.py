@@ -4,6 +4,7 @@ Standard errors hold the covariance parameters at their estimates, as lme4's, nl
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ from ..errors import DataError
 from ..formula import design_new_data
 from ..formula.known import membership_rows
 from ..formula.values import as_frame, column
+from .wald import check_alpha
 
 RandomChoice = bool | str | Iterable[str]
 
@@ -270,3 +272,58 @@ def prediction_table(
         "pi_upper": mean + half * total,
     }
     return pd.DataFrame(columns, index=rows.labels)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Predicted means with uncertainty.
+
+    Attributes
+    ----------
+    predicted_mean, se_mean, se_obs : (n,), response units.
+    """
+
+    predicted_mean: np.ndarray
+    se_mean: np.ndarray
+    se_obs: np.ndarray
+    distribution: Any
+    index: pd.Index | None
+
+    def conf_int(self, obs: bool = False, alpha: float = 0.05) -> np.ndarray:
+        """(n, 2) limits of the mean, or with ``obs`` of a new observation."""
+        half = self.distribution.ppf(1.0 - check_alpha(alpha) / 2.0) * (self.se_obs if obs else self.se_mean)
+        return np.column_stack([self.predicted_mean - half, self.predicted_mean + half])
+
+    def summary_frame(self, alpha: float = 0.05) -> pd.DataFrame:
+        mean, obs = self.conf_int(alpha=alpha), self.conf_int(obs=True, alpha=alpha)
+        columns = {
+            "mean": self.predicted_mean,
+            "mean_se": self.se_mean,
+            "mean_ci_lower": mean[:, 0],
+            "mean_ci_upper": mean[:, 1],
+            "obs_ci_lower": obs[:, 0],
+            "obs_ci_upper": obs[:, 1],
+        }
+        return pd.DataFrame(columns, index=self.index)
+
+
+def prediction_of_rows(X: Any, fitted: Fit, distribution: Any) -> Prediction:
+    """Xβ̂ for design rows (n, p); arrays do not say which random effects an observation has, so its error is NaN."""
+    rows = design_rows(X, len(fitted.beta))
+    cov = float(fitted.sigma) ** 2 * np.asarray(fitted.unscaled_cov)
+    se = np.sqrt(np.einsum("ni,ij,nj->n", rows, cov, rows))
+    return Prediction(rows @ np.asarray(fitted.beta), se, np.full(len(rows), np.nan), distribution, None)
+
+
+def prediction_of_table(table: pd.DataFrame, level: float, distribution: Any) -> Prediction:
+    """From the columns of ``prediction_table``, whose intervals have this level."""
+    se_obs = (table["pi_upper"] - table["mean"]).to_numpy() / scipy.special.ndtri(0.5 + level / 2.0)
+    return Prediction(table["mean"].to_numpy(), table["se"].to_numpy(), se_obs, distribution, table.index)
+
+
+def design_rows(X: Any, p: int) -> np.ndarray:
+    """(n, p) rows of the fixed-effects design, checked."""
+    rows = np.atleast_2d(np.asarray(X, float))
+    if rows.shape[1] != p:
+        raise DataError(f"exog has {rows.shape[1]} columns; the model has {p} fixed effects")
+    return rows

@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import scipy.special
 
 from ..core.covariance import Template, factor_basis
@@ -82,3 +83,15 @@ def covariance_standard_errors(fit: Fit, template: Template, dof: Any) -> np.nda
     own = np.einsum("...ij,...kj->...ik", L, L)[..., None, :, :]
     jacobian = np.concatenate([root + np.swapaxes(root, -1, -2), own], axis=-3) * sigma2
     return np.sqrt(np.einsum("...aij,...ab,...bij->...ij", jacobian, joint, jacobian))
+
+
+def chosen_covariance(cov: pd.DataFrame, r_matrix: Any, column: Any) -> Any:
+    """The covariance, the part of some positions (``column``), or R·cov·Rᵀ."""
+    if column is not None:
+        places = np.atleast_1d(column)
+        picked = cov.to_numpy()[np.ix_(places, places)]
+        return picked[0, 0] if np.ndim(column) == 0 else picked
+    if r_matrix is None:
+        return cov
+    r = np.asarray(r_matrix, float)
+    return r @ cov.to_numpy() @ r.T

@@ -21,8 +21,7 @@ from ..data import ModelData
 from ..errors import DataError, UnsupportedError
 from ..fitting import fit_without_lost_columns, read_options, read_reml, read_start, settle, with_backend
 from ..formula import design_from_arrays, design_from_formula
-from ..formula.values import as_frame, column
-from ..model import callers_names
+from ..formula.values import as_frame, column, namespace
 from ..results import MixedLMResults, refit_responses
 from .responses import MEMORY_LIMIT, BatchOptions, Responses, read_responses, residual_spread, why_not_one_factor
 from .results import ManyFits
@@ -151,7 +150,7 @@ def lmer_many(
     if not isinstance(formula, str):
         named = formula if isinstance(formula, Mapping) else {text: text for text in formula}
         common = dict(by=by, mask=mask, reml=reml, start=start, memory_limit=memory_limit, progress=progress)
-        context = callers_names(2)
+        context = namespace(1)
         return {
             name: _lmer_many(text, data, responses, context=context, options=options, **common, **arguments)
             for name, text in named.items()
@@ -167,7 +166,7 @@ def lmer_many(
         memory_limit=memory_limit,
         progress=progress,
         options=options,
-        context=callers_names(2),
+        context=namespace(1),
         **arguments,
     )
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..core.batch import Family
 from ..core.compression import bucket, enough_rows
-from ..core.lanes import LaneData
+from ..core.lanes import LaneData, from_moments
 from ..core.moments import Basis
 from ..core.records import Fit
 from ..data import ModelData
@@ -130,11 +130,10 @@ class LevelSamples:
             identified &= roots[:, 0] >= 1e-12 * roots[:, -1]
         C = self._C[..., None] * np.sqrt(padded)[:, None, None]  # noqa: N806
         basis = moments.basis
-        data = LaneData(
+        data = from_moments(
             self._Z[..., None],
             padded,
-            np.ascontiguousarray(C[:, :, :p]),
-            np.ascontiguousarray(C[:, :, p]),
+            C,
             WtW,
             np.where(identified, n_rows, np.nan),
             self._log_weights @ times,
