@@ -12,6 +12,7 @@ are fitted twice, by the engine of small designs and by that of large ones.
 """
 
 import argparse
+import itertools
 import subprocess
 import tempfile
 from collections import Counter
@@ -20,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from .judge import (
+    BAD,
     SHAPES,
     TOLERANCE,
     arguments,
@@ -29,6 +31,7 @@ from .judge import (
     fit_large,
     formula,
     frame,
+    is_bad,
     is_single,
     judge,
     kind_of,
@@ -39,8 +42,6 @@ from .oracles import crossings, designs
 
 __all__ = ["fit", "fit_lane", "fit_large", "judge", "lines_of", "main"]
 
-# From bad to worse; what is refused or not_converged is counted and named, and is no miss.
-BAD = ("estimates", "hessian", "score", "status", "digits", "missed", "better", "raised")
 R_SCRIPT = """
 suppressMessages(library(lme4)); options(warn = -1)
 cases <- read.csv("cases.csv", stringsAsFactors = FALSE)
@@ -71,7 +72,7 @@ def report(trials, worst, title):
     for kind in sorted(set(kinds)):
         some = [t for t, k in zip(trials, kinds, strict=True) if k == kind]
         largest = {word: max((t.errors.get(word, 0.0) for t in some), default=0.0) for word in BAD[:-1]}
-        bad = sum(t.verdict in BAD for t in some)
+        bad = sum(map(is_bad, some))
         print(f"  {kind}: {bad} of {len(some)} bad; largest errors over tolerance:", rounded(largest))
     print("  refusals:", dict(Counter(t.message[:70] for t in trials if t.verdict in ("refused", "raised"))) or "none")
     bad = sorted((t for t in trials if t.verdict in BAD), key=lambda t: (-BAD.index(t.verdict), -abs(t.gap)))
@@ -131,7 +132,7 @@ def parsed(arguments=None):
     parser.add_argument("--lanes", action="store_true", help="also as a lane of a batch, compared with the single fit")
     parser.add_argument("--lme4", action="store_true", help="ask lme4 about the missed ones")
     parser.add_argument("--worst", type=int, default=10, help="trials to print")
-    parser.add_argument("--strict", action="store_true", help="exit with 1 if a trial is bad")
+    parser.add_argument("--strict", action="store_true", help="exit with 1 if a trial is bad (judge.is_bad)")
     return parser.parse_args(arguments)
 
 
@@ -167,8 +168,7 @@ def main(arguments=None):
         print(f"  lane and lmer differ in {len(apart)}: {' '.join(apart[:20])}")
     if options.lme4:
         report_lme4(kinds["lmer"])
-    bad = sum(t.verdict in BAD for trials in kinds.values() for t in trials)
-    return bad if options.strict else 0
+    return sum(map(is_bad, itertools.chain(*kinds.values()))) if options.strict else 0
 
 
 def same(a, b):

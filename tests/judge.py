@@ -30,6 +30,9 @@ from .oracles import crossings, dense, designs, multistart, several, templates
 SHAPES = {**designs.SHAPES, **crossings.SHAPES}
 TOLERANCE = 1e-6
 DECOYS = 3
+# From bad to worse. What is not_converged is counted and named, but the fit itself says so.
+BAD = ("estimates", "hessian", "score", "status", "digits", "missed", "better", "raised")
+ALWAYS_BAD = ("status", "missed", "better", "raised")
 
 
 class Tolerances(NamedTuple):
@@ -301,6 +304,12 @@ def wrong_estimates(result, oracle):
         for mine, theirs in ((ours.conditional_cov, conditional), (ours.prediction_cov, prediction)):
             errors.append(np.abs((mine[:m] - theirs) / np.outer(unit, unit)).max())
     return max(errors)
+
+
+def is_bad(trial):
+    """Whether a trial is a defect; where double precision is at its end only what is wrong by any measure."""
+    words = BAD if kind_of(trial.drawn) == "usual" else ALWAYS_BAD
+    return trial.verdict in words or (trial.verdict == "refused" and not must_be_refused(trial.drawn.design))
 
 
 def lines_of(trial):
