@@ -8,7 +8,6 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from . import templates
 from .dense import Factor, Model
 from .designs import BENIGN_WEIGHTS, one_of
 
@@ -21,13 +20,12 @@ TERMS = (
     (("identity", 2),),
     (("unstructured", 1), ("compound_symmetry", 3)),
 )
-STRUCTURED = tuple(
-    ((s, q),) for q in (2, 3) for s in templates.STRUCTURES if (s, q) != ("unstructured", 3)
-)  # fmt: skip
+PLAIN = ("diagonal", "identity", "compound_symmetry", "ar1")
+STRUCTURED = (SLOPES, *(((structure, q),) for structure in PLAIN for q in (2, 3)))
 
 
 class Shape(NamedTuple):
-    """Which factors, by letters, and the templates to draw from for each; ``n`` rows at most about.
+    """Which factors, by letters, and the templates to draw from for each.
 
     Capital letters are factors of their own, crossed with all others; a small one lies inside the letter before it.
     """
