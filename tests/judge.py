@@ -263,9 +263,12 @@ def wrong_status(found, problem):
     Psi = L @ L.T
     sd = np.sqrt(np.diag(Psi))
     roots = [sd.min()]
-    for _, rows, _ in templates.blocks(problem.template):
+    for structure, rows, at in templates.blocks(problem.template):
         unit = np.where(sd[rows] > 0, sd[rows], 1.0)
-        roots.append(np.sqrt(max(np.linalg.eigvalsh(Psi[rows, rows] / np.outer(unit, unit))[0], 0.0)))
+        values = np.linalg.eigvalsh(Psi[rows, rows] / np.outer(unit, unit))
+        # Of reduced rank by its structure is not singular.
+        regular = templates.root(np.linspace(0.4, 0.9, at.stop - at.start)[None], ((structure, len(unit)),))[0]
+        roots.append(np.sqrt(max(values[-np.linalg.matrix_rank(regular)], 0.0)))
     return min(roots) > 1e-2 if found.status == "singular" else min(roots) < 1e-6 and found.status == "converged"
 
 
