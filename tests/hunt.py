@@ -147,24 +147,31 @@ def drawn_trials(options):
     return [draw(shapes[i % len(shapes)], options.seed + i // len(shapes)) for i in range(first, options.n, step)]
 
 
+def judged(drawn_designs, lanes):
+    """The trials by the way of fitting; every bad one is named at once."""
+    kinds = {"lmer": [], "large engines": [], "lanes": []}
+    for drawn in drawn_designs:
+        fitters = {"lmer": fit} | ({} if is_single(drawn.design) else {"large engines": fit_large})
+        for title, fitter in (fitters | ({"lanes": fit_lane} if lanes else {})).items():
+            trial = judge(drawn, fitter)
+            kinds[title].append(trial)
+            if is_bad(trial):
+                print(f"{title}: {trial.name} {trial.verdict}", flush=True)
+    return kinds
+
+
 def main(arguments=None):
     """Draw, fit, judge, print; the number of bad trials."""
     options = parsed(arguments)
-    kinds = {"lmer": [], "large engines": [], "lanes": []}
-    for drawn in drawn_trials(options):
-        kinds["lmer"].append(judge(drawn))
-        if not is_single(drawn.design):
-            kinds["large engines"].append(judge(drawn, fit_large))
-        if options.lanes:
-            kinds["lanes"].append(judge(drawn, fit_lane))
+    kinds = judged(drawn_trials(options), options.lanes)
     for title, trials in kinds.items():
         if trials:
             report(trials, options.worst, title)
     if options.one:
         print("\n".join(lines_of(kinds["lmer"][0])))
-    pairs = zip(kinds["lmer"], kinds["lanes"], strict=False)
-    apart = [a.name for a, b in pairs if not same(a, b)]
     if options.lanes:
+        pairs = zip(kinds["lmer"], kinds["lanes"], strict=True)
+        apart = [a.name for a, b in pairs if not same(a, b)]
         print(f"  lane and lmer differ in {len(apart)}: {' '.join(apart[:20])}")
     if options.lme4:
         report_lme4(kinds["lmer"])
