@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 import lme_jax
-from lme_jax.core.components import root_of
+from lme_jax.core.parameterizations import sqrt_from_profile
 
 VOID_ABOVE = 1e-4
 
@@ -21,4 +21,4 @@ def deviance_at(relative: Sequence[Any], data: Any, *, reml: bool) -> float:
     if not all(np.isfinite(m).all() for m in matrices):
         return float("nan")
     omega = np.concatenate([m[np.tril_indices(len(m))] for m in matrices])
-    return float(lme_jax.deviance(root_of(omega, data.template), data, reml=reml))
+    return float(lme_jax.deviance(sqrt_from_profile(omega, data.template), data, reml=reml))

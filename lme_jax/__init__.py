@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from .compat.params import MixedLMParams, VCSpec
     from .core.compression import compress, merge
     from .core.fit import deviance, fit, fit_at, predict, random_effects
+    from .core.likelihood import Likelihood, loglike, score_and_hessian
     from .core.optimize import NewtonOptions
+    from .core.parameterizations import convert as convert_params
+    from .core.parameterizations import jacobian as params_jacobian
     from .core.records import Fit
     from .core.types import Status
     from .many.doors import fit_many, lmer_many
@@ -28,6 +31,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Fit",
+    "Likelihood",
     "ManyFits",
     "MixedLM",
     "MixedLMParams",
@@ -37,6 +41,7 @@ __all__ = [
     "VCSpec",
     "compare",
     "compress",
+    "convert_params",
     "datasets",
     "deviance",
     "enable_compilation_cache",
@@ -46,14 +51,18 @@ __all__ = [
     "fit_many",
     "lmer",
     "lmer_many",
+    "loglike",
     "merge",
     "mixedlm",
+    "params_jacobian",
     "predict",
     "random_effects",
+    "score_and_hessian",
 ]
 
 _HOMES = {
     "Fit": "core.records",
+    "Likelihood": "core.likelihood",
     "ManyFits": "many.results",
     "MixedLM": "compat.mixed_lm",
     "MixedLMParams": "compat.params",
@@ -63,16 +72,20 @@ _HOMES = {
     "VCSpec": "compat.params",
     "compare": "many.results",
     "compress": "core.compression",
+    "convert_params": "core.parameterizations:convert",
     "deviance": "core.fit",
     "enable_compilation_cache": "cache",
     "fit": "core.fit",
     "fit_at": "core.fit",
     "fit_many": "many.doors",
     "lmer_many": "many.doors",
+    "loglike": "core.likelihood",
     "merge": "core.moments",
     "mixedlm": "compat.mixed_lm",
+    "params_jacobian": "core.parameterizations:jacobian",
     "predict": "core.fit",
     "random_effects": "core.fit",
+    "score_and_hessian": "core.likelihood",
 }
 
 
@@ -81,7 +94,8 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module(f"{__name__}.datasets")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    home, _, known_as = _HOMES[name].partition(":")
+    found = getattr(importlib.import_module(f"{__name__}.{home}"), known_as or name)
     globals()[name] = found
     return found
 

@@ -9,13 +9,14 @@ import pandas as pd
 import scipy.sparse
 
 from .core.compression import compress
-from .core.covariance import Block, Template
+from .core.covariance import Template
 from .core.crossed_data import compress_crossed
 from .core.fit import ModelStatistics
 from .core.henderson import MixedModelEquations
 from .core.lane_data import SharedDesign
 from .core.records import Fit
 from .core.rotation import compress_rotated
+from .core.structures import entry
 from .errors import DataError, UnsupportedError
 from .formula import Design, RandomTerm
 
@@ -90,7 +91,7 @@ def _merge(terms: tuple[RandomTerm, ...]) -> Factor:
     first = terms[0]
     Z = first.Z if len(terms) == 1 else np.concatenate([t.Z for t in terms], axis=1)
     columns = tuple(c for t in terms for c in t.columns)
-    template = tuple(Block(t.structure, t.Z.shape[1]) for t in terms)
+    template = tuple(t.block for t in terms)
     return Factor(first.factor, first.levels, first.codes, Z, columns, template, first.membership, first.root)
 
 
@@ -260,18 +261,7 @@ class ModelData:
         """Labels of θ, lme4's for unstructured terms: "g.row.column" below the diagonal, "g.row" on it."""
         names = []
         for label, term in zip(self.term_labels, self.terms, strict=True):
-            block = Block(term.structure, len(term.columns))
-            if term.structure == "unstructured":
-                pairs = zip(*np.tril_indices(block.size), strict=True)
-                effects = [term.columns[i] if i == j else f"{term.columns[i]}.{term.columns[j]}" for i, j in pairs]
-            elif term.structure == "diagonal":
-                effects = list(term.columns)
-            else:
-                effects = {
-                    "identity": ["sd"],
-                    "compound_symmetry": ["root_mean", "root_contrast"],
-                    "ar1": ["sd", "arcsin ρ"],
-                }[term.structure][: block.n_theta]
+            effects = entry(term.block).names(term.block, term.columns)
             names += [f"{label}.{effect}" for effect in effects]
         return tuple(names)
 
@@ -281,7 +271,7 @@ class ModelData:
         rows: list[int] = []
         columns: list[int] = []
         for term, part in zip(self.terms, self.term_slices, strict=True):
-            for i, j in _free_pairs(term):
+            for i, j in entry(term.block).pairs(term.block):
                 rows.append(part.start + i)
                 columns.append(part.start + j)
         return np.array(rows, int), np.array(columns, int)
@@ -372,21 +362,11 @@ def _compress_rotated(design: Design, factors: tuple[Factor, ...], prior: dict[s
     )
 
 
-def _free_pairs(term: RandomTerm) -> list[tuple[int, int]]:
-    """Positions of a term's covariance that name its free (co)variances."""
-    q = len(term.columns)
-    if term.structure == "unstructured":
-        return [(int(i), int(j)) for i, j in zip(*np.tril_indices(q), strict=True)]
-    if term.structure == "diagonal":
-        return [(i, i) for i in range(q)]
-    return [(0, 0)] if term.structure == "identity" or q == 1 else [(0, 0), (1, 0)]
-
-
 def _covariance_names(terms: tuple[RandomTerm, ...], factor_in_names: bool) -> tuple[str, ...]:
     names = []
     for term in terms:
         prefix = f"{term.factor} " if factor_in_names else ""
-        for i, j in _free_pairs(term):
+        for i, j in entry(term.block).pairs(term.block):
             a, b = term.columns[i], term.columns[j]
             names.append(f"{prefix}{a} Var" if i == j else f"{prefix}{b} x {a} Cov")
     return tuple(names)

@@ -26,7 +26,7 @@ def lmer(
     contrasts: Mapping[str, Any] | None = None,
     missing: str = "drop",
     subset: Any = None,
-    structures: Mapping[str, str] | None = None,
+    structures: Mapping[str, Any] | None = None,
     memberships: Mapping[str, Any] | None = None,
     relatedness: Mapping[str, Any] | None = None,
     start: Any = None,
@@ -55,7 +55,8 @@ def lmer(
         Leave rows with missing or infinite values out (counted, with a warning), or stop and name them.
     subset : mask or query string, optional
     structures : mapping, optional
-        Bar or factor → "unstructured", "diagonal", "identity", "compound_symmetry" or "ar1".
+        Bar or factor → the name of a covariance structure, or (name, what it needs), for terms whose formula names
+        none: "unstructured", "diagonal", "toeplitz", ("reduced_rank", 2) … (``docs/structures.md``).
     memberships : mapping, optional
         Factor → weights (n, m) of its m levels in each row, where rows belong to several levels: a DataFrame
         whose columns name the levels, or an array, dense or scipy sparse. The factor need not be a column.

@@ -47,3 +47,10 @@ def components_table(varcorr: pd.DataFrame) -> pd.DataFrame:
             column.append(float(hit.sdcor.iloc[0]) if len(hit) else np.nan)
         out[f"Corr {var1}"] = column
     return out
+
+
+def structures_table(parameters: pd.DataFrame) -> pd.DataFrame:
+    """The parameters of the covariance structures with standard errors, from ``covariance_parameters``."""
+    out = parameters[["parameter", "estimate", "se"]].set_axis(["Parameter", "Estimate", "Std.Err."], axis=1)
+    out.index = pd.Index(list(parameters.grp))
+    return out

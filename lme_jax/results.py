@@ -15,6 +15,7 @@ from .core.fit import random_effects
 from .core.henderson import MixedModelEquations
 from .core.optimize import NewtonOptions
 from .core.records import RandomEffects
+from .core.structures import entry
 from .data import Factor, ModelData
 from .errors import DataError, UnsupportedError
 from .estimates import Estimates
@@ -31,6 +32,7 @@ from .inference.prediction import (
     related_effects,
 )
 from .inference.profile import find_variance, profile_likelihood
+from .inference.quantities import readings
 from .inference.simulation import response_for, simulate_responses
 from .inference.wald import covariance_standard_errors, wald_table
 from .lazy import handed_out
@@ -38,7 +40,7 @@ from .many.bootstrap import Bootstrap, Kind, bootstrap
 from .many.responses import MEMORY_LIMIT, BatchOptions, Responses, fit_observed, fit_responses, read_responses
 from .many.results import ManyFits
 from .many.views import ResponseViews
-from .report import components_table, facts_table
+from .report import components_table, facts_table, structures_table
 from .summary import Summary
 
 Refitter = Callable[[Mapping[str, Any], Mapping[str, Any]], "MixedLMResults"]
@@ -101,7 +103,7 @@ class MixedLMResults(Estimates):
         for label, term, Psi in zip(self._data.term_labels, self._data.terms, self._term_covariances, strict=True):
             sd = np.sqrt(np.diag(Psi))
             rows += [(label, c, None, Psi[i, i], sd[i]) for i, c in enumerate(term.columns)]
-            if term.structure in ("diagonal", "identity"):
+            if entry(term.block).uncorrelated:
                 continue
             for j, first in enumerate(term.columns):
                 for i in range(j + 1, len(term.columns)):
@@ -122,6 +124,19 @@ class MixedLMResults(Estimates):
         errors = covariance_standard_errors(self.fit, self._data.template, dof)
         rows, columns = self._data.covariance_positions
         return pd.Series(errors[rows, columns], index=self._data.covariance_names, name="bse_re")
+
+    @handed_out
+    def covariance_parameters(self) -> pd.DataFrame:
+        """The parameters of each term's covariance as people read them: columns grp, parameter, estimate, se, note.
+
+        Standard deviations in response units, correlations, the range of an exponential structure, loadings of a
+        reduced rank, then the residual standard deviation. Standard errors are by the delta method from the
+        deviance's Hessian; where they are NaN, as in a singular fit, ``note`` says why.
+        """
+        dof = self.nobs - (len(self.fit.beta) if self.reml else 0)
+        terms = zip(self._data.term_labels, self._data.terms, strict=True)
+        lines = readings(self.fit, [(label, term.block, term.columns) for label, term in terms], dof)
+        return pd.DataFrame(lines, columns=["grp", "parameter", "estimate", "se", "note"])
 
     # ------------------------------------------------------------ random effects
 
@@ -465,8 +480,11 @@ class MixedLMResults(Estimates):
             notes.append(f"{self._data.n_dropped} rows with missing values were left out.")
         if self._data.dropped_columns:
             notes.append(f"Dropped because other columns determine them: {', '.join(self._data.dropped_columns)}.")
-        captions = ("", "Estimates (z tests; fixed effects by GLS)", "Random effects")
-        return Summary(title or "Linear mixed model fit", tables, captions, tuple(notes))
+        captions = ["", "Estimates (z tests; fixed effects by GLS)", "Random effects"]
+        if any(not (e.free or e.uncorrelated) for e in (entry(term.block) for term in self._data.terms)):
+            tables.append(structures_table(self.covariance_parameters))
+            captions.append("Covariance structures")
+        return Summary(title or "Linear mixed model fit", tables, tuple(captions), tuple(notes))
 
     def _estimates(self, alpha: float) -> pd.DataFrame:
         table = wald_table(self.fe_params.to_numpy(), self.bse_fe.to_numpy(), alpha)

@@ -311,7 +311,7 @@ def test_what_cannot_be_fitted_is_named():
     with pytest.raises(DataError, match="mask has shape"):
         fit_many(Y, X, Z, groups, mask=np.ones(3, bool))
     with pytest.raises(DataError, match="unknown"):
-        fit_many(Y, X, Z, groups, structure="toeplitz")
+        fit_many(Y, X, Z, groups, structure="toplitz")
     df = lme_jax.datasets.load("sleepstudy")
     with pytest.raises(DataError, match="no left side"):
         lmer_many("Reaction ~ Days + (1 | Subject)", df, Y[:180])

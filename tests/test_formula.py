@@ -175,7 +175,10 @@ def terms(bars, data, **kwargs):
         ("us(x | s)", ("(Intercept)", "x"), "unstructured"),
         ("diag(x | s)", ("(Intercept)", "x"), "diagonal"),
         ("ident(0 + f | s)", ("fa", "fb", "fc"), "identity"),
-        ("cs(0 + f | s)", ("fa", "fb", "fc"), "compound_symmetry"),
+        ("cs(0 + f | s)", ("fa", "fb", "fc"), "het_compound_symmetry"),
+        ("homcs(0 + f | s)", ("fa", "fb", "fc"), "compound_symmetry"),
+        ("cs(0 + f | s, hom = TRUE)", ("fa", "fb", "fc"), "compound_symmetry"),
+        ("diag(0 + f | s, hom = TRUE)", ("fa", "fb", "fc"), "identity"),
         ("ar1(0 + factor(k) | s)", tuple(f"factor(k){j}" for j in range(1, 5)), "ar1"),
     ],
 )
@@ -237,8 +240,8 @@ def test_structures_argument(data):
     assert [t.structure for t in by_text] == ["unstructured", "compound_symmetry"]
     with pytest.raises(FormulaError, match=r"names \['t'\]; the terms are"):
         terms("(x | s)", data, structures={"t": "diagonal"})
-    with pytest.raises(FormulaError, match="Unknown structures"):
-        terms("(x | s)", data, structures={"s": "toeplitz"})
+    with pytest.raises(FormulaError, match="unknown covariance structure 'toplitz': did you mean 'toeplitz'"):
+        terms("(x | s)", data, structures={"s": "toplitz"})
 
 
 # --- rows ------------------------------------------------------------------------------------------------

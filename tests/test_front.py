@@ -65,7 +65,7 @@ class TestResults:
         data = fitted._data.compressed
         packed = np.concatenate([fitted.fit.beta, fitted.fit.theta, [fitted.scale]])
         natural = parameterizations.convert(packed, "sqrt", "natural", n_fixed=2, template=data.template)
-        hessian = likelihood.derivatives(natural, data, scale="natural", reml=True).hessian
+        hessian = likelihood.score_and_hessian(natural, data, scale="natural", reml=True).hessian
         expected = np.sqrt(np.diag(np.linalg.inv(-hessian)))[2:]
         np.testing.assert_allclose(fitted.bse_re, expected[:3], rtol=1e-6)
         many = fitted.refit_many(fitted._data.y, progress=False)

@@ -12,8 +12,10 @@ import scipy.stats
 
 import lme_jax as lme
 from lme_jax.compat.params import MixedLMParams, VCSpec
-from lme_jax.core.components import Components, Term, root_hessian, root_map, root_of
+from lme_jax.core import likelihood
+from lme_jax.core.crossed_data import compress_crossed
 from lme_jax.core.em import em
+from lme_jax.core.henderson import MixedModelEquations
 from lme_jax.errors import DataError, UnsupportedError
 from lme_jax.inference.hypotheses import hypotheses
 
@@ -46,9 +48,12 @@ def three_terms():
     y = 1e4 + X[:, 1] + rng.normal(size=n) + rng.normal(size=m)[codes] + rng.normal(size=24)[cells]
     weights = rng.uniform(0.5, 2.0, n)
     one = np.ones((n, 1))
-    terms = [Term(Z, codes, m, "unstructured"), Term(one, cells, 24, "identity"), Term(one, crossed, 7, "identity")]
-    A = [np.einsum("nq,nm->nmq", t.Z, np.eye(t.n_levels)[t.codes]).reshape(n, -1) for t in terms]
-    return y, X, weights, terms, A
+    Zs, levels = [Z, one, one], [m, 24, 7]
+    templates = ("unstructured", "identity", "identity")
+    data = compress_crossed(y, X, Zs, [codes, cells, crossed], levels, templates, weights=weights)
+    spread = zip(Zs, [codes, cells, crossed], levels, strict=True)
+    A = [np.einsum("nq,nm->nmq", z, np.eye(k)[c]).reshape(n, -1) for z, c, k in spread]
+    return y, X, weights, data, A
 
 
 OMEGA = np.array([1.0, 0.2, 0.7, 0.5, 0.3])
@@ -59,10 +64,10 @@ def numeric(f, x, h=1e-5):
     return np.array([(f(x + h * e) - f(x - h * e)) / (2 * h) for e in np.eye(len(x))])
 
 
-class TestComponents:
+class TestLikelihoodOfTerms:
     @pytest.mark.parametrize("reml", [False, True])
     def test_loglike_is_dense(self, three_terms, reml):
-        y, X, w, terms, A = three_terms
+        y, X, w, data, A = three_terms
         blocks = [np.kron(np.eye(12), [[1.0, 0.2], [0.2, 0.7]]), 0.5 * np.eye(24), 0.3 * np.eye(7)]
         V = np.diag(1 / w) + sum(a @ b @ a.T for a, b in zip(A, blocks, strict=True))
         Vi, N, r = np.linalg.inv(V), len(y) - 2 * reml, y - X @ BETA
@@ -70,40 +75,29 @@ class TestComponents:
         expected = -0.5 * (np.linalg.slogdet(V)[1] + N * (1 + np.log(2 * np.pi * q / N)))
         if reml:
             expected -= 0.5 * np.linalg.slogdet(X.T @ Vi @ X)[1]
-        model = Components.build(y, X, terms, w)
-        assert model.loglike(BETA, OMEGA, reml) == pytest.approx(expected, abs=1e-8)
-        np.testing.assert_allclose(model.gls(OMEGA), np.linalg.solve(X.T @ Vi @ X, X.T @ Vi @ y), rtol=1e-10)
-        assert model.scale(BETA, OMEGA, reml) == pytest.approx(q / N, rel=1e-10)
-        V_b, _ = model.effects_covariance(OMEGA)
-        B = np.zeros((55, 55))
-        B[:24, :24], B[24:48, 24:48], B[48:, 48:] = blocks
+        value = likelihood.loglike(np.append(BETA, OMEGA), data, scale="profile", reml=reml)
+        assert value == pytest.approx(expected, abs=1e-8)
+        np.testing.assert_allclose(likelihood.gls(OMEGA, data), np.linalg.solve(X.T @ Vi @ X, X.T @ Vi @ y), rtol=1e-10)
+        assert likelihood.scale_at(BETA, OMEGA, "profile", data, reml) == pytest.approx(q / N, rel=1e-10)
+
+    def test_joint_covariance_of_effects_is_dense(self, three_terms):
+        """Of the levels of the first factor with the cells in them."""
+        _, X, w, _, A = three_terms
+        A = A[:2]
+        B = np.zeros((48, 48))
+        B[:24, :24], B[24:, 24:] = np.kron(np.eye(12), [[1.0, 0.2], [0.2, 0.7]]), 0.5 * np.eye(24)
         full = np.column_stack(A)
-        np.testing.assert_allclose(V_b.toarray(), B - B @ full.T @ Vi @ full @ B, atol=1e-11)
-
-    @pytest.mark.parametrize("reml", [False, True])
-    def test_derivatives_are_numeric_ones(self, three_terms, reml):
-        y, X, w, terms, _ = three_terms
-        model = Components.build(y, X, terms, w)
-        x = np.concatenate([BETA, OMEGA])
-        score, hessian = model.score_and_hessian(BETA, OMEGA, reml)
-        np.testing.assert_allclose(numeric(lambda v: model.loglike(v[:2], v[2:], reml), x), score, atol=1e-5, rtol=1e-5)
-        slopes = numeric(lambda v: model.score_and_hessian(v[:2], v[2:], reml)[0], x)
-        np.testing.assert_allclose(slopes, hessian, atol=1e-5, rtol=1e-5)
-        theta = root_of(OMEGA, model.template)
-        np.testing.assert_allclose(root_map(theta, model.template)[0], OMEGA, atol=1e-14)
-
-        def slope(t):
-            omega, jacobian = root_map(t, model.template)
-            return jacobian.T @ model.profiled(omega, reml)[1]
-
-        _, score, hessian = model.profiled(OMEGA, reml)
-        curvature = root_hessian(theta, score, hessian, model.template)
-        np.testing.assert_allclose(numeric(slope, theta), curvature, atol=1e-5, rtol=1e-5)
+        V = np.linalg.inv(np.diag(1 / w) + full @ B @ full.T)
+        expected = B - B @ full.T @ V @ full @ B
+        roots = [np.linalg.cholesky([[1.0, 0.2], [0.2, 0.7]]), np.sqrt([[0.5]])]
+        equations = MixedModelEquations(X, A, roots, w, np.eye(2))
+        sets = [np.array([2 * g, 2 * g + 1, 24 + 2 * g, 25 + 2 * g]) for g in range(12)]
+        for members, found in zip(sets, equations.within(sets), strict=True):
+            np.testing.assert_allclose(found, expected[np.ix_(members, members)], atol=1e-11)
 
     @pytest.mark.parametrize("reml", [False, True])
     def test_em_never_goes_down(self, three_terms, reml):
-        y, X, w, terms, _ = three_terms
-        model = Components.build(y, X, terms, w)
+        model = three_terms[3]
         omega, path = em(model, OMEGA, 60, reml)
         assert np.all(np.diff(path) > -1e-9)
         assert path[-1] > path[0] + 1
@@ -385,7 +379,7 @@ class TestResults:
             for name in dir(result)
             if not name.startswith("_") and isinstance(getattr(result, name), pd.core.base.PandasObject)
         ]
-        assert len(labelled) == 12
+        assert len(labelled) == 13
         for name in labelled:
             value = getattr(result, name)
             picked = value[0] if value.ndim == 1 else value[0, 0]

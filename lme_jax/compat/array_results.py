@@ -62,7 +62,7 @@ class ArrayFit(StatsmodelsFit):
 PLAIN = ("params", "bse", "tvalues", "pvalues")
 POSITIONAL = (
     "fe_params cov_fe bse_fe bse_fe_joint normalized_cov_params theta cov_re cov_re_unscaled bse_re varcorr "
-    "fittedvalues resid"
+    "covariance_parameters fittedvalues resid"
 ).split()
 
 

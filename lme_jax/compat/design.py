@@ -84,8 +84,7 @@ def with_component_names(data: ModelData, terms: Sequence[tuple[str | None, Rand
     names: list[str] = []
     at = 0
     for term in data.terms:
-        size = len(term.columns) * (len(term.columns) + 1) // 2 if term.structure == "unstructured" else 1
-        size = len(term.columns) if term.structure == "diagonal" else size
+        size = term.block.n_theta
         own = component.get(id(term))
         names += [f"{own} Var"] if own is not None else list(data.covariance_names[at : at + size])
         at += size

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from ..core.covariance import factor
 from .likelihood import Likelihood
 from .params import MixedLMParams
 
@@ -35,12 +36,7 @@ class MixedLMDistribution:
             u = rng.normal(size=(len(term.levels), block.size))
             root = theta[at : at + block.n_theta]
             at += block.n_theta
-            if block.structure == "unstructured":
-                L = np.zeros((block.size,) * 2)
-                L[np.tril_indices(block.size)] = root
-                u = u @ L.T
-            else:
-                u = u * root
+            u = u @ factor(root, (block,)).T
             y = y + np.sqrt(self.scale) * np.einsum("nq,nq->n", term.Z, u[term.codes])
         weights = 1.0 if data.design.weights is None else data.design.weights
         return y + np.sqrt(self.scale / weights) * rng.normal(size=len(y))

@@ -5,15 +5,14 @@ All that compat/ asks of the likelihood at given parameters is asked here, in th
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
-from ..core.components import Components, Term, root_map, root_of
+from ..core import likelihood
 from ..core.covariance import Block, Template, linear_basis
 from ..core.em import em
+from ..core.parameterizations import profile_from_sqrt, sqrt_from_profile
 from ..data import ModelData
-from ..errors import UnsupportedError
 
 
 @dataclass(frozen=True)
@@ -44,15 +43,6 @@ class PackedLayout:
         """Names of the packed (co)variances."""
         return tuple(np.array(self.data.covariance_names, dtype=object)[self.theta_order])
 
-    @cached_property
-    def components(self) -> Components:
-        """The evaluation engine."""
-        data = self.data
-        if any(t.membership is not None or t.root is not None for t in data.design.terms):
-            raise UnsupportedError("likelihood derivatives need independent levels, and one level per row")
-        terms = [Term(t.Z, t.codes, len(t.levels), t.structure) for t in data.design.terms]
-        return Components.build(data.y - data.offset, data.X, terms, data.design.weights)
-
     def omega(self, covariance: np.ndarray) -> np.ndarray:
         """Packed ω of a covariance (q, q) of all effects in the data's order."""
         parts = []
@@ -63,43 +53,61 @@ class PackedLayout:
         return np.concatenate(parts) if parts else np.zeros(0)
 
     def unpack_theta(self, packed: np.ndarray) -> np.ndarray:
-        """θ in the data's order from packed θ."""
+        """θ or ω in the data's order from packed θ or ω."""
         theta = np.empty(len(packed))
         theta[self.theta_order] = packed
         return theta
+
+    @cached_property
+    def effect_places(self) -> np.ndarray:
+        """Where the effects by term (packed order), level and effect stand among all, by factor, level and effect."""
+        widths = [len(f.levels) * len(f.columns) for f in self.data.factors]
+        first = dict(zip((f.name for f in self.data.factors), np.cumsum([0, *widths[:-1]]), strict=True))
+        q = {f.name: len(f.columns) for f in self.data.factors}
+        taken = dict.fromkeys(q, 0)
+        out = []
+        for term in self.data.terms:
+            lo, size = taken[term.factor], len(term.columns)
+            taken[term.factor] += size
+            places = np.arange(len(term.levels))[:, None] * q[term.factor] + lo + np.arange(size)
+            out.append(first[term.factor] + places.ravel())
+        return np.concatenate([out[i] for i in self.positions])
 
     # ------------------------------------------------------------ ω and its roots
 
     def roots_to_omega(self, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """ω of packed θ, and its Jacobian (k, k)."""
-        return root_map(theta, self.template)
+        return profile_from_sqrt(theta, self.template)[:2]
 
     def omega_to_roots(self, omega: np.ndarray) -> np.ndarray:
         """Packed θ of ω, zero columns where it is singular."""
-        return root_of(omega, self.template)
+        return sqrt_from_profile(omega, self.template)
 
     # ------------------------------------------------------------ the likelihood at given β (p,) and ω (k,)
 
     def gls(self, omega: np.ndarray) -> np.ndarray:
         """β̂(ω)."""
-        return self.components.gls(omega)
+        return likelihood.gls(self.unpack_theta(omega), self.data.compressed)
 
     def sigma2(self, beta: np.ndarray, omega: np.ndarray, reml: bool) -> float:
         """σ̂²(β, ω)."""
-        return self.components.scale(beta, omega, reml)
+        return likelihood.scale_at(beta, self.unpack_theta(omega), "profile", self.data.compressed, reml)
 
     def loglike(self, beta: np.ndarray, omega: np.ndarray, reml: bool) -> float:
         """ℓ with σ² profiled out."""
-        return self.components.loglike(beta, omega, reml)
+        return likelihood.loglike(self._packed(beta, omega), self.data.compressed, scale="profile", reml=reml)
 
     def score_and_hessian(self, beta: np.ndarray, omega: np.ndarray, reml: bool) -> tuple[np.ndarray, np.ndarray]:
         """Derivatives of ``loglike`` in (β, ω)."""
-        return self.components.score_and_hessian(beta, omega, reml)
+        params = self._packed(beta, omega)
+        found = likelihood.score_and_hessian(params, self.data.compressed, scale="profile", reml=reml)
+        order = np.concatenate([np.arange(len(beta)), len(beta) + self.theta_order])
+        return found.score[order], found.hessian[np.ix_(order, order)]
+
+    def _packed(self, beta: np.ndarray, omega: np.ndarray) -> np.ndarray:
+        return np.concatenate([beta, self.unpack_theta(omega)])
 
     def em(self, omega: np.ndarray, steps: int, reml: bool) -> tuple[np.ndarray, list[float]]:
         """ω after EM steps, and ℓ after each."""
-        return em(self.components, omega, steps, reml)
-
-    def effects_covariance(self, omega: np.ndarray) -> Any:
-        """Sparse Var(b | y)/σ² of all effects, by term, level, effect."""
-        return self.components.effects_covariance(omega)[0]
+        found, path = em(self.data.compressed, self.unpack_theta(omega), steps, reml)
+        return found[self.theta_order], path

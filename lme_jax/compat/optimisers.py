@@ -11,6 +11,7 @@ from ..core import covariance
 from ..core import fit as core
 from ..core.covariance import SINGULAR_BELOW
 from ..core.records import Fit
+from ..core.structures import entry
 from ..core.types import Status
 from ..data import ModelData
 from ..errors import ConvergenceError, DataError, warn_caller
@@ -28,12 +29,7 @@ History = list[dict[str, Any]]
 
 def default_start(data: ModelData) -> np.ndarray:
     """θ (k,) of L = I in conditioned units."""
-    parts = []
-    for block in data.template:
-        rows, columns = np.tril_indices(block.size)
-        ones = (rows == columns).astype(float) if block.structure == "unstructured" else np.ones(block.n_theta)
-        parts.append(np.array([1.0, 0.0]) if block.structure == "ar1" and block.size > 1 else ones)
-    return np.concatenate(parts) / theta_units(data)
+    return covariance.start(data.template, np.ones(sum(b.size for b in data.template))) / theta_units(data)
 
 
 def objective(data: ModelData, reml: bool) -> Callable[[np.ndarray], tuple[float, np.ndarray]]:
@@ -225,7 +221,7 @@ def _covariance_penalty(pen: Any, omega: np.ndarray, layout: PackedLayout) -> tu
     """Value and slope of a penalty on D = Ψ/σ² of the correlated effects."""
     block = layout.template[0]
     slope = np.zeros(len(omega))
-    if block.structure != "unstructured":
+    if not entry(block).free:
         return 0.0, slope
     relative = np.zeros((block.size,) * 2)
     relative[np.tril_indices(block.size)] = omega[: block.n_theta]

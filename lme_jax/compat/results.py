@@ -88,10 +88,11 @@ class StatsmodelsFit(PackedEstimates):
     @cached_property
     def random_effects_cov(self) -> dict[Any, pd.DataFrame]:
         """Var(b | y) with β, θ fixed: group → DataFrame over the effects of ``random_effects``."""
-        V = self.scale * self._layout.effects_covariance(self._omega)
+        groups = self._group_places
+        sets = self._data.equations(self.fit).within([self._layout.effect_places[at] for _, at, _ in groups])
         return {
-            label: pd.DataFrame(V[at][:, at].toarray(), index=names, columns=names)
-            for label, at, names in self._group_places
+            label: pd.DataFrame(self.scale * V, index=names, columns=names)
+            for V, (label, _, names) in zip(sets, groups, strict=True)
         }
 
     @property

@@ -12,6 +12,7 @@ from . import levels, linalg
 from .covariance import Template, n_theta
 from .moments import GroupData
 from .optimize import NewtonState
+from .structures import entry
 
 # The least part of a column's square that those after it may leave before the columns are told apart.
 COLLINEAR = 0.05
@@ -25,7 +26,7 @@ def mixing(data: GroupData) -> np.ndarray | None:
         here = slice(lo, lo + block.size)
         lo += block.size
         P = total[here, here]
-        if block.structure != "unstructured" or block.size == 1 or not (np.diag(P) > 0).all():
+        if not entry(block).free or block.size == 1 or not (np.diag(P) > 0).all():
             continue
         R = np.zeros_like(P)
         R[linalg.tril(block.size)] = levels.root(P)
@@ -49,7 +50,7 @@ def theta_map(template: Template, N: np.ndarray) -> np.ndarray:
     """M (k, k) with θ = Mθ'."""
     M, at, lo = np.eye(n_theta(template)), 0, 0
     for block in template:
-        if block.structure == "unstructured":
+        if entry(block).free:
             for i, j in levels.pairs(block.size):
                 for m in range(j, i + 1):
                     M[at + i * (i + 1) // 2 + j, at + m * (m + 1) // 2 + j] = N[lo + i, lo + m]

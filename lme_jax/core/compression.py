@@ -24,6 +24,7 @@ from .moments import (
     rows_with_residual,
     within_levels,
 )
+from .structures import StructureLike, entry
 from .types import is_host
 
 __all__ = [
@@ -143,12 +144,12 @@ def dependent_columns(XtX: np.ndarray) -> np.ndarray:
 def enough_rows(n_rows: np.ndarray, n_levels: np.ndarray, n_fixed: int, template: Template) -> np.ndarray:
     """Whether rows and occupied levels, per lane, can identify the model: lme4's conditions, as single fits have them.
 
-    More rows than fixed effects, than levels, and than effects of every unstructured block; two levels or more.
+    More rows than fixed effects, than levels, and than effects of every block of free covariances; two levels or more.
     """
     needed = np.maximum(n_levels, n_fixed)
-    for structure, size in template:
-        if structure == "unstructured":
-            needed = np.maximum(needed, n_levels * size)
+    for block in template:
+        if entry(block).free:
+            needed = np.maximum(needed, n_levels * block.size)
     return (n_rows > needed) & (n_levels >= 2)
 
 
@@ -200,7 +201,7 @@ def compress(
     *,
     weights: Any = None,
     offset: Any = None,
-    structure: str | Template = "unstructured",
+    structure: StructureLike = "unstructured",
     n_groups: int | None = None,
 ) -> GroupData:
     """Sufficient statistics of a one-factor model, for ``fit`` and ``deviance``.
@@ -214,8 +215,8 @@ def compress(
         Group labels; integer codes in [0, n_groups) when traced.
     weights, offset : (n,), optional
         Prior weights w > 0 with Var(ε) = σ²/w; a known term subtracted from y.
-    structure : str or tuple of (structure, size)
-        Covariance template of the q effects.
+    structure : str, (str, what it needs), or tuple of (structure, size[, what it needs])
+        Covariance of the q effects: one structure, or a template of blocks.
     n_groups : int, optional
         Needed only when ``groups`` is traced.
 

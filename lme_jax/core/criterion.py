@@ -115,7 +115,7 @@ def _root(theta: np.ndarray, part: Part, q: int) -> np.ndarray:
     return covariance.factor(theta, part.template) if part.root is None else (theta @ part.root).reshape(q, q)
 
 
-def _moves(theta: np.ndarray, part: Part, q: int) -> tuple[np.ndarray, np.ndarray]:
+def moves_of(theta: np.ndarray, part: Part, q: int) -> tuple[np.ndarray, np.ndarray]:
     """∂Ψ (q, q, k) and ∂²Ψ (q², k, k) of a factor."""
     if part.square is not None:
         return (part.square @ theta).reshape(q, q, -1), part.square
@@ -181,13 +181,13 @@ def evaluate(engine: Engine, theta: np.ndarray, data: CrossedData | NestedData, 
     moves, Y = [], []
     for j, (part, trace, d) in enumerate(zip(places, engine.traces(solved), D, strict=True)):
         mine = part.theta
-        step, curvature = _moves(theta[mine], part, sizes[j])
+        step, curvature = moves_of(theta[mine], part, sizes[j])
         slope = _slope_psi(trace, d, dof / Q, reml).reshape(-1)
         gradient[mine] = slope @ step.reshape(len(slope), -1)
         bend[mine, mine] = (slope @ curvature.reshape(len(slope), -1)).reshape(curvature.shape[1:])
         owner += [j] * step.shape[2]
         moves += [step[:, :, a] for a in range(step.shape[2])]
-        Y.append(_moved(step, d[:, p:], mine, k))
+        Y.append(moved(step, d[:, p:], mine, k))
     cross = contract(D, Y)
     slopes, across = cross[p], cross[:p]
     quadratic = contract(Y, engine.apply(solved, Y)) - across.T @ across
@@ -215,7 +215,7 @@ def _slope_psi(trace: np.ndarray, d: np.ndarray, weight: float, reml: bool) -> n
     return slope
 
 
-def _moved(step: np.ndarray, d: np.ndarray, mine: slice, k: int) -> np.ndarray:
+def moved(step: np.ndarray, d: np.ndarray, mine: slice, k: int) -> np.ndarray:
     """Δ_ad of a factor (q, k·c, m), zero for the parameters of others: step (q, q, k_j), d (q, c, m)."""
     q, c, m = d.shape
     out = np.zeros((q, k, c, m))
@@ -245,7 +245,7 @@ def _fixed_terms(engine: Engine, point: Point, data: CrossedData | NestedData, p
     Y = []
     for j, part in enumerate(parts(data.template, data.layout.sizes)):
         step = np.stack([move for i, move in zip(point.owner, point.moves, strict=True) if i == j], axis=2)
-        Y.append(_moved(step, T[j], part.theta, k))
+        Y.append(moved(step, T[j], part.theta, k))
     YUY = contract(Y, engine.apply(point.solved, Y)).reshape(k, p, k, p)
     YT = contract(Y, T).reshape(k, p * p)
     return 2.0 * np.trace(YUY, axis1=1, axis2=3) - YT @ YT.copy().T
@@ -316,9 +316,13 @@ def objective(engine: Engine, data: CrossedData | NestedData, reml: bool, exact:
 def search(
     engine: Engine, data: CrossedData | NestedData, x0: np.ndarray, tol: Any, max_iter: Any, reml: bool
 ) -> tuple[NewtonState, Any]:
-    """The optimum over scaled θ, and how many were seen; its Hessian is the average information unless ``exact``."""
+    """The optimum over scaled θ, and how many were seen; its Hessian is the average information unless ``exact``.
+
+    Where a structure holds Ψ on a surface of low rank the information may be indefinite at the optimum.
+    """
     tol = tol * engine.tighter
-    curved, nothing = objective(engine, data, reml, engine.exact), nothing_kept(data.n_fixed, x0)
+    exact = engine.exact or covariance.loses_rank(data.template)
+    curved, nothing = objective(engine, data, reml, exact), nothing_kept(data.n_fixed, x0)
     once = engine.n_starts == 0 or max_iter <= 1
     further = None if once else plan(data, engine.n_starts)
     done = multistart.minimise(curved, multistart.begin(x0, nothing), further, tol, max_iter)

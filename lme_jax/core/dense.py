@@ -21,6 +21,7 @@ NEARLY_SINGULAR = 1e-3
 GATHER_ENTRIES = 1 << 23
 PAIRS_AT_ONCE = 1 << 18
 ROWS_AT_ONCE = 256
+COLUMNS_AT_ONCE = 64
 # Effects in the dense system up to which a doubtful optimum is searched for again, some 8 evaluations of K³ each.
 SEVERAL_STARTS = 512
 
@@ -244,7 +245,7 @@ class Dense:
     def _dense_trace(self, s: Solved, j: int, rows: slice) -> np.ndarray:
         """Σ_l U_ll (q, q) of a dense factor."""
         L, q, inverse = s.Ls[j], self.layout.sizes[j], s.invert()
-        if np.linalg.svd(L, compute_uv=False).min() > NEARLY_SINGULAR:
+        if not _is_singular(L):
             left = np.linalg.inv(L).T
             blocks = _diagonal_blocks(inverse[rows, rows], q).sum(0)
             return left @ (self.layout.levels[j] * np.eye(q) - blocks) @ left.T
@@ -290,15 +291,18 @@ class Dense:
     # ---- exact second derivatives
 
     def trace_products(self, s: Solved, owner: tuple[int, ...], moves: list[np.ndarray]) -> np.ndarray:
-        """tr(V⁻¹V_aV⁻¹V_b) (k, k): 2K³ per parameter of factor 1; L must not be singular in the dense factors."""
+        """tr(V⁻¹V_aV⁻¹V_b) (k, k): 2K³ per parameter of factor 1, and column by column where an L is singular."""
         k = len(moves)
         out = np.zeros((k, k))
+        singular = {j for j, _ in self.layout.dense_slices if _is_singular(s.Ls[j])}
+        for j in singular:
+            self._column_products(s, j, owner, moves, out)
         inverse = _mirror(s.invert())
         firsts = [a for a in range(k) if owner[a] == self.first]
         through = self._first_products(s, inverse, firsts, moves, out)
         scaled = {}
         for b in range(k):
-            if owner[b] != self.first:
+            if owner[b] != self.first and owner[b] not in singular:
                 left = np.linalg.inv(s.Ls[owner[b]])
                 scaled[b] = left @ moves[b] @ left.T
         for j, rows in self.layout.dense_slices:
@@ -316,6 +320,30 @@ class Dense:
                     for c in [c for c in scaled if owner[c] == i]:
                         out[b, c] = np.einsum("ac,bd,abcd->", scaled[b], scaled[c], pairs)
         return out
+
+    def _column_products(
+        self, s: Solved, j: int, owner: tuple[int, ...], moves: list[np.ndarray], out: np.ndarray
+    ) -> None:
+        """The products with the parameters of a dense factor, from its columns of ZᵀV⁻¹Z, some levels at a time."""
+        q, m = self.layout.sizes[j], self.layout.levels[j]
+        mine = [b for b in range(len(moves)) if owner[b] == j]
+        step = max(1, COLUMNS_AT_ONCE // q)
+        for lo in range(0, m, step):
+            some = np.arange(lo, min(lo + step, m))
+            Y = [
+                np.zeros((r, len(some) * q, levels))
+                for r, levels in zip(self.layout.sizes, self.layout.levels, strict=True)
+            ]
+            for effect in range(q):
+                Y[j][effect, np.arange(len(some)) * q + effect, some] = 1.0
+            U = [u.reshape(len(u), len(some), q, -1) for u in self.apply(s, Y)]
+            for a, move in enumerate(moves):
+                u = U[owner[a]]
+                block = np.einsum("ilcm,ij,jldm->cd", u, move, u, optimize=True)
+                for b in mine:
+                    value = np.sum(moves[b] * block)
+                    out[a, b] += value
+                    out[b, a] += value if a not in mine else 0.0
 
     def _first_products(
         self, s: Solved, inverse: np.ndarray, firsts: list[int], moves: list[np.ndarray], out: np.ndarray
@@ -336,6 +364,10 @@ class Dense:
                 bend = np.einsum("ijp,jip->", inside[a], np.einsum("jb,bip->jip", moves[b], FRF))
                 out[a, b] = own - 2.0 * bend + _trace_of_product(through[a], through[b])
         return through
+
+
+def _is_singular(L: np.ndarray) -> bool:
+    return bool(np.linalg.svd(L, compute_uv=False).min() <= NEARLY_SINGULAR)
 
 
 def _conjugated(F: np.ndarray, R: np.ndarray) -> np.ndarray:

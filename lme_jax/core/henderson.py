@@ -5,6 +5,7 @@ With G = ZΛ, W the prior weights and P = I + GᵀWG, a prediction aᵀβ̂ + z�
 which holds the uncertainty of β̂, that of b̂ − b and their covariance; θ and σ are held fixed.
 """
 
+import itertools
 from functools import cached_property
 from typing import Any
 
@@ -84,3 +85,17 @@ class MixedModelEquations:
             fixed[blocks] = 0.5 * (inner + np.swapaxes(inner, 1, 2))
             full[blocks] = fixed[blocks] + d @ self.unscaled_cov @ np.swapaxes(d, 1, 2)
         return fixed, full
+
+    def within(self, sets: list[np.ndarray]) -> list[np.ndarray]:
+        """Var(b | y)/σ² with β fixed of sets of effects (their positions among all K) that no row joins.
+
+        One solve for each member of the largest set: independent sets share it.
+        """
+        K = sum(self.widths)
+        unit, ends = scipy.sparse.identity(K, format="csc"), np.cumsum([0, *self.widths])
+        Lambda = self.spherical([unit[:, lo:hi] for lo, hi in itertools.pairwise(ends)])
+        units = np.zeros((K, max(len(members) for members in sets)))
+        for members in sets:
+            units[members, np.arange(len(members))] = 1.0
+        V = Lambda @ self.factored.solve(np.ascontiguousarray(Lambda.T @ units))
+        return [V[members, : len(members)] for members in sets]

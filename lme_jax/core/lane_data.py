@@ -16,7 +16,7 @@ from ..errors import DataError
 from . import levels
 from .checks import check_rows, group_codes, real_array
 from .compression import bucket, enough_rows
-from .covariance import Template, make_template
+from .covariance import make_template
 from .lanes import LaneData, from_moments, lacks_digits, put_moments
 from .moments import (
     NO_RESIDUAL,
@@ -30,6 +30,7 @@ from .moments import (
     within_map,
     within_metric,
 )
+from .structures import StructureLike
 
 # Columns that explain less than this of the largest are rounding.
 RANK_TOLERANCE = 1e-13
@@ -61,7 +62,7 @@ class SharedDesign:
         *,
         weights: Any = None,
         offset: Any = None,
-        structure: str | Template = "unstructured",
+        structure: StructureLike = "unstructured",
         n_groups: int | None = None,
     ) -> None:
         X, Z = real_array("X", X, 2), real_array("Z", Z, 2)

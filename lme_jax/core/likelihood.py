@@ -1,146 +1,404 @@
-"""Unprofiled log-likelihood ℓ(β, covariance, σ²), ML or REML, with autodiff score and Hessian.
+"""ℓ(β, covariance, σ²), ML or REML, with exact score and Hessian at any parameters, of any design.
 
-Derivatives come from the exact second-order expansion of log|V| and WᵀV⁻¹W in Ψ, so they are right at a
-singular covariance too. On the profile and square-root scales σ² may be left out (None): it is then
-profiled, σ̂² = (y − Xβ)ᵀV⁻¹(y − Xβ)/N with N = n (ML) or n − p (REML), as statsmodels does.
+Everything comes from the verbs of an engine (see ``criterion``): with U = ZᵀV⁻¹Z, D = ZᵀV⁻¹[X r] and directions Δ_a in
+which Ψ moves, V_a = ZΔ_aZᵀ, so that tr V⁻¹V_a = tr Δ_aU, [X r]ᵀV⁻¹V_aV⁻¹[X r] = DᵀΔ_aD and its second order
+DᵀΔ_aUΔ_bD. Nothing is assumed to vanish: the terms in XᵀV⁻¹r are kept (Lindstrom & Bates 1988, section 5, with σ² a
+parameter; where it is left out it is profiled, σ̂² = (y − Xβ)ᵀV⁻¹(y − Xβ)/N with N = n or, under REML, n − p). NumPy.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
+import numpy as np
+from scipy.linalg import solve_triangular
 
-from . import covariance, grouped, levels, linalg, programs
-from .moments import GroupData
-from .parameterizations import Scale, covariance_of, sqrt_from_profile
-from .profiled import Expansion
-from .types import Array, at_least_float
+from ..errors import DataError
+from . import covariance, criterion, linalg
+from .crossed import engine_of
+from .crossed_data import CrossedData, Layout, NestedData
+from .dense import Dense
+from .moments import GroupData, GroupMoments
+from .nested import Nested
+from .parameterizations import Scale, check_scale, sqrt_from_profile, to_profile
+from .small import Small
+
+# Effects up to which all of them as one dense system are exact everywhere and still cheap.
+EXACT = 1500
+# What a dense factor's root is moved by where it is singular: ``Dense.trace_products`` divides by it.
+NUDGE = 1e-6
+
+Statistics = GroupData | NestedData | CrossedData
 
 
 class Likelihood(NamedTuple):
-    """ℓ (), its score (m,) and Hessian (m, m) in the packed parameters (β, ω[, σ²])."""
+    """ℓ, its score (m,) and Hessian (m, m) in the packed parameters (β, ω[, σ²])."""
 
-    value: Array
-    score: Array
-    hessian: Array
+    value: float
+    score: np.ndarray
+    hessian: np.ndarray
 
 
-def covariance_expansion(L: Array, data: GroupData) -> Expansion:
-    """log|V| and H around Ψ = LLᵀ as functions of a symmetric step Δ (q, q), exact to second order.
+class Sums(NamedTuple):
+    """V and what it makes of X (conditioned) and r = y − Xβ.
 
-    Smooth at a singular Ψ too, where no square root of Ψ + Δ is.
-
-    Notes
-    -----
-    log|V| += tr(Δ ΣU) − ½ Σ tr(ΔUΔU) and H −= Σ Dᵀ(Δ − ΔUΔ)D.
+    Attributes
+    ----------
+    log_det : log|V|; M : (p, p) XᵀV⁻¹X; Xr : (p,) XᵀV⁻¹r; Q : rᵀV⁻¹r.
+    D : per factor ZᵀV⁻¹[X r] (q, p+1, m); DD : Σ D⊗D (q, p+1, q, p+1) over its levels; U : Σ ZᵀV⁻¹Z (q, q).
+    solved : what the engine keeps.
     """
-    q, width = len(L), data.n_fixed + 1
-    log_det, W = levels.weigh(L, data.G, levels.dense(q))
-    F = levels.complement(W, data.G)
-    U = levels.precision(data.G, F)
-    D = jnp.concatenate(levels.spread(F, data.C))
-    value, explained = (data.count * log_det).sum(), grouped.quadratic(W, data.C)
-    counted = jnp.stack(U) * data.count
-    U_sum = levels.stacked(counted.sum(-1))
-    UU = levels.stacked([levels.stacked(row) for row in counted @ jnp.stack(U).T])
-    DD = (D @ D.T).reshape(q, width, q, width)
-    DUD = levels.stacked([((u * D) @ D.T).reshape(q, width, q, width) for u in U])
 
-    def at(step: Array) -> tuple[Array, Array]:
-        log_v = value + (step * U_sum).sum() - 0.5 * jnp.einsum("ij,kl,jkli->", step, step, UU)
-        shift = jnp.einsum("ij,iwjv->wv", step, DD) - jnp.einsum("ij,kl,jkiwlv->wv", step, step, DUD)
-        return log_v, data.moments.WtW - explained - 0.5 * (shift + shift.T)
-
-    return Expansion(at)
+    log_det: float
+    M: np.ndarray
+    Xr: np.ndarray
+    Q: float
+    D: list[np.ndarray]
+    DD: list[np.ndarray]
+    U: list[np.ndarray]
+    solved: Any
 
 
-def _split(params: Array, data: GroupData) -> tuple[Array, Array, Array | None]:
-    p, k = data.n_fixed, covariance.n_theta(data.template)
-    return params[:p], params[p : p + k], params[p + k] if params.shape[0] > p + k else None
+class Moves(NamedTuple):
+    """The change of V to second order in directions Δ_a of Ψ.
+
+    Attributes
+    ----------
+    trace : (k,) tr V⁻¹V_a; B : (k, p+1, p+1) [X r]ᵀV⁻¹V_aV⁻¹[X r].
+    trace2 : (k, k) tr V⁻¹V_aV⁻¹V_b; BB : (k, p+1, k, p+1) [X r]ᵀV⁻¹V_aV⁻¹V_bV⁻¹[X r].
+    """
+
+    trace: np.ndarray
+    B: np.ndarray
+    trace2: np.ndarray
+    BB: np.ndarray
 
 
-def _relative_covariance(omega: Array, sigma2: Array | None, scale: Scale, data: GroupData) -> Array:
-    """LLᵀ of packed ω in conditioned units of Z."""
-    if scale == "sqrt":
-        L = covariance.factor(omega, data.template)
-        D = L @ L.T
-    else:
-        D = covariance_of(omega, data.template)
-        if scale == "natural":
-            D = D / sigma2
-    s = data.moments.basis.z_scale
-    return D * s[:, None] * s[None, :]
-
-
-def _start_root(omega: Array, sigma2: Array | None, scale: Scale, data: GroupData) -> Array:
-    """A square root of the same covariance, constant under differentiation."""
-    if scale == "natural":
-        omega = omega / sigma2
-    theta = omega if scale == "sqrt" else sqrt_from_profile(omega, data.template)
-    return jax.lax.stop_gradient(covariance.factor(theta, data.template) * data.moments.basis.z_scale[:, None])
-
-
-def _from_sums(log_det: Array, H: Array, beta: Array, sigma2: Array | None, data: GroupData, reml: bool) -> Array:
-    moments, p = data.moments, data.n_fixed
-    # The map is upper triangular.
-    contrast = linalg.solve_upper(moments.basis.map.T, jnp.concatenate([-beta, jnp.ones(1, beta.dtype)])[:, None])[:, 0]
-    Q = contrast @ H @ contrast
-    N = moments.n_rows - (p if reml else 0)
-    if sigma2 is None:
-        fit = N * (1.0 + jnp.log(2.0 * jnp.pi * Q / N))
-    else:
-        fit = N * jnp.log(2.0 * jnp.pi * sigma2) + Q / sigma2
-    value = log_det - moments.log_weights + fit
-    if reml:
-        value = value + linalg.log_det(linalg.cholesky(H[:p, :p])) - 2.0 * moments.basis.log_det_x
-    return -0.5 * value
-
-
-def _local(params: Array, data: GroupData, scale: Scale, reml: bool) -> Callable[[Array], Array]:
-    """ℓ as a function of the packed parameters, exact to second order at ``params``."""
-    _, omega, sigma2 = _split(params, data)
-    root = _start_root(omega, sigma2, scale, data)
-    around = covariance_expansion(root, data)
-
-    def at(moved: Array) -> Array:
-        beta, omega, sigma2 = _split(moved, data)
-        step = _relative_covariance(omega, sigma2, scale, data) - root @ root.T
-        return _from_sums(*around.at(step), beta, sigma2, data, reml)
-
-    return at
-
-
-def loglike(params: Array, data: GroupData, *, scale: Scale = "natural", reml: bool = True) -> Array:
-    """Log-likelihood (ML) or restricted log-likelihood at packed (β, ω[, σ²]) on the named scale.
+def loglike(params: Any, data: Statistics, *, scale: Scale = "natural", reml: bool = True) -> float:
+    """Log-likelihood, or restricted log-likelihood, at packed (β, ω[, σ²]).
 
     Parameters
     ----------
-    params : (p + k + 1,) or, with σ² profiled out (profile and sqrt scales), (p + k,).
-    scale : "natural" (ω = Ψ), "profile" (ω = Ψ/σ²) or "sqrt" (ω = packed L).
+    params : (p + k + 1,) or, with σ² profiled out (profile and sqrt scales), (p + k,)
+        User's units; factors in the caller's order.
+    data : what ``compress`` returned, NumPy.
+    scale : {"natural", "profile", "sqrt"}
+        ω = Ψ, Ψ/σ² or the packed root L of Ψ/σ²; see ``core.parameterizations``.
+    reml : bool
+
+    Raises
+    ------
+    DataError
+        Of parameters of another length, a covariance that is not positive semidefinite, or σ² ≤ 0.
 
     References
     ----------
     Lindstrom & Bates (1988), eqs 2.3 and 2.4.
     """
-    return programs.run(_loglike, at_least_float(params), data, scale=scale, reml=reml, backend="jax")
+    at = _read(params, data, scale, reml)
+    log_det, H = _solved(engine(data), at.roots)[:2]
+    contrast = _contrast(at.beta, data)
+    Q = float(contrast @ H @ contrast)
+    return _value(float(log_det), H[: len(at.beta), : len(at.beta)], Q, at.sigma2, data, reml)
 
 
-def _loglike(params: Array, data: GroupData, *, scale: Scale, reml: bool) -> Array:
-    return _local(params, data, scale, reml)(params)
+def score_and_hessian(params: Any, data: Statistics, *, scale: Scale = "natural", reml: bool = True) -> Likelihood:
+    """``loglike`` with its exact score and Hessian in ``params``; arguments as there.
+
+    Notes
+    -----
+    Costs one ``apply`` for k(p + 1) columns and tr(V⁻¹V_aV⁻¹V_b); see the engines. Crossed designs of more than 1 500
+    effects: where a factor's covariance is singular these traces are taken a hair, 1e-6 of its unit, inside.
+    """
+    return expand(params, data, scale=scale, reml=reml)[0]
 
 
-def derivatives(params: Array, data: GroupData, *, scale: Scale = "natural", reml: bool = True) -> Likelihood:
-    """Log-likelihood with exact score and Hessian, by autodiff; arguments as ``loglike``."""
-    return programs.run(_derivatives, at_least_float(params), data, scale=scale, reml=reml, backend="jax")
+def expand(
+    params: Any, data: Statistics, *, scale: Scale, reml: bool
+) -> tuple[Likelihood, Sums, Moves, list[np.ndarray | None]]:
+    """``score_and_hessian`` with what it was made of: the sums, the moves, and ∂²Ψ per factor."""
+    at = _read(params, data, scale, reml)
+    steps, bends = _directions(at, data)
+    held = engine(data)
+    first = sums(held, at.roots, at.beta, data)
+    moves = second_order(held, first, at.roots, steps)
+    found = _derivatives(first, moves, bends, at, data, reml)
+    if scale == "natural":
+        J, J2 = to_profile(np.asarray(params, float), "natural", len(at.beta), data.template)
+        curvature = np.tensordot(found.score, J2, 1)
+        found = Likelihood(found.value, J.T @ found.score, J.T @ found.hessian @ J + curvature)
+    return found if at.given else _profiled(found), first, moves, bends
 
 
-def _derivatives(params: Array, data: GroupData, *, scale: Scale, reml: bool) -> Likelihood:
-    at = _local(params, data, scale, reml)
+# ---------------------------------------------------------------- parameters
 
-    def score(moved: Array) -> tuple[Array, tuple[Array, Array]]:
-        value, slope = jax.value_and_grad(at)(moved)
-        return slope, (value, slope)
 
-    hessian, (value, slope) = jax.jacfwd(score, has_aux=True)(params)
-    return Likelihood(value, slope, hessian)
+class _Point(NamedTuple):
+    """β (p,), ω (k,) on ``scale``, profile or sqrt, its roots, σ², and whether that was given, not profiled."""
+
+    beta: np.ndarray
+    omega: np.ndarray
+    scale: Scale
+    roots: list[np.ndarray]
+    sigma2: float
+    given: bool
+
+
+def _read(params: Any, data: Statistics, scale: Scale, reml: bool) -> _Point:
+    check_scale(scale)
+    values, p, k = np.asarray(params, float), data.n_fixed, covariance.n_theta(data.template)
+    if values.shape not in ((p + k,), (p + k + 1,)) or (scale == "natural" and values.shape != (p + k + 1,)):
+        free = "" if scale == "natural" else f", or ({p + k},) with σ² profiled out"
+        raise DataError(
+            f"params of shape {values.shape}: give {p} fixed effects, {k} covariance parameters and σ², "
+            f"({p + k + 1},){free}"
+        )
+    if not np.isfinite(values).all():
+        raise DataError("params hold values that are not finite")
+    beta, omega, given = values[:p], values[p : p + k], len(values) > p + k
+    if given and not values[-1] > 0:
+        raise DataError(f"σ² = {values[-1]} must be positive")
+    base: Scale = "sqrt" if scale == "sqrt" else "profile"
+    omega = omega / values[-1] if scale == "natural" else omega
+    sigma2 = float(values[-1]) if given else scale_at(beta, omega, base, data, reml)
+    return _Point(beta, omega, base, roots(omega, base, data), sigma2, given)
+
+
+def roots(omega: np.ndarray, scale: Scale, data: Statistics) -> list[np.ndarray]:
+    """L (q_j, q_j) of every factor in conditioned units of Z, of ω = Ψ/σ² or θ."""
+    totals, sizes = totals_of(data), layout_of(data).sizes
+    unit = covariance.theta_scale(data.template, totals.basis.z_scale)
+    theta = omega if scale == "sqrt" else sqrt_from_profile(omega, data.template)
+    if scale != "sqrt":
+        _check_root(theta, omega, data)
+    return criterion.factors(theta * unit, data.template, sizes)
+
+
+def _check_root(theta: np.ndarray, omega: np.ndarray, data: Statistics) -> None:
+    L, E = covariance.factor(theta, data.template), covariance.linear_basis(data.template)
+    wanted = np.tensordot(omega, E, 1)
+    size = np.abs(np.diagonal(wanted))
+    if (np.abs(L @ L.T - wanted) > 1e-8 * np.sqrt(np.outer(size, size)) + np.finfo(float).tiny).any():
+        raise DataError("the covariance parameters are not those of a positive semidefinite covariance")
+
+
+def _directions(at: _Point, data: Statistics) -> tuple[list[np.ndarray], list[np.ndarray | None]]:
+    """Per factor ∂Ψ (q, q, k_j) and ∂²Ψ (q², k_j, k_j), None where Ψ is linear; conditioned units of Z."""
+    basis, layout = totals_of(data).basis, layout_of(data)
+    unit = covariance.theta_scale(data.template, basis.z_scale)
+    steps: list[np.ndarray] = []
+    bends: list[np.ndarray | None] = []
+    for j, part in enumerate(criterion.parts(data.template, layout.sizes)):
+        if at.scale == "sqrt":
+            t = unit[part.theta]
+            step, bend = criterion.moves_of(at.omega[part.theta] * t, part, layout.sizes[j])
+            steps.append(step * t)
+            bends.append(bend * np.outer(t, t))
+        else:
+            s = basis.z_scale[layout.columns(j)]
+            steps.append(np.moveaxis(covariance.linear_basis(part.template) * np.outer(s, s), 0, 2))
+            bends.append(None)
+    return steps, bends
+
+
+# ---------------------------------------------------------------- what an engine tells
+
+
+def engine(data: Statistics) -> criterion.Engine:
+    """An engine whose verbs are exact, also where Ψ is singular, wherever that can be afforded."""
+    if isinstance(data, GroupData):
+        return Nested(as_chain(data.moments))
+    layout = data.layout
+    if isinstance(data, CrossedData) and sum(q * m for q, m in zip(layout.sizes, layout.levels, strict=True)) <= EXACT:
+        return Small(data)
+    return engine_of(data)
+
+
+def as_chain(moments: GroupMoments) -> NestedData:
+    """One factor as a chain of one."""
+    q, m = moments.ZtZ.shape[0], moments.ZtZ.shape[2]
+    return NestedData(
+        G=(moments.ZtZ,),
+        C=(moments.ZtW,),
+        parent=(),
+        position=(np.arange(m, dtype=np.int32),),
+        WtW=moments.WtW,
+        n_rows=moments.n_rows,
+        log_weights=moments.log_weights,
+        basis=moments.basis,
+        template=moments.template,
+        layout=Layout((q,), (m,), (0,)),
+    )
+
+
+def totals_of(data: Statistics) -> Any:
+    """n, Σ log w and the basis."""
+    return data.moments if isinstance(data, GroupData) else data
+
+
+def layout_of(data: Statistics) -> Layout:
+    """Sizes of the factors."""
+    if not isinstance(data, GroupData):
+        return data.layout
+    q, m = data.moments.ZtZ.shape[0], data.moments.ZtZ.shape[2]
+    return Layout((q,), (m,), (0,))
+
+
+def _solved(held: criterion.Engine, Ls: list[np.ndarray]) -> Any:
+    solved = held.solve(Ls)
+    if solved is None:
+        raise DataError("V is not positive definite at these parameters: rounding; take a smaller covariance")
+    return _Solved(solved.log_det, solved.H, solved)
+
+
+class _Solved(NamedTuple):
+    log_det: Any
+    H: np.ndarray
+    kept: Any
+
+
+def _contrast(beta: np.ndarray, data: Statistics) -> np.ndarray:
+    """(p+1,) with y − Xβ = [X y]·map·contrast."""
+    return solve_triangular(totals_of(data).basis.map, np.append(-beta, 1.0))
+
+
+def sums(held: criterion.Engine, Ls: list[np.ndarray], beta: np.ndarray, data: Statistics) -> Sums:
+    """``Sums`` at the roots Ls and β (p,), user's units."""
+    p = len(beta)
+    log_det, H, solved = _solved(held, Ls)
+    A = np.eye(p + 1)
+    A[:, p] = _contrast(beta, data)
+    inner, D = A.T @ H @ A, held.project(solved, A)
+    DD = [np.einsum("icm,jdm->icjd", d, d, optimize=True) for d in D]
+    return Sums(
+        float(log_det), inner[:p, :p], inner[:p, p], float(inner[p, p]), D, DD, held.traces(solved), solved
+    )  # fmt: skip
+
+
+def second_order(held: criterion.Engine, at: Sums, Ls: list[np.ndarray], steps: list[np.ndarray]) -> Moves:
+    """``Moves`` in the directions ``steps`` (q_j, q_j, k_j) of every factor's Ψ."""
+    p, k = len(at.M), sum(step.shape[2] for step in steps)
+    owner = tuple(j for j, step in enumerate(steps) for _ in range(step.shape[2]))
+    moves = [step[:, :, a] for step in steps for a in range(step.shape[2])]
+    ends = np.cumsum([step.shape[2] for step in steps])
+    Y = [
+        criterion.moved(step, d, slice(int(end) - step.shape[2], int(end)), k)
+        for step, d, end in zip(steps, at.D, ends, strict=True)
+    ]
+    BB = criterion.contract(Y, held.apply(at.solved, Y)).reshape(k, p + 1, k, p + 1)
+    trace, B = (np.concatenate(parts) for parts in zip(*map(_along, steps, at.U, at.DD), strict=True))
+    return Moves(trace, B, _trace_products(held, at.solved, Ls, owner, moves), BB)
+
+
+def _along(step: np.ndarray, U: np.ndarray, DD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """tr ΔU (k,) and DᵀΔD (k, p+1, p+1) for the Δ = step[:, :, a] of one factor."""
+    return np.tensordot(step, U, ((0, 1), (0, 1))), np.einsum("ija,icjd->acd", step, DD, optimize=True)
+
+
+def _trace_products(
+    held: criterion.Engine, solved: Any, Ls: list[np.ndarray], owner: tuple[int, ...], moves: list[np.ndarray]
+) -> np.ndarray:
+    if isinstance(held, Dense) and any(np.linalg.svd(L, compute_uv=False)[-1] < 10.0 * NUDGE for L in Ls):
+        solved = held.solve([L + NUDGE * np.eye(len(L)) for L in Ls])
+    return held.trace_products(solved, owner, moves)
+
+
+# ---------------------------------------------------------------- algebra
+
+
+def _value(log_det: float, M: np.ndarray, Q: float, sigma2: float, data: Statistics, reml: bool) -> float:
+    totals, p = totals_of(data), len(M)
+    N = float(totals.n_rows) - (p if reml else 0)
+    value = log_det - float(totals.log_weights) + N * np.log(2.0 * np.pi * sigma2) + Q / sigma2
+    if reml and p:
+        value += float(linalg.log_det(linalg.cholesky(M))) - 2.0 * float(totals.basis.log_det_x)
+    return -0.5 * float(value)
+
+
+def _derivatives(
+    first: Sums, m: Moves, bends: list[np.ndarray | None], at: _Point, data: Statistics, reml: bool
+) -> Likelihood:
+    """ℓ and its derivatives in (β, ω or θ, σ²)."""
+    p, k, s2 = len(at.beta), len(m.trace), at.sigma2
+    N = float(totals_of(data).n_rows) - (p if reml else 0)
+    back = np.linalg.inv(totals_of(data).basis.map[:p, :p])
+    Xr, XB, B = back.T @ first.Xr, m.B[:, :p, p] @ back, m.B[:, p, p]
+    slope = -0.5 * m.trace + 0.5 * B / s2
+    curvature = 0.5 * m.trace2 - m.BB[:, p, :, p] / s2 + _bend(first, bends, k, s2, reml)
+    if reml and p:
+        own, across = _of_fixed_effects(first.M, m)
+        slope, curvature = slope + 0.5 * own, curvature + across
+    score = np.concatenate([Xr / s2, slope, [0.5 * (first.Q / s2 - N) / s2]])
+    hessian = np.empty((p + k + 1,) * 2)
+    hessian[:p, :p], hessian[p:-1, p:-1] = -back.T @ first.M @ back / s2, 0.5 * (curvature + curvature.T)
+    hessian[p:-1, :p] = -XB / s2
+    hessian[-1, :p], hessian[-1, p:-1] = -Xr / s2**2, -0.5 * B / s2**2
+    hessian[:p, p:] = hessian[p:, :p].T
+    hessian[p:-1, -1] = hessian[-1, p:-1]
+    hessian[-1, -1] = (0.5 * N - first.Q / s2) / s2**2
+    return Likelihood(_value(first.log_det, first.M, first.Q, s2, data, reml), score, hessian)
+
+
+def _of_fixed_effects(M: np.ndarray, m: Moves) -> tuple[np.ndarray, np.ndarray]:
+    """tr M⁻¹X_a (k,) and what log|XᵀV⁻¹X| adds to the Hessian of ℓ (k, k)."""
+    own, twice, products = fixed_traces(M, m)
+    return own, 0.5 * products - 0.5 * (twice + twice.T)
+
+
+def fixed_traces(M: np.ndarray, m: Moves) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """tr M⁻¹X_a (k,), tr M⁻¹F_ab (k, k) and tr M⁻¹X_aM⁻¹X_b (k, k), X_a and F_ab as in ``Moves`` of X alone."""
+    p, inverse = len(M), np.linalg.inv(M)
+    X_a = inverse @ m.B[:, :p, :p]
+    F = np.einsum("pr,arbp->ab", inverse, m.BB[:, :p, :, :p], optimize=True)
+    return np.trace(X_a, axis1=1, axis2=2), F, np.einsum("apr,brp->ab", X_a, X_a, optimize=True)
+
+
+def bent(first: Sums, bends: list[np.ndarray | None], k: int) -> np.ndarray:
+    """(k, k, p+1, p+1): [X r]ᵀV⁻¹V_abV⁻¹[X r] for V_ab = Z∂²ΨZᵀ."""
+    w, at = len(first.M) + 1, 0
+    out = np.zeros((k, k, w, w))
+    for bend, DD in zip(bends, first.DD, strict=True):
+        if bend is None:
+            return out
+        q, here = len(DD), slice(at, at + bend.shape[1])
+        out[here, here] = np.einsum("ijab,icjd->abcd", bend.reshape(q, q, *bend.shape[1:]), DD, optimize=True)
+        at = here.stop
+    return out
+
+
+def _bend(first: Sums, bends: list[np.ndarray | None], k: int, sigma2: float, reml: bool) -> np.ndarray:
+    """(k, k): the derivative of ℓ along ∂²Ψ, where Ψ is not linear in its parameters."""
+    p, at = len(first.M), 0
+    inner = bent(first, bends, k)
+    out = 0.5 * inner[:, :, p, p] / sigma2
+    if reml and p:
+        out = out + 0.5 * np.einsum("pr,abpr->ab", np.linalg.inv(first.M), inner[:, :, :p, :p])
+    for bend, U in zip(bends, first.U, strict=True):
+        if bend is not None:
+            here = slice(at, at + bend.shape[1])
+            out[here, here] -= 0.5 * np.tensordot(U.reshape(-1), bend, 1)
+            at = here.stop
+    return out
+
+
+def _profiled(whole: Likelihood) -> Likelihood:
+    """Without σ², at whose optimum the derivatives were taken."""
+    across = whole.hessian[:-1, -1]
+    hessian = whole.hessian[:-1, :-1] - np.outer(across, across) / whole.hessian[-1, -1]
+    return Likelihood(whole.value, whole.score[:-1], hessian)
+
+
+# ---------------------------------------------------------------- profiled parameters
+
+
+def gls(omega: np.ndarray, data: Statistics, scale: Scale = "profile") -> np.ndarray:
+    """β̂ (p,) at ω on the profile or sqrt scale."""
+    H, basis, p = _solved(engine(data), roots(omega, scale, data)).H, totals_of(data).basis, data.n_fixed
+    inner = np.linalg.solve(H[:p, :p], H[:p, p])
+    # r = W·(−b; 1) in conditioned columns, so (−β; 1) ∝ map·(−b; 1).
+    back = basis.map @ np.append(-inner, 1.0)
+    return -back[:p] / back[p]
+
+
+def scale_at(beta: np.ndarray, omega: np.ndarray, scale: Scale, data: Statistics, reml: bool) -> float:
+    """σ̂² = (y − Xβ)ᵀV⁻¹(y − Xβ)/N at ω on the profile or sqrt scale."""
+    H, contrast = _solved(engine(data), roots(omega, scale, data)).H, _contrast(beta, data)
+    return float(contrast @ H @ contrast) / (float(totals_of(data).n_rows) - (len(beta) if reml else 0))

@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import covariance, linalg
-from .covariance import Block, Template
+from .covariance import Template, by_block
 from .levels import pairs
 from .multistart import SAME, Multistart, Plan
+from .structures import Block, entry
 from .types import Array, Status, namespace, select
 
 # Variances of a conditioned effect relative to σ²: not at zero, where the deviance is stationary whatever the
@@ -37,13 +38,13 @@ LEFT = 0.05
 
 @functools.lru_cache(maxsize=64)
 def _free(template: Template) -> np.ndarray:
-    """Packed pairs of effects whose (co)variance is estimated: variances, covariances of unstructured blocks."""
+    """Packed pairs of effects whose (co)variance is estimated: variances, covariances where a structure has such."""
     block = np.repeat(np.arange(len(template)), [b.size for b in template])
     return np.array(
         [
             x
             for x, (i, j) in enumerate(pairs(len(block)))
-            if i == j or (block[i] == block[j] and template[block[i]].structure == "unstructured")
+            if i == j or (block[i] == block[j] and entry(template[block[i]]).moments)
         ],
         np.int32,
     )
@@ -86,15 +87,15 @@ def _theta(template: Template, psi: dict[int, Array]) -> Array:
         here = range(lo, lo + block.size)
         lo += block.size
         variances = [xp.clip(psi[i * (i + 1) // 2 + i], SMALLEST, LARGEST) for i in here]
-        if block.structure == "unstructured":
-            parts.append(xp.stack(_packed_root(psi, variances, here)))
+        if entry(block).moments:
+            parts.append(entry(block).near(block, linalg.stack_rows(_root(psi, variances, here))))
         else:
-            parts.append(covariance.start((Block(*block),), xp.sqrt(xp.stack(variances))))
+            parts.append(entry(block).start(block, xp.sqrt(xp.stack(variances))))
     return xp.concatenate(parts)
 
 
-def _packed_root(psi: dict[int, Array], variances: list[Array], effects: range) -> list[Array]:
-    """Rows of the Cholesky factor of a block, each pivot at least a part of its variance."""
+def _root(psi: dict[int, Array], variances: list[Array], effects: range) -> list[list[Array]]:
+    """The Cholesky factor (q, q) of a block, each pivot at least a part of its variance."""
     xp = namespace(*variances)
     L: list[list[Array]] = []
     for i, own in enumerate(variances):
@@ -107,7 +108,7 @@ def _packed_root(psi: dict[int, Array], variances: list[Array], effects: range) 
         shrink = xp.sqrt(xp.minimum(1.0, (1.0 - LEFT) * own / xp.maximum(explained, 1e-300)))
         row = [a * shrink for a in row]
         L.append([*row, xp.sqrt(own - explained * shrink**2)])
-    return [entry for row in L for entry in row]
+    return [[*row, *[0.0 * own] * (len(L) - len(row))] for row in L]
 
 
 class Glimpse(NamedTuple):
@@ -165,24 +166,32 @@ def grid(template: Template) -> np.ndarray:
         alone = [np.where(np.eye(q, dtype=bool), s, 0.03) for s in sizes]
         chosen = np.concatenate([np.tile(sizes, (q, 1)), *alone], axis=1)
     plain = covariance.start(template, chosen)
-    signs = itertools.product((-0.9, 0.9), repeat=min(max(q - 1, 1), 2)) if _may_correlate(template) else ()
-    return np.stack([plain, *(_leaning(template, plain, pattern) for pattern in signs)], axis=1)
+    patterns = itertools.product((-0.9, 0.9), repeat=min(max(q - 1, 1), 2)) if _may_correlate(template) else ()
+    return np.stack([plain, *(_leaning(template, chosen, pattern) for pattern in patterns)], axis=1)
 
 
-def _leaning(template: Template, theta: np.ndarray, correlations: tuple[float, ...]) -> np.ndarray:
-    """θ (k, S) with the effects of each block correlated with its first one, in turn as much as is said."""
-    theta, at = theta.copy(), 0
-    for block in template:
-        part = theta[at : at + block.n_theta]
-        at += block.n_theta
-        if block.structure == "unstructured":
-            for i in range(1, block.size):
-                r = correlations[(i - 1) % len(correlations)]
-                own, row = i * (i + 1) // 2 + i, i * (i + 1) // 2
-                part[row], part[own] = r * part[own], np.sqrt(1.0 - r**2) * part[own]
-        elif block.structure == "ar1" and block.size > 1:
-            part[1] = np.arcsin(correlations[0])
-    return theta
+def _leaning(template: Template, spread: np.ndarray, correlations: tuple[float, ...]) -> np.ndarray:
+    """θ (k, *lanes) with the effects of each block correlated with its first one, in turn as much as is said."""
+    parts = []
+    for block, sd in zip(template, by_block(spread, template), strict=True):
+        r = np.array([1.0, *(correlations[i % len(correlations)] for i in range(block.size - 1))])
+        parts.append(_with_first(block, sd, r) if entry(block).leans else entry(block).start(block, sd))
+    return np.concatenate(parts)
+
+
+def _with_first(block: Block, sd: np.ndarray, r: np.ndarray) -> np.ndarray:
+    """θ (k, *lanes) of standard deviations sd (q, *lanes) and correlations r (q,) with the first effect.
+
+    Effects in an order are correlated as the first two are, from one to the next.
+    """
+    q = block.size
+    if entry(block).ordered and q > 1:
+        R = r[1] ** np.abs(np.subtract.outer(np.arange(q), np.arange(q)))
+        L = np.linalg.cholesky(R)
+    else:
+        L = np.diag(np.sqrt(1.0 - np.where(np.arange(q) > 0, r, 0.0) ** 2))
+        L[:, 0] = r
+    return entry(block).near(block, sd[:, None] * L.reshape(q, q, *[1] * (sd.ndim - 1)))
 
 
 def n_searches(template: Template, G: np.ndarray, levels: int, *, glimpsed: bool) -> Any:
@@ -190,8 +199,8 @@ def n_searches(template: Template, G: np.ndarray, levels: int, *, glimpsed: bool
 
     ``glimpsed``: whether a grid was looked at, which tells of other optima of variances without covariances.
     """
-    plain = ("unstructured", "diagonal", "identity") if glimpsed else ("unstructured",)
-    if any(block.structure not in plain and block.size > 1 for block in template):
+    several = [block for block in template if block.size > 1]
+    if not all(entry(block).free or (glimpsed and _is_variances(block)) for block in several):
         return np.int32(MANY_SEARCHES)
     q = len(G) if levels else G.shape[1]
     G = np.moveaxis(G, levels, 0)
@@ -203,6 +212,11 @@ def n_searches(template: Template, G: np.ndarray, levels: int, *, glimpsed: bool
     return np.where(irregular, np.int32(MANY_SEARCHES), np.int32(1))
 
 
+def _is_variances(block: Block) -> bool:
+    """Whether sizes are all that a block has."""
+    return entry(block).uncorrelated or block.n_theta == 1
+
+
 def has_one_optimum(template: Template, G: Array, levels: int) -> Array:
     """Whether (*lanes) all levels share ZᵀZ and their covariance is free; levels stand on axis ``levels`` of G.
 
@@ -210,7 +224,7 @@ def has_one_optimum(template: Template, G: Array, levels: int) -> Array:
     beside σ², convex in its precision and 1/σ², and Ψ ≥ 0 is a convex set there; other fixed effects bend it little.
     """
     xp = namespace(G)
-    if len(template) > 1 or (template[0].structure != "unstructured" and template[0].size > 1):
+    if len(template) > 1 or (template[0].size > 1 and not entry(template[0]).free):
         return np.False_
     first, second = (1, 2) if levels == 0 else (0, 1)
     own = xp.abs(G).sum((first, second))
@@ -220,7 +234,7 @@ def has_one_optimum(template: Template, G: Array, levels: int) -> Array:
 
 
 def _may_correlate(template: Template) -> bool:
-    return any(block.size > 1 and block.structure in ("unstructured", "ar1") for block in template)
+    return any(block.size > 1 and entry(block).leans for block in template)
 
 
 def _kinds(template: Template) -> list[tuple[float, float]]:
@@ -250,32 +264,13 @@ def _alone(template: Template) -> list[np.ndarray]:
 
 def _correlated(template: Template, size: float, correlation: float) -> np.ndarray:
     """θ (k,) of effects of one size, correlated with the first one in alternating signs where it is negative."""
-    parts = []
-    for block in template:
-        theta = np.zeros(block.n_theta)
-        if block.structure == "unstructured":
-            L = np.diag(np.full(block.size, size * np.sqrt(1.0 - correlation**2)))
-            L[:, 0] = size * np.where(np.arange(block.size) % 2, correlation, abs(correlation))
-            L[0, 0] = size
-            theta[:] = L[linalg.tril(block.size)]
-        elif block.structure == "ar1" and block.size > 1:
-            theta[:] = size, np.arcsin(correlation)
-        else:
-            theta[:] = size
-        parts.append(theta)
-    return np.concatenate(parts)
+    q = sum(block.size for block in template)
+    if correlation == 0.0:
+        return covariance.start(template, np.full(q, size))
+    return _leaning(template, np.full(q, size), (correlation, abs(correlation)))
 
 
 def _opposite(x: Array, template: Template) -> Array:
     """θ (k, *lanes) with the signs of the covariances turned, and away from zero."""
-    xp, parts = namespace(x), []
-    for part, block in zip(covariance.split(x, template), template, strict=True):
-        if block.structure == "unstructured":
-            rows, columns = linalg.tril(block.size)
-            on_diagonal = (rows == columns).reshape(-1, *[1] * (x.ndim - 1))
-            parts.append(xp.where(on_diagonal, xp.abs(part) + 0.1, -part))
-        elif block.structure == "ar1" and block.size > 1:
-            parts.append(xp.stack([xp.abs(part[0]) + 0.1, -part[1]]))
-        else:
-            parts.append(xp.abs(part) + 0.1)
-    return xp.concatenate(parts)
+    parts = zip(covariance.split(x, template), template, strict=True)
+    return namespace(x).concatenate([entry(block).opposite(block, part) for part, block in parts])

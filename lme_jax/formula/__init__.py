@@ -4,9 +4,10 @@ What a formula of ``lmer`` may hold, with the values and the column names of R's
 
 Terms
     ``+``, ``-``, ``:``, ``*``, ``/``, ``^``, ``%in%``, ``.`` (the other columns), ``0``, ``1``, ``offset(z)``, bars
-    ``(x | g)``, ``(x || g)``, ``us()``, ``diag()``, ``ident()``, ``homdiag()``, ``cs()``, ``ar1()``. Parentheses
-    count in subtractions. Comments after ``#``; a trailing ``;`` is read over. Odd names stand in backticks or in
-    ``Q("odd name")``.
+    ``(x | g)``, ``(x || g)``, and covariance structures around a bar (``docs/structures.md``): ``us()``, ``diag()``,
+    ``homdiag()``, ``cs()``, ``homcs()``, ``ar1()``, ``hetar1()``, ``toep()``, ``homtoep()``, ``ou(t | g)``,
+    ``rr(…, d = 2)``, ``fixed(…, M)``, some with ``hom = TRUE``. Parentheses count in subtractions. Comments after
+    ``#``; a trailing ``;`` is read over. Odd names stand in backticks or in ``Q("odd name")``.
 Arithmetic and conditions, in ``I(...)``, in calls, in ``weights="..."`` and ``offset="..."``
     ``+ - * / ^ ** %% %/%``, ``== != < > <= >=``, ``! & |``, ``%in% c("a", "b")``, ``a:b`` and ``seq(from, to, by)``
     of numbers, ``c(3, 6)`` or ``[3, 6]``; ``TRUE``, ``FALSE``, ``pi``, ``Inf``, ``NULL``.

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from lme_jax.core.structures import StructureLike, make_block
 from lme_jax.errors import DataError, UnsupportedError
 from lme_jax.formula.design import (
     Design,
@@ -38,7 +39,7 @@ def design_from_arrays(
     *,
     weights: Any = None,
     missing: str = "none",
-    structure: str = "unstructured",
+    structure: StructureLike = "unstructured",
 ) -> Design:
     """Check and label the arrays of a model with one grouping factor.
 
@@ -49,7 +50,7 @@ def design_from_arrays(
     weights : (n,), optional
     missing : {"none", "drop", "raise"}
         "none" and "raise" refuse missing or infinite values, "drop" leaves their rows out.
-    structure : covariance of the q effects, as in ``RandomTerm``.
+    structure : covariance of the q effects, a name in ``core.structures.REGISTRY`` or (name, what it needs).
     """
     check_missing_argument(missing, ("none", "drop", "raise"))
     if exog is None:
@@ -78,7 +79,9 @@ def design_from_arrays(
         grouping = grouping.take(rows)
     grouping = grouping.without_unused_levels()
     X, kept_names, dropped, _ = reduce_rank(X, exog_names)
-    term = RandomTerm("Group", re_names, grouping.levels, grouping.codes.astype(np.int32), Z, structure)
+    block = make_block(structure, len(re_names))
+    codes = grouping.codes.astype(np.int32)
+    term = RandomTerm("Group", re_names, grouping.levels, codes, Z, block.structure, detail=block.detail)
     endog_name = str(endog.name) if isinstance(endog, pd.Series) and endog.name is not None else "y"
     check_design(y, endog_name, w, X, [term])
     n_dropped = 0 if rows is None else int(gaps.n - len(rows))

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import pandas as pd
 
+from lme_jax.core.structures import Block, entry
 from lme_jax.errors import DataError, DroppedRowsWarning
 from lme_jax.formula.guard import check_python
 from lme_jax.formula.notes import shown, warn
@@ -33,7 +34,7 @@ class RandomTerm:
         Level of each row, in [0, m).
     Z : (n, q) float64 array
     structure : str
-        "unstructured", "diagonal", "identity", "compound_symmetry" or "ar1".
+        Its name in ``core.structures.REGISTRY``; `detail` is what the structure knows beside.
     membership : (n, m) scipy CSR array or None
         Weights of the levels in each row where rows belong to several; `codes` then names the heaviest.
     root : (m, r) float64 array or None
@@ -48,6 +49,12 @@ class RandomTerm:
     structure: str
     membership: Any = None
     root: np.ndarray | None = None
+    detail: tuple[Any, ...] = ()
+
+    @property
+    def block(self) -> Block:
+        """The covariance structure of the q effects."""
+        return Block(self.structure, len(self.columns), self.detail)
 
 
 @dataclass(frozen=True)
@@ -310,7 +317,7 @@ def _check_term(term: RandomTerm, n: int) -> None:
             f"The grouping factor {term.factor!r} has {m} levels for {n} rows; with one row per level its "
             "variance cannot be told from the residual variance. Use a coarser factor."
         )
-    if term.structure == "unstructured" and m * q >= n:
+    if entry(term.block).free and m * q >= n:
         raise DataError(
             f"The term ({' + '.join(term.columns)} | {term.factor}) has {m} * {q} = {m * q} random effects "
             f"for {n} rows, so they cannot be told from the residuals. "

@@ -14,7 +14,7 @@ import pandas as pd
 
 from lme_jax.errors import DataError, FormulaError, LmeJaxError
 from lme_jax.formula.crossing import interaction
-from lme_jax.formula.functions import ELEMENTWISE, GENERAL, cut, is_logical, sequence
+from lme_jax.formula.functions import ELEMENTWISE, FACTOR_CALLS, GENERAL, cut, is_logical, sequence
 from lme_jax.formula.guard import find_function, own_function, refuse_internals
 from lme_jax.formula.notes import shown
 from lme_jax.formula.syntax import Binary, Call, Name, Node, Number, Paren, String, Unary
@@ -62,7 +62,6 @@ _CONSTANTS: dict[str, Any] = {
     "NULL": None,
     "None": None,
 }
-FACTOR_CALLS = ("factor", "as.factor", "C", "ordered", "as.ordered", "relevel", "interaction", "cut")
 KNOWN_FUNCTIONS = frozenset((*ELEMENTWISE, *GENERAL, *TRANSFORMS, *SUMMARIES, *FACTOR_CALLS))
 
 

@@ -13,6 +13,9 @@ from lme_jax.errors import FormulaError
 from lme_jax.formula.crossing import interaction
 from lme_jax.formula.values import Factor, as_number, factorize, level_labels, logical, text_factor
 
+FACTOR_CALLS = ("factor", "as.factor", "C", "ordered", "as.ordered", "relevel", "interaction", "cut")
+
+
 # More breaks or values of a sequence than this are a slip of the pen.
 MAX_VALUES = 100_000
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from lme_jax.core.structures import REGISTRY, suggestion
 from lme_jax.errors import DataError, FormulaError, LmeJaxWarning
 from lme_jax.formula.crossing import Crossing, interact, meet_new_rows
 from lme_jax.formula.design import (
@@ -38,8 +39,10 @@ from lme_jax.formula.known import (
 from lme_jax.formula.matrix import FactorCoding, Piece, Value, factor_codings, model_matrix, recode
 from lme_jax.formula.notes import warn
 from lme_jax.formula.syntax import Node, parse
-from lme_jax.formula.terms import STRUCTURES, Bar, MixedFormula, parse_mixed
+from lme_jax.formula.term_blocks import resolve
+from lme_jax.formula.terms import Bar, MixedFormula, parse_mixed
 from lme_jax.formula.values import Factor, as_frame, namespace, take
+from lme_jax.formula.wrappers import Spelled
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,7 @@ def design_from_formula(
     contrasts: Mapping[str, Any] | None = None,
     missing: str = "drop",
     subset: Any = None,
-    structures: Mapping[str, str] | None = None,
+    structures: Mapping[str, Any] | None = None,
     memberships: Mapping[str, Any] | None = None,
     relatedness: Mapping[str, Any] | None = None,
     context: Mapping[str, Any] | int | None = None,
@@ -109,8 +112,8 @@ def design_from_formula(
     ----------
     formula : str
         Such as ``"y ~ x * f + (x | g) + (1 | a/b)"``. ``(x || g)`` gives every column of the model matrix
-        its own variance, a factor's columns too. ``us()``, ``diag()``, ``ident()``, ``cs()`` and ``ar1()``
-        around a bar choose its structure. ``.`` stands for the columns that are neither in the response
+        its own variance, a factor's columns too. ``cs()``, ``rr(…, d = 2)`` … around a bar choose its covariance
+        structure (``docs/structures.md``). ``.`` stands for the columns that are neither in the response
         nor grouping factors.
     data : DataFrame or dict of arrays
         Not changed.
@@ -125,8 +128,8 @@ def design_from_formula(
     subset : mask or str, optional
         Rows to use: one True or False per row, or a query for ``DataFrame.eval``.
     structures : dict, optional
-        Factor label or bar text (``"Days | Subject"``) -> "unstructured", "diagonal", "identity",
-        "compound_symmetry" or "ar1".
+        Factor label or bar text (``"Days | Subject"``) -> a name in ``core.structures.REGISTRY``, or (name, what it
+        needs).
     memberships : dict, optional
         Factor label -> weights (n, m) of the m levels in each row, for rows that belong to several: a
         DataFrame whose columns name the levels, or an array, dense or scipy sparse. The label need not be
@@ -196,7 +199,8 @@ def _assemble(
     codings = factor_codings(variables.values, how.contrasts, _linears(parsed))
     X, names = model_matrix(parsed.fixed, variables.values, codings, len(variables.y))
     X, exog_names, dropped, kept_columns = reduce_rank(X, names)
-    terms, crossings = _random_terms(parsed.bars, _structures(parsed.bars, how.structures), variables, codings, known)
+    structures = _structures(parsed.bars, how.structures)
+    terms, crossings = _random_terms(parsed.bars, structures, variables, codings, known, evaluator)
     check_design(variables.y, variables.endog_name, variables.weights, X, terms)
     state = Lme4State(parsed, codings, crossings, evaluator.state, evaluator.used, kept_columns, how.offset_text)
     return Design(
@@ -318,10 +322,11 @@ def _known(bars: Sequence[Bar], memberships: Mapping[str, Any], relatedness: Map
 
 def _random_terms(
     bars: Sequence[Bar],
-    structures: list[str],
+    structures: list[Spelled],
     variables: _Variables,
     codings: dict[str, FactorCoding],
     known: _Known,
+    evaluator: Evaluator,
 ) -> tuple[tuple[RandomTerm, ...], tuple[Crossing | None, ...]]:
     terms: list[RandomTerm] = []
     crossings: list[Crossing | None] = []
@@ -330,6 +335,7 @@ def _random_terms(
         Z, columns = model_matrix(bar.lhs, variables.values, codings, len(variables.y))
         if not columns:
             raise FormulaError(f"The random-effects term ({bar.text}) has no columns.")
+        block = resolve(structure, bar.text, bar.lhs, columns, codings, evaluator)
         rows, crossing = None, None
         if bar.label in known.shares:
             rows, levels = known.shares[bar.label]
@@ -347,7 +353,7 @@ def _random_terms(
             if single:
                 codes = pd.Index(labels).get_indexer(pd.Index(levels)).astype(np.int32)[codes]
                 levels, crossing = labels, Crossing((labels,), np.arange(len(labels)))
-        terms.append(RandomTerm(bar.label, columns, levels, codes, Z, structure, rows, root))
+        terms.append(RandomTerm(bar.label, columns, levels, codes, Z, block.structure, rows, root, block.detail))
         crossings.append(crossing)
     return tuple(terms), tuple(crossings)
 
@@ -370,20 +376,25 @@ def _formula_offset(fixed: Linear, evaluator: Evaluator) -> np.ndarray | None:
     return total
 
 
-def _structures(bars: Sequence[Bar], chosen: Mapping[str, str]) -> list[str]:
+def _structures(bars: Sequence[Bar], chosen: Mapping[str, Any]) -> list[Spelled]:
     check_mapping(chosen, "structures")
     if not chosen:
         return [bar.structure for bar in bars]
-    squeezed = {str(key).replace(" ", ""): value for key, value in chosen.items()}
+    squeezed = {str(key).replace(" ", ""): _chosen(value) for key, value in chosen.items()}
     known = {bar.label.replace(" ", "") for bar in bars} | {bar.text.replace(" ", "") for bar in bars}
     unknown = [key for key in chosen if str(key).replace(" ", "") not in known]
     if unknown:
         raise FormulaError(f"`structures` names {unknown}; the terms are {[bar.text for bar in bars]}.")
-    wrong = [value for value in chosen.values() if value not in STRUCTURES]
-    if wrong:
-        raise FormulaError(f"Unknown structures {wrong}; known: {', '.join(STRUCTURES)}.")
     found = []
     for bar in bars:
         by_label = squeezed.get(bar.label.replace(" ", ""), bar.structure)
         found.append(squeezed.get(bar.text.replace(" ", ""), by_label))
     return found
+
+
+def _chosen(value: Any) -> Spelled:
+    """A structure as `structures` gives it: a name, or (name, what it needs)."""
+    name, argument = value if isinstance(value, tuple) and len(value) == 2 else (value, None)
+    if not isinstance(name, str) or name not in REGISTRY:
+        raise FormulaError(f"`structures`: unknown covariance structure {value!r}{suggestion(name)}.")
+    return Spelled(name, argument)

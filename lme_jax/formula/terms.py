@@ -9,20 +9,11 @@ from functools import lru_cache
 from lme_jax.errors import FormulaError
 from lme_jax.formula.expansion import Linear, expand_linear
 from lme_jax.formula.syntax import Binary, Call, Name, Node, Paren, Unary, children, parse, walk
+from lme_jax.formula.wrappers import BARS, Spelled, joins_conditions, read_wrapper, spellings, strip, wraps_bar
 
-STRUCTURES = ("unstructured", "diagonal", "identity", "compound_symmetry", "ar1")
-_WRAPPERS = {
-    "us": "unstructured",
-    "diag": "diagonal",
-    "ident": "identity",
-    "homdiag": "identity",
-    "cs": "compound_symmetry",
-    "ar1": "ar1",
-}
-_BARS = ("|", "||")
-_CONDITIONS = ("==", "!=", "<", ">", "<=", ">=", "&", "&&", "|", "||", "%in%")
+_UNSTRUCTURED, _DIAGONAL = Spelled("unstructured"), Spelled("diagonal")
 Signed = tuple[str, Node]
-RawBar = tuple[Node, Node, str]
+RawBar = tuple[Node, Node, Spelled]
 
 
 @dataclass(frozen=True)
@@ -32,7 +23,7 @@ class Bar:
     lhs: Linear
     parts: tuple[Node, ...]
     label: str
-    structure: str
+    structure: Spelled
     text: str
 
 
@@ -52,16 +43,11 @@ def has_bar(node: Node) -> bool:
     waiting = [(node, False)]
     while waiting:
         node, inside = waiting.pop()
-        if isinstance(node, Binary) and node.op in _BARS and not (inside and _joins_conditions(node)):
+        if isinstance(node, Binary) and node.op in BARS and not (inside and joins_conditions(node)):
             return True
-        inside = inside or (isinstance(node, Call) and node.function not in _WRAPPERS)
+        inside = inside or (isinstance(node, Call) and not (wraps_bar(node) and node.function in spellings()))
         waiting.extend((child, inside) for child in children(node))
     return False
-
-
-def _joins_conditions(node: Binary) -> bool:
-    sides = [_strip(node.left), _strip(node.right)]
-    return any(isinstance(s, Unary) or (isinstance(s, Binary) and s.op in _CONDITIONS) for s in sides)
 
 
 def parse_mixed(formula: str, columns: Iterable[object]) -> MixedFormula:
@@ -109,7 +95,7 @@ def _dot_columns(columns: tuple[str, ...], response: Node, bars: tuple[Bar, ...]
 
 
 def _is_bar(node: Node) -> bool:
-    return isinstance(node, Binary) and node.op in _BARS
+    return isinstance(node, Binary) and node.op in BARS
 
 
 def _is_sum(node: Node) -> bool:
@@ -156,20 +142,22 @@ def _take_bar(node: Node, bars: list[RawBar]) -> Node | None:
 def _refuse_twins(bars: list[RawBar]) -> None:
     seen = set()
     for lhs, group, structure in bars:
-        text = f"{lhs} {'||' if structure == 'diagonal' else '|'} {group}"
+        text = f"{lhs} {_separator(structure)} {group}"
         if text in seen:
             raise FormulaError(f"The random-effects term ({text}) is there twice; remove one.")
         seen.add(text)
 
 
-def _as_bar(node: Node) -> tuple[Binary, str]:
+def _separator(structure: Spelled) -> str:
+    return "||" if structure == _DIAGONAL else "|"
+
+
+def _as_bar(node: Node) -> tuple[Binary, Spelled]:
     if isinstance(node, Paren) and isinstance(node.inner, Binary):
-        return node.inner, "diagonal" if node.inner.op == "||" else "unstructured"
-    if isinstance(node, Call) and node.function in _WRAPPERS and len(node.args) == 1 and not node.kwargs:
-        bar = node.args[0]
-        if isinstance(bar, Binary) and bar.op == "|":
-            return bar, _WRAPPERS[node.function]
-    if isinstance(node, Binary) and node.op in _BARS:
+        return node.inner, _DIAGONAL if node.inner.op == "||" else _UNSTRUCTURED
+    if isinstance(node, Call) and wraps_bar(node):
+        return read_wrapper(node)
+    if isinstance(node, Binary) and node.op in BARS:
         raise FormulaError(f"The random-effects term {node} needs parentheses: write '... + (1 | g)'.")
     raise FormulaError(
         f"A random-effects term can only be added: {node} combines one with something else. "
@@ -177,17 +165,17 @@ def _as_bar(node: Node) -> tuple[Binary, str]:
     )
 
 
-def _expand_bar(lhs: Node, group: Node, structure: str) -> list[Bar]:
+def _expand_bar(lhs: Node, group: Node, structure: Spelled) -> list[Bar]:
     linear, _ = expand_linear(lhs)
     if linear.offsets:
         raise FormulaError(f"offset() has no meaning in the random-effects term ({lhs} | {group}); add it outside.")
-    sep = "||" if structure == "diagonal" else "|"
+    sep = _separator(structure)
     return [Bar(linear, parts, label, structure, f"{lhs} {sep} {label}") for parts, label in _groupings(group)]
 
 
 def _groupings(group: Node) -> list[tuple[tuple[Node, ...], str]]:
     """Expand ``a/b`` and ``a*b`` into interactions; a nested chain has its finest first."""
-    group = _strip(group)
+    group = strip(group)
     if isinstance(group, Binary) and group.op == "+":
         raise FormulaError(
             f"Two grouping factors cannot be added: ({group}). Write a term for each, "
@@ -209,12 +197,6 @@ def _groupings(group: Node) -> list[tuple[tuple[Node, ...], str]]:
 def _interact(a: tuple[tuple[Node, ...], str], b: tuple[tuple[Node, ...], str]) -> tuple[tuple[Node, ...], str]:
     right = f"({b[1]})" if len(b[0]) > 1 else b[1]
     return a[0] + b[0], f"{a[1]}:{right}"
-
-
-def _strip(node: Node) -> Node:
-    while isinstance(node, Paren):
-        node = node.inner
-    return node
 
 
 # --- updating --------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from ..core import covariance
 from ..core.fit import ModelStatistics, fit_at
 from ..core.moments import GroupData
 from ..core.records import Fit
+from ..core.structures import entry
 from ..data import ModelData
 from ..errors import DataError, UnsupportedError
 
@@ -161,7 +162,8 @@ def find_variance(data: ModelData, which: int | str, kind: Literal["re", "vc"]) 
     if kind == "re":
         place = [term is data.design.terms[0] for term in data.terms].index(True)
         first = data.term_slices[place]
-        n = 0 if data.terms[place].structure == "identity" else first.stop - first.start
+        known = entry(data.terms[place].block)
+        n = 0 if known.homogeneous and known.uncorrelated else first.stop - first.start
         if not isinstance(which, (int, np.integer)) or not 0 <= which < n:
             raise DataError(f"re_ix={which!r}: there are {n} correlated random effects, counted from 0")
         return first.start + int(which)

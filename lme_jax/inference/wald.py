@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import scipy.special
 
-from ..core.covariance import Template, factor_basis
+from ..core.covariance import Template, packed_positions, squared_derivatives
 from ..core.records import Fit
 from ..core.types import Status
 from ..errors import DataError
@@ -69,19 +69,13 @@ def variance_parameter_covariance(fit: Fit, dof: Any) -> np.ndarray:
 
 
 def covariance_standard_errors(fit: Fit, template: Template, dof: Any) -> np.ndarray:
-    """Standard errors (*lanes, q, q) of Ψ = σ²LLᵀ by the delta method, response units²; NaN for AR(1) blocks."""
+    """Standard errors (*lanes, q, q) of Ψ = σ²LLᵀ by the delta method, response units²."""
     joint = variance_parameter_covariance(fit, dof)
     L, sigma2 = np.asarray(fit.relative_factor), np.asarray(fit.sigma)[..., None, None, None] ** 2
-    steps = np.zeros((np.shape(fit.theta)[-1], *L.shape[-2:]))
-    column = row = 0
-    for block in template:
-        part = slice(column, column + block.size)
-        linear = block.structure != "ar1" or block.size == 1
-        steps[row : row + block.n_theta, part, part] = factor_basis(block) if linear else np.nan
-        column, row = column + block.size, row + block.n_theta
-    root = np.einsum("aij,...kj->...aik", steps, L)
+    slopes = squared_derivatives(np.moveaxis(np.asarray(fit.theta), -1, 0), template)[0]
+    steps = np.moveaxis(slopes[packed_positions(L.shape[-1])], (2, 0, 1), (-3, -2, -1))
     own = np.einsum("...ij,...kj->...ik", L, L)[..., None, :, :]
-    jacobian = np.concatenate([root + np.swapaxes(root, -1, -2), own], axis=-3) * sigma2
+    jacobian = np.concatenate([steps, own], axis=-3) * sigma2
     return np.sqrt(np.einsum("...aij,...ab,...bij->...ij", jacobian, joint, jacobian))
 
 

@@ -11,12 +11,12 @@ import pandas as pd
 from ..core.batch import Family, fit_lanes
 from ..core.checks import check_rows, real_array
 from ..core.compression import bucket
-from ..core.covariance import STRUCTURES
 from ..core.data_sets import DataSets
 from ..core.lanes import LaneData
 from ..core.optimize import NewtonOptions
 from ..core.programs import Backend
 from ..core.records import Fit
+from ..core.structures import StructureLike
 from ..data import ModelData
 from ..errors import DataError, UnsupportedError
 from ..fitting import fit_without_lost_columns, read_options, read_reml, read_start, settle, with_backend
@@ -41,7 +41,7 @@ def fit_many(
     mask: Any = None,
     weights: Any = None,
     offset: Any = None,
-    structure: str = "unstructured",
+    structure: StructureLike = "unstructured",
     reml: bool = True,
     start: Any = None,
     memory_limit: int = MEMORY_LIMIT,
@@ -61,8 +61,8 @@ def fit_many(
         True where a response was observed, besides its NaN.
     weights, offset : (n,), optional
         Prior weights w > 0, Var(ε_i) = σ²/w_i; a known part of every mean.
-    structure : {"unstructured", "diagonal", "identity", "compound_symmetry", "ar1"}
-        Covariance of the q effects of a group.
+    structure : str, or (str, what it needs)
+        Covariance of the q effects of a group, as in ``lmer``: "unstructured", "diagonal", ("reduced_rank", 2) …
     reml : bool
     start : (k,), optional
         θ from which every search starts, such as ``.theta`` of a single fit; moment estimates if None.
@@ -89,8 +89,6 @@ def fit_many(
     The design is compressed once, the responses by matrix products; the fits are lanes of one compiled program,
     the same numbers as one ``lmer`` per response gives.
     """
-    if structure not in STRUCTURES:
-        raise DataError(f"structure={structure!r} is unknown; use one of {', '.join(STRUCTURES)}")
     X, Z = _columns(X, "X"), None if Z is None else _columns(Z, "Z")
     n = len(X)
     responses = read_responses(Y, n, mask)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from . import templates
 from .multistart import Design
 
 HARD = Path(__file__).parents[1] / "reference" / "hard"
@@ -35,6 +36,13 @@ SHAPES = {
     **{f"ident{q}": Shape("identity", q) for q in (2, 3)},
     **{f"cs{q}": Shape("compound_symmetry", q) for q in (2, 3, 4)},
     **{f"ar{q}": Shape("ar1", q) for q in (2, 3, 4)},
+    **{f"hetcs{q}": Shape("het_compound_symmetry", q) for q in (2, 3)},
+    **{f"hetar{q}": Shape("het_ar1", q) for q in (2, 3)},
+    **{f"toep{q}": Shape("toeplitz", q) for q in (3, 4)},
+    **{f"hettoep{q}": Shape("het_toeplitz", q) for q in (3,)},
+    **{f"ou{q}": Shape(("exponential", (0.0, 1.0, 2.5, 3.5)[:q]), q) for q in (2, 3, 4)},
+    **{f"rr{d}{q}": Shape(("reduced_rank", d), q) for d, q in ((1, 2), (1, 3), (2, 3), (2, 4))},
+    "fixed2": Shape(("fixed", ((2.0, -0.8), (-0.8, 1.0))), 2),
     **{name: Shape(t, sum(s for _, s in t)) for name, t in TEMPLATES.items()},
     "centred": Shape("diagonal", 2, recipe="centred"),
     "age": Shape("diagonal", 2, recipe="age"),
@@ -53,10 +61,14 @@ class Drawn(NamedTuple):
 
     @property
     def benign(self):
-        """No weights beyond mild, no ratio of 1e3 between the effects, no near-collinear columns, no AR(1)."""
+        """No weights beyond mild, no ratio of 1e3 between the effects, no near-collinear columns, no order."""
         t = self.traits
         tame = t["w"] in BENIGN_WEIGHTS and t["var"] not in ("mixed", "antisingular")
-        return tame and t["X"] != "near" and t["Z"] != "near" and self.design.structure != "ar1"
+        return tame and t["X"] != "near" and t["Z"] != "near" and not _is_scaled(self.design.structure)
+
+
+def _is_scaled(structure):
+    return structure == "ar1" or templates.name_of(structure) in templates.SCALED
 
 
 def draw(shape, seed):
@@ -246,7 +258,7 @@ def formula(design):
     """The lmer formula of a design and its ``structures`` argument (None where the bars say it)."""
     columns = [f"z{j}" for j in range(design.Z.shape[1])]
     structures = None
-    if isinstance(design.structure, str):
+    if isinstance(design.structure, str) or isinstance(design.structure[0], str):
         bar = "||" if design.structure == "diagonal" else "|"
         bars = [f"(0 + {' + '.join(columns)} {bar} g)"]
         structures = None if design.structure in ("unstructured", "diagonal") else {"g": design.structure}

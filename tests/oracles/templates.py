@@ -1,23 +1,58 @@
 """θ → Ψ/σ² of random effects with first and second derivatives, for lanes of θ; scales and starting points.
 
-A template is a tuple of (structure, size) blocks. θ is packed as lme_jax packs it; AR(1) is
-parameterized by (s, φ) with ρ = sin φ, so that ρ = ±1 is an ordinary stationary point.
+A template is a tuple of (structure, size) blocks; a structure is a name, or (name, what it needs). θ is packed as
+lme_jax packs it; AR(1) is parameterized by (s, φ) with ρ = sin φ, so that ρ = ±1 is an ordinary stationary point.
+Other scaled correlations are written out as Ψ, and differentiated by complex steps.
 """
 
 from itertools import combinations
 
 import numpy as np
 
-STRUCTURES = ("unstructured", "diagonal", "identity", "compound_symmetry", "ar1")
+STRUCTURES = (
+    "unstructured",
+    "diagonal",
+    "identity",
+    "compound_symmetry",
+    "ar1",
+    "het_compound_symmetry",
+    "het_ar1",
+    "toeplitz",
+    "het_toeplitz",
+    ("exponential", (0.0, 1.0, 2.5)),
+    ("reduced_rank", 1),
+    ("fixed", ((2.0, 0.8, 0.4), (0.8, 1.5, 0.7), (0.4, 0.7, 1.0))),
+)
+# Structures Ψ = D R D written out: the correlation, and whether every effect has a standard deviation t² of its own.
+SCALED = {
+    "het_compound_symmetry": ("compound_symmetry", True),
+    "het_ar1": ("ar1", True),
+    "toeplitz": ("toeplitz", False),
+    "het_toeplitz": ("toeplitz", True),
+    "exponential": ("exponential", False),
+}
+APART = ("unstructured", "diagonal", "reduced_rank", "het_compound_symmetry", "het_ar1", "het_toeplitz")
 
 
 def as_template(structure, q):
-    """A template from a structure's name or from itself."""
-    return ((structure, q),) if isinstance(structure, str) else tuple((s, size) for s, size in structure)
+    """A template from a structure or from itself."""
+    single = isinstance(structure, str) or isinstance(structure[0], str)
+    return ((structure, q),) if single else tuple((s, size) for s, size in structure)
+
+
+def name_of(structure):
+    """The name of a structure, whatever it needs."""
+    return structure if isinstance(structure, str) else structure[0]
 
 
 def block_size(structure, size):
     """Number of covariance parameters of one block."""
+    if name_of(structure) in SCALED:
+        family, apart = SCALED[name_of(structure)]
+        return (size if apart else 1) + (0 if size == 1 else size - 1 if family == "toeplitz" else 1)
+    if name_of(structure) == "reduced_rank":
+        d = min(structure[1], size)
+        return size * d - d * (d - 1) // 2
     if structure == "unstructured":
         return size * (size + 1) // 2
     if structure == "diagonal":
@@ -48,8 +83,10 @@ def basis(structure, q):
     """(k, q, q) matrices B with L = Σ θ_a B_a."""
     k = block_size(structure, q)
     B = np.zeros((k, q, q))
-    if structure == "unstructured":
-        B[(np.arange(k), *np.tril_indices(q))] = 1.0
+    if structure == "unstructured" or name_of(structure) == "reduced_rank":
+        B[(np.arange(k), *entries(structure, q))] = 1.0
+    elif name_of(structure) == "fixed":
+        B[0] = np.linalg.cholesky(np.array(structure[1]))
     elif structure == "diagonal":
         B[np.arange(q), np.arange(q), np.arange(q)] = 1.0
     elif structure == "compound_symmetry" and q > 1:
@@ -58,6 +95,64 @@ def basis(structure, q):
     else:
         B[0] = np.eye(q)
     return B
+
+
+def entries(structure, q):
+    """Rows and columns of the packed entries of a triangular or trapezoidal L."""
+    return np.tril_indices(q, 0, min(q, q if structure == "unstructured" else structure[1]))
+
+
+def scaled_psi(theta, structure, q):
+    """Ψ (S, q, q) of a scaled correlation at θ (S, k), real or complex."""
+    family, apart = SCALED[name_of(structure)]
+    n = q if apart else 1
+    sd = theta[:, :n] ** 2 if apart else np.repeat(theta[:, :1], q, axis=1)
+    lag = np.abs(np.subtract.outer(np.arange(q), np.arange(q)))
+    phi = theta[:, n:, None, None]
+    if q == 1:
+        R = np.ones((len(theta), 1, 1))
+    elif family == "toeplitz":
+        R = lagged(np.sin(theta[:, n:]))[:, lag]
+    elif family == "ar1":
+        R = np.sin(phi[:, 0]) ** lag
+    elif family == "compound_symmetry":
+        rho = np.sin(phi[:, 0]) ** 2 - np.cos(phi[:, 0]) ** 2 / (q - 1)
+        R = np.eye(q) + rho * (1.0 - np.eye(q))
+    else:
+        c = np.array(structure[1][:q])
+        R = (np.sin(phi[:, 0]) ** 2) ** (np.abs(np.subtract.outer(c, c)) / np.diff(c).min())
+    return sd[:, :, None] * R * sd[:, None, :]
+
+
+def lagged(partial):
+    """Autocorrelations (S, q) from partial ones (S, q − 1)."""
+    r = [np.ones(len(partial), partial.dtype)]
+    a, v = [], r[0]
+    for k in range(partial.shape[1]):
+        pi = partial[:, k]
+        r.append(pi * v + sum(c * r[k - j] for j, c in enumerate(a)))
+        a = [*(c - pi * b for c, b in zip(a, a[::-1], strict=True)), pi]
+        v = v * (1.0 - pi**2)
+    return np.stack(r, axis=1)
+
+
+def scaled_derivatives(theta, structure, q):
+    """∂Ψ (S, k, q, q) by complex steps, and ∂²Ψ (S, k, k, q, q) by differences of them."""
+
+    def slopes(x):
+        steps = 1e-30j * np.eye(x.shape[1])
+        return np.stack([scaled_psi(x + e, structure, q).imag / 1e-30 for e in steps], axis=1)
+
+    h = 1e-5 * np.eye(theta.shape[1])
+    return slopes(theta), np.stack([(slopes(theta + e) - slopes(theta - e)) / 2e-5 for e in h], axis=1)
+
+
+def semidefinite_root(Psi):
+    """A square root (S, q, q) of covariances, singular or not, the effects' own scales taken out first."""
+    sd = np.sqrt(np.einsum("sii->si", Psi))
+    unit = np.where(sd > 0, sd, 1.0)
+    values, axes = np.linalg.eigh(Psi / unit[:, :, None] / unit[:, None, :])
+    return unit[:, :, None] * axes * np.sqrt(np.maximum(values, 0.0))[:, None, :]
 
 
 def ar1_root(s, phi, q):
@@ -78,6 +173,8 @@ def root(theta, template):
         size, part = rows.stop - rows.start, theta[:, at]
         if is_ar1(structure, size):
             L[:, rows, rows] = ar1_root(part[:, 0], part[:, 1], size)
+        elif name_of(structure) in SCALED:
+            L[:, rows, rows] = semidefinite_root(scaled_psi(part.astype(float), structure, size))
         else:
             L[:, rows, rows] = np.tensordot(part, basis(structure, size).astype(theta.dtype), 1)
     return L
@@ -106,6 +203,8 @@ def derivatives(theta, template):
         size, part = rows.stop - rows.start, theta[:, at]
         if is_ar1(structure, size):
             one, two = ar1_derivatives(part[:, 0], part[:, 1], size)
+        elif name_of(structure) in SCALED:
+            one, two = scaled_derivatives(part.astype(float), structure, size)
         else:
             B = basis(structure, size)
             L = np.tensordot(part, B, 1)
@@ -122,7 +221,7 @@ def common_scale(template, z_scale):
     """(q,) scales of the columns of Z that keep every block's structure: one for all effects of a non-free block."""
     scale = z_scale.copy()
     for structure, rows, _ in blocks(template):
-        if structure not in ("unstructured", "diagonal"):
+        if name_of(structure) not in APART:
             scale[rows] = np.exp(np.log(z_scale[rows]).mean())
     return scale
 
@@ -132,8 +231,12 @@ def theta_scale(template, scale):
     parts = []
     for structure, rows, _ in blocks(template):
         s, size = scale[rows], rows.stop - rows.start
-        if structure == "unstructured":
-            parts.append(s[np.tril_indices(size)[0]])
+        k = block_size(structure, size)
+        if structure == "unstructured" or name_of(structure) == "reduced_rank":
+            parts.append(s[entries(structure, size)[0]])
+        elif name_of(structure) in SCALED:
+            own = np.sqrt(s) if SCALED[name_of(structure)][1] else s[:1]
+            parts.append(np.concatenate([own, np.ones(k - len(own))]))
         elif structure == "diagonal":
             parts.append(s)
         elif is_ar1(structure, size):
@@ -148,14 +251,37 @@ def to_lme_jax(theta, template):
     out = theta.copy()
     for structure, rows, at in blocks(template):
         size, part = rows.stop - rows.start, theta[at]
-        if structure == "unstructured":
-            row, column = np.tril_indices(size)
+        if structure == "unstructured" or name_of(structure) == "reduced_rank":
+            row, column = entries(structure, size)
             out[at] = part * np.where(part[row == column] < 0, -1.0, 1.0)[column]
+        elif name_of(structure) in SCALED:
+            family, apart = SCALED[name_of(structure)]
+            n = size if apart else 1
+            sine = np.sin(part[n:])
+            sine = np.abs(sine) if family in ("compound_symmetry", "exponential") else sine
+            out[at] = np.concatenate([np.abs(part[:n]), np.arcsin(sine)])
         elif is_ar1(structure, size):
             out[at] = abs(part[0]), np.arcsin(np.sin(part[1]))
         else:
             out[at] = np.abs(part)
     return out
+
+
+def scaled_start(structure, size, sd, R):
+    """θ of a scaled correlation with these standard deviations and about the correlations R (q, q)."""
+    family, apart = SCALED[name_of(structure)]
+    scales = np.sqrt(sd) if apart else np.array([np.sqrt((sd**2).mean())])
+    if size == 1:
+        return scales
+    lag = np.clip([np.diag(R, k).mean() for k in range(1, size)], -0.999, 0.999)
+    if family == "compound_symmetry":
+        mean = R[np.tril_indices(size, -1)].mean()
+        angles = [np.arcsin(np.sqrt(np.clip(((size - 1) * mean + 1) / size, 1e-3, 0.999)))]
+    elif family == "exponential":
+        angles = [np.arcsin(np.sqrt(np.clip(lag[0], 0.01, 0.999)))]
+    else:
+        angles = np.arcsin([lag[0], *[0.0] * (block_size(structure, size) - len(scales) - 1)])
+    return np.concatenate([scales, angles])
 
 
 def uncorrelated(template, spread):
@@ -166,6 +292,11 @@ def uncorrelated(template, spread):
         if structure == "unstructured":
             row, column = np.tril_indices(size)
             parts.append(np.where(row == column, sd[row], 0.0))
+        elif name_of(structure) == "reduced_rank":
+            row, column = entries(structure, size)
+            parts.append(np.where(row % structure[1] == column, sd[row], 0.0))
+        elif name_of(structure) in SCALED:
+            parts.append(scaled_start(structure, size, sd, np.eye(size)))
         elif structure == "diagonal":
             parts.append(sd)
         elif is_ar1(structure, size):
@@ -181,8 +312,10 @@ def from_covariance(template, Psi):
     for structure, rows, _ in blocks(template):
         P, size = Psi[rows, rows], rows.stop - rows.start
         sd = np.sqrt(np.diag(P))
-        if structure == "unstructured":
-            parts.append(np.linalg.cholesky(P)[np.tril_indices(size)])
+        if structure == "unstructured" or name_of(structure) == "reduced_rank":
+            parts.append(np.linalg.cholesky(P)[entries(structure, size)])
+        elif name_of(structure) in SCALED:
+            parts.append(scaled_start(structure, size, sd, P / np.outer(sd, sd)))
         elif structure == "diagonal":
             parts.append(sd)
         elif is_ar1(structure, size):
@@ -217,6 +350,9 @@ def random_theta(template, rng, low, high):
             theta[at] = 10.0 ** rng.uniform(low, high, 2)
         elif is_ar1(structure, size):
             theta[at] = 10.0 ** rng.uniform(low, high), rng.uniform(-1.55, 1.55)
+        elif name_of(structure) in SCALED:
+            n = size if SCALED[name_of(structure)][1] else 1
+            theta[at.start + n : at.stop] = rng.uniform(-1.55, 1.55, at.stop - at.start - n)
     return theta
 
 

@@ -1,0 +1,79 @@
+"""How Cov β̂ moves with the covariance parameters: what degrees of freedom and small-sample corrections are made of.
+
+With M = XᵀV⁻¹X, X_a = XᵀV⁻¹V_aV⁻¹X and F_ab = XᵀV⁻¹V_aV⁻¹V_bV⁻¹X for V_a = ∂V/∂θ_a, V_ab = ∂²V/∂θ_a∂θ_b (σ² = 1),
+    ∂M⁻¹ = M⁻¹X_aM⁻¹,   ∂²M⁻¹ = M⁻¹(X_aM⁻¹X_b + X_bM⁻¹X_a − F_ab − F_ba + X_ab)M⁻¹.
+
+References: Giesbrecht & Burns (1985), J. Am. Stat. Assoc. 80, 853–859; Kenward & Roger (1997), Biometrics 53, 983–997.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from . import likelihood
+from .likelihood import Statistics
+from .records import Fit
+
+
+class Jets(NamedTuple):
+    """Cov β̂ = σ²(XᵀV⁻¹X)⁻¹ to second order in (θ, σ²), r = k + 1 of them, at a fit; user's units.
+
+    Attributes
+    ----------
+    cov : (p, p); slope : (r, p, p) first derivatives; curve : (r, r, p, p) second ones, None if not asked for.
+    information : (r, r) observed information of (θ, σ²), β profiled out: the inverse of their asymptotic covariance.
+    expected : (r, r) expected information of (θ, σ²) with β known (ML), or under REML with β unknown.
+    """
+
+    cov: np.ndarray
+    slope: np.ndarray
+    curve: np.ndarray | None
+    information: np.ndarray
+    expected: np.ndarray
+
+
+def jets(fitted: Fit, data: Statistics, *, reml: bool = True, second: bool = False) -> Jets:
+    """``Jets`` at a fit, or at any (β, θ, σ) that it holds; NumPy.
+
+    Notes
+    -----
+    One evaluation of ``likelihood.score_and_hessian``.
+    """
+    beta, sigma2 = np.asarray(fitted.beta, float), float(fitted.sigma) ** 2
+    params = np.concatenate([beta, np.asarray(fitted.theta, float), [sigma2]])
+    whole, first, moves, bends = likelihood.expand(params, data, scale="sqrt", reml=reml)
+    p, k = len(beta), len(moves.trace)
+    H = whole.hessian
+    information = -H[p:, p:]
+    if p:
+        information = information + H[p:, :p] @ np.linalg.solve(H[:p, :p], H[:p, p:])
+    back = likelihood.totals_of(data).basis.map[:p, :p]
+    inverse = back @ np.linalg.inv(first.M) @ back.T
+    user = np.linalg.inv(back)
+    X_a = user.T @ moves.B[:, :p, :p] @ user
+    slope = np.concatenate([sigma2 * inverse @ X_a @ inverse, inverse[None]])
+    curve = None
+    if second:
+        curve = np.zeros((k + 1, k + 1, p, p))
+        F = np.einsum("ci,acbd,dj->abij", user, moves.BB[:, :p, :, :p], user, optimize=True)
+        products = np.einsum("aij,jk,bkl->abil", X_a, inverse, X_a, optimize=True)
+        inner = products + np.swapaxes(products, 0, 1) - F - np.swapaxes(F, 0, 1)
+        inner = inner + user.T @ likelihood.bent(first, bends, k)[:, :, :p, :p] @ user
+        curve[:k, :k] = sigma2 * inverse @ inner @ inverse
+        curve[:k, k] = curve[k, :k] = slope[:k] / sigma2
+    return Jets(sigma2 * inverse, slope, curve, information, _expected(first, moves, sigma2, data, reml))
+
+
+def _expected(first: likelihood.Sums, m: likelihood.Moves, sigma2: float, data: Statistics, reml: bool) -> np.ndarray:
+    """½tr(V⁻¹V_aV⁻¹V_b), with P in the place of V⁻¹ under REML; V in the units of σ²."""
+    p, k = len(first.M), len(m.trace)
+    out = np.empty((k + 1, k + 1))
+    trace, trace2 = m.trace, m.trace2
+    N = float(likelihood.totals_of(data).n_rows)
+    if reml and p:
+        X_a, twice, products = likelihood.fixed_traces(first.M, m)
+        trace, trace2, N = trace - X_a, trace2 - twice - twice.T + products, N - p
+    out[:k, :k] = 0.5 * trace2
+    out[:k, k] = out[k, :k] = 0.5 * trace / sigma2
+    out[k, k] = 0.5 * N / sigma2**2
+    return out
