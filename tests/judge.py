@@ -32,7 +32,7 @@ TOLERANCE = 1e-6
 DECOYS = 3
 # From bad to worse. What is not_converged is counted and named, but the fit itself says so.
 BAD = ("estimates", "hessian", "score", "status", "digits", "missed", "better", "raised")
-ALWAYS_BAD = ("status", "missed", "better", "raised")
+ALWAYS_BAD = ("missed", "better", "raised")
 
 
 class Tolerances(NamedTuple):
@@ -311,7 +311,7 @@ def wrong_estimates(result, oracle):
 
 def is_bad(trial):
     """Whether a trial is a defect; where double precision is at its end only what is wrong by any measure."""
-    words = BAD if kind_of(trial.drawn) == "usual" else ALWAYS_BAD
+    words = {"usual": BAD, "extreme": ALWAYS_BAD, "saturated": ("raised",)}[kind_of(trial.drawn)]
     return trial.verdict in words or (trial.verdict == "refused" and not must_be_refused(trial.drawn.design))
 
 
