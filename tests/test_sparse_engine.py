@@ -97,7 +97,7 @@ def test_memory_is_asked_of_the_factor_not_of_the_square(monkeypatch):
     square = 16 * 750**2
     found = compressed(codes, [1200, 750], [1, 1], memory_limit=square // 2)
     assert isinstance(crossed.engine_of(found), Sparse)
-    with pytest.raises(DataError, match="sparse factor of 750 effects.*GiB"):
+    with pytest.raises(DataError, match="sparse factor of 750 effects"):
         compressed(codes, [1200, 750], [1, 1], memory_limit=200_000)
     codes[1] = rng.integers(0, 750, 3000)
     with pytest.raises(DataError, match="dense 750 × 750"):

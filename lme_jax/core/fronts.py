@@ -26,7 +26,7 @@ class Stack(NamedTuple):
     Attributes
     ----------
     pivots : (b, w), rows : (b, u) positions in the order of elimination, K where padded.
-    at : where its b(w+u)² entries begin among those of all stacks; places : (b, u, u) of its update in the fronts above.
+    at : where its b(w+u)² entries begin among those of all stacks; places : (b, u, u) of its update in fronts above.
     padding : (b, w) bool.
     """
 
@@ -277,10 +277,8 @@ def solve(plan: Plan, found: Factor, R: np.ndarray) -> np.ndarray:
         if L21.shape[1]:
             np.subtract.at(x, stack.rows, L21 @ half)
             x[-1] = 0.0
-    for stack, inverse, L21, half in zip(
-        *map(reversed, (plan.stacks, found.inverses, found.below, halves)),
-        strict=True,  # type: ignore[call-overload]
-    ):
+    steps = list(zip(plan.stacks, found.inverses, found.below, halves, strict=True))
+    for stack, inverse, L21, half in reversed(steps):
         rest = half - np.swapaxes(L21, 1, 2) @ x[stack.rows] if L21.shape[1] else half
         x[stack.pivots] = np.swapaxes(inverse, 1, 2) @ rest
         x[-1] = 0.0
@@ -292,7 +290,7 @@ def solve(plan: Plan, found: Factor, R: np.ndarray) -> np.ndarray:
 def selected_inverse(plan: Plan, found: Factor) -> np.ndarray:
     """S⁻¹ (N,) at the listed pairs."""
     Z = np.zeros(plan.size + 1)
-    for stack, inverse, L21 in zip(*map(reversed, (plan.stacks, found.inverses, found.below)), strict=True):  # type: ignore[call-overload]
+    for stack, inverse, L21 in reversed(list(zip(plan.stacks, found.inverses, found.below, strict=True))):
         front, w = _front(Z, stack), stack.pivots.shape[1]
         corner = np.swapaxes(inverse, 1, 2) @ inverse
         if L21.shape[1]:
