@@ -89,7 +89,7 @@ def test_exact_hessian_to_nine_digits(engines, reml):
 
 
 def test_memory_is_asked_of_the_factor_not_of_the_square(monkeypatch):
-    """What the fronts take is allowed where K² is not; a dense crossing of as many effects is refused."""
+    """What the fronts take is allowed where K² is not; a crossing of as many effects that fills them is refused."""
     monkeypatch.setattr(crossed_data, "FEWEST_SPARSE", 2)
     rng = np.random.default_rng(6)
     region = rng.integers(0, 150, 3000)
@@ -100,7 +100,7 @@ def test_memory_is_asked_of_the_factor_not_of_the_square(monkeypatch):
     with pytest.raises(DataError, match="sparse factor of 750 effects"):
         compressed(codes, [1200, 750], [1, 1], memory_limit=200_000)
     codes[1] = rng.integers(0, 750, 3000)
-    with pytest.raises(DataError, match="dense 750 × 750"):
+    with pytest.raises(DataError, match="sparse factor of 750 effects"):
         compressed(codes, [1200, 750], [1, 1], memory_limit=square // 2)
 
 
