@@ -47,6 +47,7 @@ class Solved:
         self.matrix: Any = None
         self.reduced: Any = None
         self.right: Any = None
+        self.log_det_rest: Any = None
         self.log_det: Any = None
         self.H: Any = None
 
@@ -174,26 +175,32 @@ class Dense:
 
     def solve(self, Ls: list[np.ndarray]) -> Solved | None:
         """log|V| and H: O(K³/3 + T) for T pair products."""
-        data, s = self.data, Solved(Ls, self.data)
+        data, s = self.data, self.begun(Ls)
         s.N = self._pair_values(s.M)
         np.subtract(data.base, s.N, out=s.N)
-        S = self._conjugate(Ls, s.N)
-        S.reshape(-1)[:: self.K + 1] += 1.0
-        if not panels.factor(S):
+        if not self._factor(s):
             return None
-        s.matrix = S.T
-        self._finish(s, 2.0 * np.log(np.diagonal(s.matrix)).sum())
-        return s
-
-    def _finish(self, s: Solved, log_det: Any) -> None:
-        """H, and log|V| from log|S|, once S is factored."""
-        data = self.data
         MC = self._per_level(s.M, data.Z1W)
         s.reduced = data.Z2W - self._down(MC)
         R = self._root(s.Ls, s.reduced, True)
         s.right = s.solve(R)
         s.H = data.WtW - sum(a @ b.T for a, b in zip(data.Z1W, MC, strict=True)) - R.T @ s.right
-        s.log_det = data.count @ s.log_det_first + log_det
+        s.log_det = data.count @ s.log_det_first + s.log_det_rest
+        return s
+
+    def begun(self, Ls: list[np.ndarray]) -> Solved:
+        """What ``solve`` fills."""
+        return Solved(Ls, self.data)
+
+    def _factor(self, s: Solved) -> bool:
+        """The factor of S, and log|S|."""
+        S = self._conjugate(s.Ls, s.N)
+        S.reshape(-1)[:: self.K + 1] += 1.0
+        if not panels.factor(S):
+            return False
+        s.matrix = S.T
+        s.log_det_rest = 2.0 * np.log(np.diagonal(S)).sum()
+        return True
 
     def project(self, s: Solved, A: np.ndarray) -> list[np.ndarray]:
         """ZᵀV⁻¹[X y]A per factor."""
@@ -225,27 +232,22 @@ class Dense:
         for j, rows in self.layout.dense_slices:
             L = s.Ls[j]
             out[j] = np.moveaxis(L @ _diagonal_blocks(inverse[rows, rows], len(L)) @ L.T, 0, 2)
-        W = _mirror(s.invert())
-        self._root_both(s.Ls, W, False)
-        s.matrix = None
-        met = self._first_variances(s, lambda columns: W[columns[:, :, None], columns[:, None, :]])
-        out[self.first] = np.moveaxis(met, 0, 2)
+        out[self.first] = np.moveaxis(self._first_variances(s), 0, 2)
         return out
 
     # ---- traces
 
     def _pair_adjoint(self, s: Solved) -> np.ndarray:
         """R (q₁, q₁, P): Σ over a pattern's levels of (Z₁ᵀZ₂)W(Z₂ᵀZ₁) with W = Λ₂S⁻¹Λ₂ᵀ."""
-        at_pairs = self._at_pairs(s)
-        at_pairs *= 2.0 - (self.data.pair_row == self.data.pair_column)
+        at_pairs = self._inverse_at_pairs(s)
         i, j, half = self.packed
         sums = np.stack([(Q.T @ at_pairs) * h for Q, h in zip(self.products, half, strict=True)])
         out = np.empty((self.q1, self.q1, sums.shape[1]))
         out[i, j], out[j, i] = sums, sums
         return out
 
-    def _at_pairs(self, s: Solved) -> np.ndarray:
-        """W (N,) at the listed pairs."""
+    def _inverse_at_pairs(self, s: Solved) -> np.ndarray:
+        """Λ₂S⁻¹Λ₂ᵀ (N,) at the pairs, twice off the diagonal."""
         data, W = self.data, s.invert()
         scale = self._scale_vector(s.Ls) if self.scalar else np.ones(self.K)
         if not self.scalar:
@@ -254,7 +256,8 @@ class Dense:
         flat, at_pairs = W.reshape(-1), np.empty(len(data.base))
         for block in self.blocks:
             row, column = data.pair_row[block], data.pair_column[block]
-            at_pairs[block] = flat[row.astype(np.int64) * self.K + column] * scale[row] * scale[column]
+            twice = scale[row] * scale[column] * (2.0 - (row == column))
+            at_pairs[block] = flat[row.astype(np.int64) * self.K + column] * twice
         return at_pairs
 
     def _dense_trace(self, s: Solved, j: int, rows: slice) -> np.ndarray:
@@ -277,12 +280,12 @@ class Dense:
         half = self._root(s.Ls, N, True)
         return N, half, s.solve(half)
 
-    def _first_variances(self, s: Solved, block_of: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    def _first_variances(self, s: Solved) -> np.ndarray:
         """Var(b_u | y)/σ² (m₁, q₁, q₁) of the eliminated factor: M + M(Z₁ᵀZ₂)_u W (Z₂ᵀZ₁)_u M.
 
-        Only the d_u × d_u block of W = Λ₂S⁻¹Λ₂ᵀ over the effects that level u meets is read: ``block_of`` their columns
-        (b, d) gives (b, d, d).
+        Only the d_u × d_u block of W = Λ₂S⁻¹Λ₂ᵀ over the effects that level u meets is read.
         """
+        block_of = self._blocks_of_inverse(s)
         cross = [A.T.tocsr() for A in self.cross]
         indptr, indices = cross[0].indptr, cross[0].indices
         met = np.diff(indptr)
@@ -295,11 +298,17 @@ class Dense:
                 some = members[lo : lo + step]
                 entry = indptr[some][:, None] + np.arange(d)
                 columns = indices[entry]
-                block = block_of(columns)
                 value = np.stack([A.data[entry] for A in cross], axis=1)
                 reach = M[some] @ value
-                out[some] += reach @ block @ np.swapaxes(reach, 1, 2)
+                out[some] += reach @ block_of(columns) @ np.swapaxes(reach, 1, 2)
         return out
+
+    def _blocks_of_inverse(self, s: Solved) -> Callable[[np.ndarray], np.ndarray]:
+        """columns (b, d) → the blocks (b, d, d) of Λ₂S⁻¹Λ₂ᵀ; ``s`` is used up."""
+        W = _mirror(s.invert())
+        self._root_both(s.Ls, W, False)
+        s.matrix = None
+        return lambda columns: W[columns[:, :, None], columns[:, None, :]]
 
     # ---- exact second derivatives
 

@@ -1,4 +1,4 @@
-"""Cholesky factor and inverse of a large dense matrix by panels: threaded dpotrf crashes beyond some 16 000 columns."""
+"""Cholesky factor and inverse of a large dense matrix by panels: OpenBLAS's threaded dpotrf crashes beyond 16 000."""
 
 import numpy as np
 from scipy.linalg import blas, lapack
@@ -9,7 +9,7 @@ PANEL = 2048
 
 
 def factor(S: np.ndarray) -> bool:
-    """The lower Cholesky factor in the place of a symmetric C-ordered S (K, K); False where S is not positive definite.
+    """The lower Cholesky factor in the place of a symmetric C-ordered S (K, K); False where it is not definite.
 
     Only the lower triangle is read and written.
     """

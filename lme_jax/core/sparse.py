@@ -7,6 +7,7 @@ the first where LᵀNL is large, the second where it is small. The root of Ψ_j 
 shorter than 1e-8, so that each column's numbers are right relative to its own length: a singular L needs nothing more.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -77,18 +78,18 @@ class Sparse(dense.Dense):
 
     # ---- verbs
 
-    def solve(self, Ls: list[np.ndarray]) -> Solved | None:
-        """log|V| and H: the work of the fronts, and O(T) for T pair products."""
-        data, s = self.data, Solved(Ls, self.data, self.met)
-        s.N = data.base - self._pair_values(s.M)
+    def begun(self, Ls: list[np.ndarray]) -> Solved:
+        return Solved(Ls, self.data, self.met)
+
+    def _factor(self, s: Any) -> bool:
         s.blocks = self._on_pattern(s.N)
         S = self._between([L.T for L in s.Ls], s.blocks)[self.met.lower]
         S[self.met.diagonal] += 1.0
         s.factor = fronts.factor(self.met.plan, S)
         if s.factor is None:
-            return None
-        self._finish(s, s.factor.log_det)
-        return s
+            return False
+        s.log_det_rest = s.factor.log_det
+        return True
 
     def traces(self, s: Any) -> list[np.ndarray]:
         """Σ over the levels of ZᵀV⁻¹Z (q, q), per factor: one selected inverse, and O(T)."""
@@ -108,13 +109,12 @@ class Sparse(dense.Dense):
             group, own = self._own(j)
             block = self._of(group, W)[own]
             out[j] = np.moveaxis(block[np.argsort(group.row[own])], 0, 2)
-        at = W[self.met.lower]
-
-        def block_of(columns: np.ndarray) -> np.ndarray:
-            return at[pattern.lookup(self.met, columns[:, :, None], columns[:, None, :], self.K)]
-
-        out[self.first] = np.moveaxis(self._first_variances(s, block_of), 0, 2)
+        out[self.first] = np.moveaxis(self._first_variances(s), 0, 2)
         return out
+
+    def _blocks_of_inverse(self, s: Any) -> Callable[[np.ndarray], np.ndarray]:
+        at = self._between(s.Ls, s.selected())[self.met.lower]
+        return lambda columns: at[pattern.lookup(self.met, columns[:, :, None], columns[:, None, :], self.K)]
 
     # ---- traces
 
@@ -123,8 +123,9 @@ class Sparse(dense.Dense):
         group = next(g for g in self.met.groups if g.i == g.j == j)
         return group, np.flatnonzero(group.row == group.column)
 
-    def _at_pairs(self, s: Any) -> np.ndarray:
-        return self._between(s.Ls, s.selected())[self.met.pair]
+    def _inverse_at_pairs(self, s: Any) -> np.ndarray:
+        twice = 2.0 - (self.data.pair_row == self.data.pair_column)
+        return self._between(s.Ls, s.selected())[self.met.pair] * twice
 
     def _reached_sums(self, s: Any) -> dict[int, tuple[np.ndarray, np.ndarray]]:
         """Per factor Σ_l Σ_k N_lk L_k S⁻¹_kl and the mean N_ll over its levels (q, q)."""
