@@ -35,9 +35,7 @@ class Jets(NamedTuple):
     bend: np.ndarray | None = None
 
 
-def jets(
-    fitted: Fit, data: Statistics, *, reml: bool = True, second: bool = False, natural: bool = False
-) -> Jets:
+def jets(fitted: Fit, data: Statistics, *, reml: bool = True, second: bool = False, natural: bool = False) -> Jets:
     """``Jets`` at a fit, or at any (β, θ, σ) that it holds; NumPy.
 
     Parameters
