@@ -95,9 +95,9 @@ def components(subject: np.ndarray, codes: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def sorted_rows(block: np.ndarray, r: Rows) -> np.ndarray:
-    """Rows by block, then by the levels of the bars, the subject and its clock."""
+    """Rows by block, then by subject, its clock, and the levels of the bars."""
     clock = [r.clock] if r.clock.ndim == 1 else list(r.clock.T[::-1])
-    keys = [*clock, r.subject, *r.codes[::-1], block]
+    keys = [*r.codes[::-1], *clock, r.subject, block]
     return np.arange(len(block)) if _in_order(keys[::-1]) else np.lexsort(keys)
 
 
