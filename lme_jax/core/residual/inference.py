@@ -155,7 +155,7 @@ def jets(fitted: ResidualFit, data: BlockData, *, reml: bool = True, second: boo
         correlations, ranges …), r = k + 1; parameters at 0 are left out. Else in (params, σ²).
     """
     p, unit = data.n_fixed, data.unit
-    at = objective.point(fitted.params * unit, data, reml)
+    at = objective.point(fitted.params * unit, data, reml, blocks=second)
     if at is None:
         raise DataError("V is not positive definite at these parameters")
     m = objective.moved(at, data, reml, second)

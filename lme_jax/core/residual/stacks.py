@@ -7,7 +7,7 @@ and C = 0, which change nothing.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.sparse
@@ -78,6 +78,25 @@ class Stack(NamedTuple):
     together: np.ndarray | None
     levels: tuple[np.ndarray | None, ...]
     distance: np.ndarray | None
+
+
+class Later(Sequence[Stack]):
+    """Stacks that are made when they are first looked at: what is asked of single rows of long data needs them."""
+
+    def __init__(self, block: np.ndarray, rows: Rows, W: np.ndarray, n_visits: int, metric: str | None) -> None:
+        self._given = (block, rows, W, n_visits, metric)
+        self._made: list[Stack] | None = None
+
+    def _stacks(self) -> list[Stack]:
+        if self._made is None:
+            self._made = build(*self._given)
+        return self._made
+
+    def __len__(self) -> int:
+        return len(self._stacks())
+
+    def __getitem__(self, i: Any) -> Any:
+        return self._stacks()[i]
 
 
 def components(subject: np.ndarray, codes: Sequence[np.ndarray]) -> np.ndarray:

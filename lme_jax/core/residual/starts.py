@@ -8,6 +8,7 @@ from .. import covariance
 from .data import BlockData
 from .families import Moments
 from .identification import pairs_seen
+from .markov import Sums
 from .model import gathered
 from .record import by_pattern
 from .registry import VARIANCES
@@ -34,6 +35,8 @@ class ArmMoments(NamedTuple):
 def moments(data: BlockData) -> list[ArmMoments]:
     """Of every arm; the residuals of least squares are the last column of C."""
     model = data.model
+    if data.sums is not None:
+        return [_of_neighbours(data.sums, data)]
     gaps = _distances(data) if model.family.distance else np.zeros(0)
     A, T = model.n_groups, max(model.n_visits, 1)
     S, N = np.zeros((A, T, T)), np.zeros((A, T, T))
@@ -63,6 +66,16 @@ def _of_arm(S: np.ndarray, N: np.ndarray, size: float, gaps: np.ndarray) -> Mome
     R = np.where(N > 0, S / np.maximum(N, 1e-300) / np.outer(sd, sd), 0.0)
     np.fill_diagonal(R, 1.0)
     return Moments(sd, R, N, gaps)
+
+
+def _of_neighbours(sums: Sums, data: BlockData) -> ArmMoments:
+    """Of an AR(1) or CAR(1) whose neighbours' correlation is all that is known; T = 2 visits that gap apart."""
+    r, gap = sums.correlation
+    size = np.sqrt(sums.W[0][-1, -1] / len(data.y))
+    rho = np.sign(r) * min(abs(r), 0.95) ** (1.0 / gap) if data.model.word == "ar1" else r
+    R = np.array([[1.0, rho], [rho, 1.0]])
+    ranges = np.quantile(sums.nodes, (0.0, 0.5, 1.0)) / -np.log(np.clip(r, 0.05, 0.95))
+    return ArmMoments(Moments(np.full(2, size), R, np.ones((2, 2)), ranges), float(size))
 
 
 def _improved(arm: ArmMoments, a: int, data: BlockData) -> ArmMoments:
