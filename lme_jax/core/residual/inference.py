@@ -16,6 +16,7 @@ from .data import BlockData
 from .families import Natural, compose, jet, one, padded
 from .fit import ResidualFit
 from .model import steps
+from .record import Wanted
 from .registry import VARIANCES
 from .terms import Parameter
 
@@ -158,7 +159,7 @@ def jets(fitted: ResidualFit, data: BlockData, *, reml: bool = True, second: boo
     at = objective.point(fitted.params * unit, data, reml, blocks=second)
     if at is None:
         raise DataError("V is not positive definite at these parameters")
-    m = objective.moved(at, data, reml, second)
+    m = objective.moved(at, data, Wanted(reml, slopes=True, second=second))
     scale = np.append(unit, data.basis.map[p, p] ** 2)
     full = np.concatenate([np.ones(p), scale])
     hessian = objective.whole(at, m, reml).hessian * np.outer(full, full)
