@@ -1,5 +1,7 @@
 """The engine by fronts against the one dense system, on sparse crossings of many patterns."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
@@ -116,3 +118,16 @@ def test_listing_does_not_depend_on_the_chunks(monkeypatch):
     again = compressed(codes, levels, sizes)
     np.testing.assert_array_equal(whole.pair_column, again.pair_column)
     np.testing.assert_array_equal(whole.product_value, again.product_value)
+
+
+def test_threads_get_the_patterns_of_their_own_data(engines):
+    data = engines[0]
+    others = [compressed(*DESIGNS[name]()) for name in DESIGNS]
+    sizes = [len(pattern.pattern_of(each).key) for each in [data, *others]]
+
+    def ask(turn):
+        which = turn % len(sizes)
+        return len(pattern.pattern_of([data, *others][which]).key) == sizes[which]
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(ask, range(200)))
