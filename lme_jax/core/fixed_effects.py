@@ -106,6 +106,14 @@ def _linear(found: Jets, params: np.ndarray, p: int, data: Statistics) -> Jets:
     return found._replace(slope=slope, curve=curve, expected=expected, bend=None)
 
 
+def expected_information(params: np.ndarray, data: Statistics, *, reml: bool) -> np.ndarray:
+    """(k + 1, k + 1) of (Ψ, σ²), at packed (β, Ψ, σ²) on the natural scale; variances may be zero."""
+    _, first, moves, _ = likelihood.expand(params, data, scale="natural", reml=reml)
+    p = data.n_fixed
+    J = to_profile(np.asarray(params, float), "natural", p, data.template)[0][p:, p:]
+    return J.T @ _expected(first, moves, float(params[-1]), data, reml) @ J
+
+
 def _expected(first: likelihood.Sums, m: likelihood.Moves, sigma2: float, data: Statistics, reml: bool) -> np.ndarray:
     """½tr(V⁻¹V_aV⁻¹V_b), with P in the place of V⁻¹ under REML; V in the units of σ²."""
     p, k = len(first.M), len(m.trace)
