@@ -1,0 +1,381 @@
+"""MarginalMeans: linear functions of the fixed effects with labels; their contrasts, tests and intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import scipy.special as special
+
+from ..errors import DataError
+from ..formula.values import level_labels
+from .adjustment import Tests, adjusted, check_adjust, in_words
+from .contrasts import Family, family, letters
+from .reference_grid import Functions, named
+
+
+class JointTest(NamedTuple):
+    """F (or χ²/df) of q linear functions together."""
+
+    statistic: float
+    df_num: int
+    df_denom: float
+    p: float
+
+
+class Basis(NamedTuple):
+    """What linear functions of the fixed effects are tested with.
+
+    Attributes
+    ----------
+    beta : (p,); cov : (p, p)
+    degrees : L (m, p) -> (m,) degrees of freedom of each row.
+    joint : L (q, p) of full rank -> the test of all rows together.
+    label : the method of the degrees of freedom, in words.
+    """
+
+    beta: np.ndarray
+    cov: np.ndarray
+    degrees: Callable[[np.ndarray], np.ndarray]
+    joint: Callable[[np.ndarray], JointTest]
+    label: str
+
+
+class Corrected(NamedTuple):
+    """Statistics (m,), p-values (m,), critical values (m,) and notes."""
+
+    t: np.ndarray
+    p: np.ndarray
+    critical: np.ndarray
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class MarginalMeans:
+    """Means, slopes or contrasts of them: a row each.
+
+    Attributes
+    ----------
+    keys : the labels of the rows.
+    functions : what they are in terms of the fixed effects.
+    basis : estimates, their covariance and degrees of freedom.
+    by : the columns of ``keys`` within whose values rows are compared, a family of tests each.
+    kind : "mean", "slope" or "contrast".
+    level : of the intervals; adjust : of p-values and intervals.
+    pairs_of : k, if the rows of a family are all the differences of k means.
+    remarks : for below the table.
+    """
+
+    keys: pd.DataFrame
+    functions: Functions
+    basis: Basis
+    by: tuple[str, ...] = ()
+    kind: str = "mean"
+    level: float = 0.95
+    adjust: str = "none"
+    pairs_of: int | None = None
+    remarks: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.level, (int, float, np.number)) or not 0.0 < self.level < 1.0:
+            raise DataError(f"level={self.level!r} must lie between 0 and 1")
+        check_adjust(self.adjust, self.pairs_of is not None)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    # ------------------------------------------------------------ numbers
+
+    @property
+    def compared(self) -> list[str]:
+        """The columns of ``keys`` that tell apart the rows of a family."""
+        return [str(name) for name in self.keys if name not in self.by]
+
+    @cached_property
+    def estimate(self) -> np.ndarray:
+        """(m,) NaN where the data do not determine the function."""
+        values = self.functions.L @ self.basis.beta + self.functions.offset
+        return np.where(self.functions.estimable, values, np.nan)
+
+    @cached_property
+    def cov(self) -> np.ndarray:
+        """(m, m) covariance of the estimates."""
+        known = self.functions.estimable
+        cov = self.functions.L @ self.basis.cov @ self.functions.L.T
+        return np.where(known[:, None] & known, cov, np.nan)
+
+    @cached_property
+    def se(self) -> np.ndarray:
+        """(m,) standard errors."""
+        return np.sqrt(np.diag(self.cov))
+
+    @cached_property
+    def df(self) -> np.ndarray:
+        """(m,) degrees of freedom."""
+        known = self.functions.estimable & (np.nan_to_num(self.se) > 0)
+        out = np.full(len(self), np.nan)
+        if known.any():
+            out[known] = self.basis.degrees(self.functions.L[known])
+        return out
+
+    @cached_property
+    def _families(self) -> list[np.ndarray]:
+        """Positions of the rows of each family, in their order."""
+        if not self.by:
+            return [np.arange(len(self))]
+        grouped = self.keys.groupby(list(self.by), sort=False, observed=True, dropna=False)
+        return [np.asarray(rows) for rows in grouped.indices.values()]
+
+    def _corrected(self, null: float, adjust: str, level: float) -> Corrected:
+        """Tests of every row, corrected within its family."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            t = (self.estimate - null) / self.se
+        p, critical = np.full(len(self), np.nan), np.full(len(self), np.nan)
+        sizes, how = [], []
+        for rows in self._families:
+            some = rows[np.isfinite(t[rows]) & (self.df[rows] > 0)]
+            if len(some) == 0:
+                continue
+            se, cov = self.se[some], self.cov[np.ix_(some, some)]
+            found = adjusted(Tests(t[some], self.df[some], cov / np.outer(se, se), self.pairs_of), adjust, level)
+            p[some], critical[some] = found.p, found.critical
+            sizes.append(len(some))
+            how.append(found.note)
+        return Corrected(t, p, critical, in_words(adjust, sizes, self.pairs_of, how))
+
+    @cached_property
+    def _made(self) -> tuple[pd.DataFrame, list[str]]:
+        t, p, critical, notes = self._corrected(0.0, self.adjust, self.level)
+        columns = {"estimate": self.estimate, "se": self.se, "df": self.df}
+        if self.kind != "mean":
+            columns |= {"statistic": t, "p": p}
+        columns |= {"lower": self.estimate - critical * self.se, "upper": self.estimate + critical * self.se}
+        return self.keys.assign(**columns), notes
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """The labels, then estimate, se, df, statistic and p (not of means), lower and upper."""
+        return self._made[0].copy()
+
+    @property
+    def notes(self) -> list[str]:
+        """What the numbers are, in words."""
+        lost = int((~self.functions.estimable).sum())
+        freedom = f"Degrees of freedom: {self.basis.label}. {100 * self.level:g} % intervals."
+        out = [*self.remarks, freedom, *self._made[1]]
+        if lost:
+            out.append(
+                f"{lost} of {len(self)} are NaN: the rows do not determine them, because combinations of levels are "
+                "empty; weights='cells' averages over those that occur."
+            )
+        return out
+
+    # ------------------------------------------------------------ contrasts
+
+    def contrast(
+        self,
+        method: Any = "pairwise",
+        *,
+        by: Any = None,
+        adjust: str | None = None,
+        ref: Any = None,
+        interaction: Any = None,
+        level: float | None = None,
+    ) -> MarginalMeans:
+        """Contrasts of the rows of each family.
+
+        Parameters
+        ----------
+        method : str, (r, k) array or mapping of names to k coefficients
+            "pairwise", "revpairwise", "trt.vs.ctrl", "consec" (neighbours), "poly" (orthogonal polynomials, in whole
+            numbers), "eff" (from the mean of all).
+        by : str or list, optional
+            Columns within whose values rows are compared; those of these means if None, ``[]`` for none.
+        adjust : {"tukey", "mvt", "sidak", "bonferroni", "holm", "fdr", "none"}, optional
+            Within each family. None is what suits the method: Tukey's for all pairs, multivariate t for "trt.vs.ctrl"
+            (Dunnett's test) and "consec", "fdr" for "eff", and "none" for others.
+        ref : label or position, optional
+            Of the control of "trt.vs.ctrl"; the first if None, -1 is the last.
+        interaction : str, or mapping of columns to methods, optional
+            Contrasts of contrasts: a method for each compared column, instead of ``method``.
+        level : of the intervals; that of these means if None.
+
+        Returns
+        -------
+        MarginalMeans
+            Of kind "contrast", of which further contrasts may be taken.
+        """
+        outer = self.by if by is None else tuple(named(by, "by"))
+        for name in outer:
+            if name not in self.keys:
+                raise DataError(f"by={name!r} is no column of the table; there are {', '.join(map(str, self.keys))}")
+        base = replace(self, by=outer, adjust="none", pairs_of=None)
+        if not base.compared:
+            raise DataError("contrast: by= holds every column, so that nothing is left to compare")
+        parts = [base._contrasts_in(rows, method, ref, interaction) for rows in base._families]
+        keys = pd.concat([labels for _, labels, _ in parts], ignore_index=True)
+        whole = Functions(*(np.concatenate(arrays) for arrays in zip(*(made for made, _, _ in parts), strict=True)))
+        first = parts[0][2]
+        chosen = first.adjust if adjust is None else adjust
+        k = len(base._families[0]) if first.all_pairs else None
+        return MarginalMeans(
+            keys, whole, self.basis, outer, "contrast", self.level if level is None else level, chosen, k, self.remarks
+        )
+
+    def _contrasts_in(
+        self, rows: np.ndarray, method: Any, ref: Any, interaction: Any
+    ) -> tuple[Functions, pd.DataFrame, Family]:
+        """The contrasts of one family: functions, labels, and the kind of contrasts."""
+        if interaction is None:
+            made = family(method, self._labels(rows), ref)
+            labels = pd.DataFrame({"contrast": made.names})
+        else:
+            made, labels = self._crossed(rows, interaction)
+        outer = {name: [self.keys[name].iloc[rows[0]]] * len(labels) for name in self.by}
+        return self.functions.rows(rows).combined(made.K), labels.assign(**outer), made
+
+    def _labels(self, rows: np.ndarray) -> list[str]:
+        columns = [_texts(self.keys[name].iloc[rows]) for name in self.compared]
+        return [" ".join(parts) for parts in zip(*columns, strict=True)]
+
+    def _crossed(self, rows: np.ndarray, interaction: Any) -> tuple[Family, pd.DataFrame]:
+        """Products of a family of contrasts for every compared column, the first fastest."""
+        names = self.compared
+        given = interaction if isinstance(interaction, Mapping) else dict.fromkeys(names, interaction)
+        if set(given) != set(names):
+            raise DataError(f"interaction= needs a method for each of {', '.join(names)}")
+        K, labels = np.ones((1, 1)), pd.DataFrame(index=pd.RangeIndex(1))
+        for name in names:
+            own = family(given[name], list(dict.fromkeys(_texts(self.keys[name].iloc[rows]))))
+            K = np.kron(own.K, K)
+            title = f"{name}_{given[name]}" if isinstance(given[name], str) else name
+            earlier = {n: list(labels[n]) * len(own.names) for n in labels}
+            labels = pd.DataFrame({**earlier, title: np.repeat(own.names, len(labels))})
+        if K.shape[1] != len(rows):
+            raise DataError("interaction= needs every combination of levels once")
+        return Family(K, [], "none"), labels
+
+    # ------------------------------------------------------------ tests and intervals
+
+    def test(self, null: float = 0.0, *, joint: bool = False, adjust: str | None = None) -> pd.DataFrame:
+        """Tests of every row against ``null``, or of the rows of each family together.
+
+        Returns
+        -------
+        DataFrame
+            ``estimate, se, df, null, statistic, p`` with the labels; jointly ``F, df1, df2, p`` for each value of
+            ``by``, in the degrees of freedom of these means. Rows that follow from others are left out there.
+        """
+        if joint:
+            return self._joint(null)
+        method = check_adjust(self.adjust if adjust is None else adjust, self.pairs_of is not None)
+        found = self._corrected(null, method, self.level)
+        columns = {"estimate": self.estimate, "se": self.se, "df": self.df}
+        return self.keys.assign(**columns, null=null, statistic=found.t, p=found.p)
+
+    def _joint(self, null: float) -> pd.DataFrame:
+        if null != 0.0 or np.nan_to_num(self.functions.offset).any():
+            raise DataError("test(joint=True) is of null=0, and of functions without offset: use test() row by row")
+        lines = []
+        for rows in self._families:
+            some = rows[self.functions.estimable[rows]]
+            L = _independent(self.functions.L[some])
+            found = self.basis.joint(L) if len(L) else JointTest(np.nan, 0, np.nan, np.nan)
+            labels = {name: self.keys[name].iloc[rows[0]] for name in self.by}
+            lines.append(labels | dict(F=found.statistic, df1=found.df_num, df2=found.df_denom, p=found.p))
+        return pd.DataFrame(lines)
+
+    def conf_int(self, level: float | None = None, adjust: str | None = None) -> pd.DataFrame:
+        """Intervals at another level, or simultaneous ones by another method: labels, estimate, lower, upper."""
+        changed = replace(
+            self, level=self.level if level is None else level, adjust=self.adjust if adjust is None else adjust
+        )
+        return changed.table[[*self.keys, "estimate", "lower", "upper"]]
+
+    def letters(self, alpha: float = 0.05, adjust: str | None = None) -> pd.DataFrame:
+        """Compact letter display: the table by rising estimate, with the letters of each row in ``group``.
+
+        Rows of a family that share a letter do not differ at ``alpha``, which is no evidence that they are equal.
+
+        References
+        ----------
+        Piepho (2004), J. Comput. Graph. Stat. 13, 456–466.
+        """
+        p = self.contrast("pairwise", adjust=adjust).test()["p"].to_numpy()
+        groups, at = np.full(len(self), "", object), 0
+        for rows in self._families:
+            upper = np.triu_indices(len(rows), 1)
+            differ = np.zeros((len(rows), len(rows)), bool)
+            differ[upper] = p[at : at + len(upper[0])] < alpha
+            at += len(upper[0])
+            known = [int(i) for i in np.argsort(self.estimate[rows]) if np.isfinite(self.estimate[rows[i]])]
+            groups[rows[known]] = letters(known, differ | differ.T)
+        out = self.table.assign(group=groups)
+        return out.sort_values([*self.by, "estimate"], kind="stable", ignore_index=True)
+
+    # ------------------------------------------------------------ shown
+
+    def __repr__(self) -> str:
+        table = self.table
+        text = table.to_string(index=False, float_format=lambda v: f"{v:.4g}" if abs(v) < 1e5 else f"{v:.6g}")
+        return "\n".join([text, "", *self.notes])
+
+    def _repr_html_(self) -> str:
+        table = self.table.to_html(index=False, float_format=lambda v: f"{v:.4g}")
+        return table + "".join(f"<p>{note}</p>" for note in self.notes)
+
+    def plot(self, ax: Any = None) -> Any:
+        """Estimates with their intervals, a line each; needs matplotlib. Returns the axes."""
+        import matplotlib.pyplot as plt
+
+        table = self.table
+        ax = plt.subplots()[1] if ax is None else ax
+        places = np.arange(len(table))[::-1]
+        half = table["upper"] - table["estimate"]
+        ax.errorbar(table["estimate"], places, xerr=half, fmt="o", capsize=3)
+        labels = [" ".join(parts) for parts in zip(*(_texts(self.keys[n]) for n in self.keys), strict=True)]
+        ax.set_yticks(places, labels if labels else [""] * len(table))
+        ax.set_xlabel(self.kind)
+        return ax
+
+
+def _texts(values: pd.Series) -> list[str]:
+    """Labels as they are shown."""
+    plain = values.to_numpy()
+    return level_labels(plain) if plain.dtype.kind in "bfM" else level_labels(np.asarray(plain, dtype=object))
+
+
+def _independent(L: np.ndarray) -> np.ndarray:
+    """Rows with the span of L, as few as there can be: the first that are not combinations of earlier ones."""
+    kept: list[int] = []
+    basis = np.zeros((0, L.shape[1]))
+    for i, row in enumerate(L):
+        rest = row - (row @ basis.T) @ basis
+        rest = rest - (rest @ basis.T) @ basis
+        size = np.linalg.norm(rest)
+        if size > 1e-8 * np.linalg.norm(row):
+            kept.append(i)
+            basis = np.vstack([basis, rest / size])
+    return L[kept]
+
+
+def wald_basis(beta: np.ndarray, cov: np.ndarray, degrees: Callable[[np.ndarray], np.ndarray], label: str) -> Basis:
+    """A basis whose joint tests refer to the degrees of freedom of their least certain row."""
+
+    def joint(L: np.ndarray) -> JointTest:
+        gap, middle = L @ beta, L @ cov @ L.T
+        value = float(gap @ np.linalg.solve(middle, gap)) / len(L)
+        df = float(np.min(degrees(L)))
+        p = special.fdtrc(len(L), df, value) if np.isfinite(df) else special.chdtrc(len(L), value * len(L))
+        return JointTest(value, len(L), df, float(p))
+
+    return Basis(beta, cov, degrees, joint, label)
+
+
+def constant_degrees(df: float) -> Callable[[np.ndarray], np.ndarray]:
+    """The same degrees of freedom for every function."""
+    return lambda L: np.full(len(L), df)
