@@ -109,7 +109,7 @@ class Derived:
 def _averaging(data: ModelData, shown: list[str], at: Mapping[str, Any] | None, weights: str) -> tuple[str, ...]:
     """What was averaged over, and what was held."""
     found: Any = data.design.state
-    variables = found.reference.variables
+    variables = found.columns.variables
     others = [n for n, v in variables.items() if v.levels is not None and n not in shown and n not in (at or {})]
     held = [n for n, v in variables.items() if v.levels is None and n not in shown and n not in (at or {})]
     kind = "" if weights == "equal" else f" with {weights} weights"

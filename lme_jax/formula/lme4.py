@@ -12,6 +12,7 @@ import pandas as pd
 
 from lme_jax.core.structures import REGISTRY, suggestion
 from lme_jax.errors import DataError, FormulaError, LmeJaxWarning
+from lme_jax.formula.columns import Columns, read_columns, used_columns
 from lme_jax.formula.crossing import Crossing, interact, meet_new_rows
 from lme_jax.formula.design import (
     Design,
@@ -38,7 +39,6 @@ from lme_jax.formula.known import (
 )
 from lme_jax.formula.matrix import FactorCoding, Piece, Value, factor_codings, model_matrix, recode
 from lme_jax.formula.notes import warn
-from lme_jax.formula.reference import Reference, reference, used_columns
 from lme_jax.formula.syntax import Name, Node, parse
 from lme_jax.formula.term_blocks import resolve
 from lme_jax.formula.terms import Bar, MixedFormula, parse_mixed
@@ -57,7 +57,7 @@ class Lme4State:
     context: dict[str, Any]
     keep: np.ndarray
     offset_text: str | None
-    reference: Reference | None = None
+    columns: Columns | None = None
 
     def fixed_columns(self, frame: pd.DataFrame) -> tuple[np.ndarray, np.ndarray | None]:
         """X (n, P) of new data with the columns that were left out, and the offset that formula and columns give."""
@@ -211,7 +211,7 @@ def _assemble(
     structures = _structures(parsed.bars, how.structures)
     terms, crossings = _random_terms(parsed.bars, structures, variables, codings, known, evaluator)
     check_design(variables.y, variables.endog_name, variables.weights, X, terms)
-    seen = _reference(parsed.fixed, how.offset_text, evaluator, whole, kept_columns, keep)
+    seen = _columns(parsed.fixed, how.offset_text, evaluator, whole, kept_columns, keep)
     state = Lme4State(parsed, codings, crossings, evaluator.state, evaluator.used, kept_columns, how.offset_text, seen)
     return Design(
         y=np.array(variables.y),
@@ -229,16 +229,16 @@ def _assemble(
     )
 
 
-def _reference(
+def _columns(
     fixed: Linear, offset: str | None, evaluator: Evaluator, X: np.ndarray, keep: np.ndarray, rows: np.ndarray | None
-) -> Reference:
+) -> Columns:
     """What marginal means ask of the columns behind the fixed effects and the offset."""
     nodes = [node for _, node in fixed.variables] + list(fixed.offsets)
     nodes += [] if offset is None else [Name(offset) if offset in evaluator.frame.columns else _expression(offset)]
     arrays = [name for name, value in evaluator.used.items() if isinstance(value, list | np.ndarray | pd.Series)]
     made_factor = used_columns(nodes, [*evaluator.frame.columns, *arrays])
     columns = {name: evaluator.name(name) for name in made_factor}
-    return reference(columns, made_factor, evaluator.time_kinds(), X, keep, rows)
+    return read_columns(columns, made_factor, evaluator.time_kinds(), X, keep, rows)
 
 
 def _given_numbers(

@@ -16,6 +16,7 @@ from formulaic.parser.types import Term
 from formulaic.transforms import TRANSFORMS
 
 from lme_jax.errors import DataError, FormulaError, UnsupportedError
+from lme_jax.formula.columns import Columns, read_columns
 from lme_jax.formula.crossing import Crossing, interact, meet_new_rows
 from lme_jax.formula.design import (
     Design,
@@ -30,7 +31,6 @@ from lme_jax.formula.design import (
 )
 from lme_jax.formula.guard import check_python
 from lme_jax.formula.notes import shown
-from lme_jax.formula.reference import Reference, reference
 from lme_jax.formula.syntax import Call, Name, Node, parse
 from lme_jax.formula.values import Factor, as_frame, column, factorize, plain_values
 
@@ -111,7 +111,7 @@ class StatsmodelsState:
     crossings: tuple[Crossing, ...]
     offset_column: str | None
     one_group: bool = False
-    reference: Reference | None = None
+    columns: Columns | None = None
 
     def fixed_columns(self, frame: pd.DataFrame) -> tuple[np.ndarray, np.ndarray | None]:
         """X (n, P) of new data with the columns that were left out, and the offset by column."""
@@ -205,7 +205,7 @@ def build(
         crossings=crossings,
         offset_column=offset if isinstance(offset, str) else None,
         one_group=one_group,
-        reference=_reference(fixed_matrix, [offset] if isinstance(offset, str) else [], frame, whole, kept_columns),
+        columns=_columns(fixed_matrix, [offset] if isinstance(offset, str) else [], frame, whole, kept_columns),
     )
     return Design(
         y=y,
@@ -223,13 +223,13 @@ def build(
     )
 
 
-def _reference(fixed: Matrix, offset: Sequence[str], frame: pd.DataFrame, X: np.ndarray, keep: np.ndarray) -> Reference:
+def _columns(fixed: Matrix, offset: Sequence[str], frame: pd.DataFrame, X: np.ndarray, keep: np.ndarray) -> Columns:
     """What marginal means ask of the columns behind the fixed effects and the offset."""
     used = [str(v) for v in fixed.spec.required_variables if str(v) in frame.columns]
     coded = [f.expr for term in fixed.spec.formula for f in term.factors if _is_categorical(f.expr, frame)]
     made_factor = {name: name in map(_factor_column, coded) for name in dict.fromkeys([*used, *offset])}
     columns = {name: plain_values(column(frame, name), name) for name in made_factor}
-    return reference(columns, made_factor, {}, X, keep, None)
+    return read_columns(columns, made_factor, {}, X, keep, None)
 
 
 def _random_terms(

@@ -11,8 +11,8 @@ import pandas as pd
 
 from ..errors import DataError, UnsupportedError
 from ..formula import Design
+from ..formula.columns import Columns, Variable
 from ..formula.notes import shown
-from ..formula.reference import Reference, Variable
 from ..formula.values import level_labels
 
 Weights = Literal["equal", "proportional", "outer", "cells"]
@@ -59,9 +59,9 @@ class Axis(NamedTuple):
     values: np.ndarray
 
 
-def reference_of(design: Design) -> Reference:
+def columns_of(design: Design) -> Columns:
     """What the design remembers of its columns; refuses designs of arrays."""
-    found = getattr(design.state, "reference", None)
+    found = getattr(design.state, "columns", None)
     if found is None:
         raise UnsupportedError("marginal means need a model with a formula: arrays do not say what their columns mean")
     lost = len(design.dropped_columns)
@@ -95,7 +95,7 @@ def read_specs(specs: Any, by: Any) -> tuple[list[str], list[str]]:
     return [name for name in inner if name not in outer], outer
 
 
-def axes(found: Reference, first: Sequence[str], at: Mapping[str, Any] | None) -> list[Axis]:
+def axes(found: Columns, first: Sequence[str], at: Mapping[str, Any] | None) -> list[Axis]:
     """The grid's variables: ``first`` in their order, then all others."""
     given = dict(at or {})
     for name in (*first, *given):
@@ -161,7 +161,7 @@ def means(
     """
     if weights not in WEIGHTS:
         raise DataError(f"weights={weights!r} is unknown; use {', '.join(map(repr, WEIGHTS))}")
-    found = reference_of(design)
+    found = columns_of(design)
     shown_names = [*specs, *by]
     grid = axes(found, list(reversed(shown_names)), at)
     shape = tuple(len(axis.values) for axis in grid)
@@ -177,7 +177,7 @@ def means(
     return frame, _functions(design, found, whole, shift)
 
 
-def _functions(design: Design, found: Reference, X: np.ndarray, offset: np.ndarray) -> Functions:
+def _functions(design: Design, found: Columns, X: np.ndarray, offset: np.ndarray) -> Functions:
     state: Any = design.state
     keep = np.asarray(state.keep)
     lost = np.setdiff1d(np.arange(X.shape[1]), keep)
@@ -230,7 +230,7 @@ def _slopes(design: Design, grid: Sequence[Axis], var: str) -> Any:
     return tuple((4.0 * fine - coarse) / 3.0 for coarse, fine in zip(*halves, strict=True))
 
 
-def _averages(found: Reference, grid: Sequence[Axis], n_shown: int, weights: str) -> np.ndarray:
+def _averages(found: Columns, grid: Sequence[Axis], n_shown: int, weights: str) -> np.ndarray:
     """Weights over the grid that sum to one over all but its first ``n_shown`` axes; NaN in empty cells."""
     shape = tuple(len(axis.values) for axis in grid)
     others = tuple(range(n_shown, len(shape)))
@@ -251,7 +251,7 @@ def _averages(found: Reference, grid: Sequence[Axis], n_shown: int, weights: str
         return counts / counts.sum(axis=others, keepdims=True)
 
 
-def _counts(found: Reference, grid: Sequence[Axis]) -> np.ndarray:
+def _counts(found: Columns, grid: Sequence[Axis]) -> np.ndarray:
     """Rows of the data at the levels of the grid; numbers without levels count alike everywhere."""
     if found.cells is None:
         raise DataError("the variables have too many combinations to count: use weights='equal'")
@@ -267,9 +267,10 @@ def _counts(found: Reference, grid: Sequence[Axis]) -> np.ndarray:
         else:
             positions.append((column, at))
             sizes.append(len(levels))
-    index = tuple(0 if p is None else found.cells[:, p[0]] for p in positions)
-    table = np.zeros(sizes)
-    np.add.at(table, index, found.counts)
+    none = np.zeros(len(found.cells), int)
+    codes = [none if p is None else found.cells[:, p[0]] for p in positions]
+    flat = np.ravel_multi_index(codes, sizes) if codes else none
+    table = np.bincount(flat, found.counts, int(np.prod(sizes))).reshape(sizes)
     for j, p in enumerate(positions):
         if p is not None:
             table = np.take(table, p[1], axis=j)

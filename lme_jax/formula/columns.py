@@ -58,7 +58,7 @@ class Variable:
 
 
 @dataclass(frozen=True)
-class Reference:
+class Columns:
     """The columns behind the fixed effects.
 
     Attributes
@@ -100,14 +100,14 @@ def _made_factor(node: Node) -> set[str]:
     return {arg.name for call in calls for arg in call.args if isinstance(arg, Name)}
 
 
-def reference(
+def read_columns(
     columns: Mapping[str, Any],
     made_factor: Mapping[str, bool],
     kinds: Mapping[str, Kind],
     X: np.ndarray,
     keep: np.ndarray,
     rows: np.ndarray | None,
-) -> Reference:
+) -> Columns:
     """Summarise columns.
 
     Parameters
@@ -124,7 +124,7 @@ def reference(
         variables[name], own = _summary(value, name, made_factor.get(name, False), kinds.get(name, "number"), rows)
         codes += [] if own is None else [own]
     cells, counts = _cells(codes, [len(v.levels) for v in variables.values() if v.levels is not None], len(X))
-    return Reference(variables, cells, counts, dependence(X, keep))
+    return Columns(variables, cells, counts, dependence(X, keep))
 
 
 def _summary(
