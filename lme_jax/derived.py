@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from .data import ModelData
+from .errors import DataError
 from .inference.marginal_means import Basis, MarginalMeans, constant_degrees, wald_basis
 from .inference.reference_grid import Weights, means, read_specs
-
-if TYPE_CHECKING:
-    import pandas as pd
+from .inference.tidy import fixed_rows, level_rows, parameter_rows, row_frame, stacked
 
 Ddf = str | float | Callable[[np.ndarray], np.ndarray]
 
@@ -94,6 +94,83 @@ class Derived:
         remarks = (f"Slopes of {var}.", *_averaging(self._data, inner + outer, at, weights))
         remarks += _response(self._data.endog_name)
         return MarginalMeans(keys, functions, self._basis(ddf), tuple(outer), "slope", level, remarks=remarks)
+
+    # ------------------------------------------------------------ tidy frames
+
+    def tidy(
+        self,
+        effects: str | Sequence[str] = ("fixed", "ran_pars"),
+        *,
+        conf_level: float = 0.95,
+        ddf: Ddf | None = None,
+        p_adjust: str = "none",
+    ) -> pd.DataFrame:
+        """Estimates as broom.mixed's ``tidy`` names them: one row each.
+
+        Parameters
+        ----------
+        effects : one or more of "fixed", "ran_pars" (standard deviations and correlations), "ran_vals" (conditional
+            means of the random effects, with their conditional standard deviations).
+        conf_level : of the fixed effects' intervals.
+        ddf : degrees of freedom, as in ``emmeans``.
+        p_adjust : {"none", "sidak", "bonferroni", "holm", "fdr"}
+            Of the fixed effects' p-values taken together.
+
+        Returns
+        -------
+        DataFrame
+            ``effect, group, level, term, estimate, std.error, statistic, df, p.value, conf.low, conf.high``, those that
+            the effects asked for have.
+        """
+        wanted = [effects] if isinstance(effects, str) else list(effects)
+        result: Any = self
+        parts = []
+        for kind in wanted:
+            if kind == "fixed":
+                parts.append(fixed_rows(list(self._data.exog_names), self._basis(ddf), conf_level, p_adjust))
+            elif kind == "ran_pars":
+                parts.append(parameter_rows(result.varcorr))
+            elif kind == "ran_vals":
+                parts.append(level_rows(result.ranef, result.ranef_cov))
+            else:
+                raise DataError(f"tidy: effects={kind!r} is unknown; use 'fixed', 'ran_pars', 'ran_vals'")
+        return stacked(parts)
+
+    def glance(self) -> pd.DataFrame:
+        """The fit in one row, as broom.mixed's ``glance``: nobs, sigma, logLik, AIC, BIC, REMLcrit or deviance, …"""
+        result: Any = self
+        row = {"nobs": result.nobs, "sigma": result.sigma, "logLik": result.llf, "AIC": result.aic, "BIC": result.bic}
+        row["REMLcrit" if result.reml else "deviance"] = result.deviance
+        return pd.DataFrame([row | {"df.residual": result.nobs - result.n_params}])
+
+    def augment(self, data: pd.DataFrame | None = None) -> pd.DataFrame:
+        """The rows that were fitted, with what the model says of each, as broom.mixed's ``augment`` names it.
+
+        Parameters
+        ----------
+        data : the data frame that was fitted, optional
+            Its columns come first, of the rows in use; the response and the grouping factors if None.
+
+        Returns
+        -------
+        DataFrame
+            ``.fitted`` (with the random effects), ``.resid``, ``.fixed`` (without), ``.offset``, ``.weights`` and
+            ``.wtres`` = √w · ``.resid``.
+        """
+        result: Any = self
+        rows = row_frame(self._data, data)
+        weights = self._data.design.weights
+        fixed = self._data.X @ np.asarray(result.fit.beta) + self._data.offset
+        root = 1.0 if weights is None else np.sqrt(weights)
+        more = {
+            ".fitted": result.fittedvalues.to_numpy(),
+            ".resid": result.resid.to_numpy(),
+            ".fixed": fixed,
+            ".offset": self._data.offset,
+            ".weights": np.ones(len(fixed)) if weights is None else weights,
+            ".wtres": root * result.resid.to_numpy(),
+        }
+        return rows.assign(**more)
 
     def _basis(self, ddf: Ddf | None) -> Basis:
         beta, cov = self.fe_params.to_numpy(), self.cov_fe.to_numpy()

@@ -51,6 +51,11 @@ class Functions(NamedTuple):
         return np.abs(self.gap).max(axis=1, initial=0.0) <= 1e-8 * size
 
 
+def unit_functions(p: int) -> Functions:
+    """The p fixed effects themselves."""
+    return Functions(np.eye(p), np.zeros((p, 0)), np.zeros(p))
+
+
 class Axis(NamedTuple):
     """A variable of the grid and its values there."""
 
