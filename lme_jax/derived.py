@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from .core.fixed_effects import jets
+from .core.records import Fit
 from .data import ModelData
 from .errors import DataError
-from .inference.marginal_means import Basis, MarginalMeans, constant_degrees, wald_basis
+from .inference.degrees import Reference, by_column, kenward_roger, normal, read_method, residual, satterthwaite
+from .inference.marginal_means import Basis, MarginalMeans
 from .inference.reference_grid import Weights, means, read_specs
 from .inference.tidy import fixed_rows, level_rows, parameter_rows, row_frame, stacked
 
@@ -26,7 +29,10 @@ class Derived:
         cov_fe: pd.DataFrame
 
         @property
-        def df_resid(self) -> int: ...
+        def fit(self) -> Fit: ...
+
+        @property
+        def reml(self) -> bool: ...
 
     def emmeans(
         self,
@@ -173,14 +179,21 @@ class Derived:
         return rows.assign(**more)
 
     def _basis(self, ddf: Ddf | None) -> Basis:
-        beta, cov = self.fe_params.to_numpy(), self.cov_fe.to_numpy()
+        return Basis(self.fe_params.to_numpy(), self._reference_of(ddf))
+
+    def _reference_of(self, ddf: Ddf | None) -> Reference:
+        """What tests refer to; None is Satterthwaite's under REML, normal under ML."""
+        cov = self.cov_fe.to_numpy()
         if callable(ddf):
-            return wald_basis(beta, cov, ddf, "as given")
-        if isinstance(ddf, (int, float)):
-            return wald_basis(beta, cov, constant_degrees(float(ddf)), f"{ddf:g}, as given")
-        if ddf == "residual":
-            return wald_basis(beta, cov, constant_degrees(float(self.df_resid)), "rows less fixed effects")
-        return wald_basis(beta, cov, constant_degrees(np.inf), "infinite (normal)")
+            return Reference("as given", cov, ddf, lambda L: (float(np.min(ddf(L))), 1.0))
+        if isinstance(ddf, (int, float, np.number)):
+            return by_column(f"{ddf:g}, as given", cov, np.full(len(cov), float(ddf)))
+        method = read_method(ddf) if ddf is not None else "satterthwaite" if self.reml else "normal"
+        if method == "satterthwaite":
+            return satterthwaite(jets(self.fit, self._data.compressed, reml=self.reml))
+        if method == "kenward-roger":
+            return kenward_roger(jets(self.fit, self._data.compressed, reml=True, second=True, natural=True))
+        return normal(cov) if method == "normal" else residual(cov, self._data.n_rows)
 
 
 def _averaging(data: ModelData, shown: list[str], at: Mapping[str, Any] | None, weights: str) -> tuple[str, ...]:

@@ -1,7 +1,9 @@
 """p-values and critical values of several tests at once."""
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, get_args
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -22,8 +24,9 @@ NAMES = {
 }
 
 
-class Tests(NamedTuple):
-    """One family: m statistics with degrees of freedom and correlations (m, m), all finite.
+@dataclass(frozen=True)
+class Tests:
+    """One family: m statistics with degrees of freedom and correlations (m, m), all finite; how they are adjusted.
 
     Attributes
     ----------
@@ -33,15 +36,47 @@ class Tests(NamedTuple):
     t: np.ndarray
     df: np.ndarray
     R: np.ndarray
+    adjust: str = "none"
     means: int | None = None
 
+    @cached_property
+    def _greatest(self) -> MaxT | None:
+        """The distribution of the greatest |t|, for methods that ask for it."""
+        if len(self.t) < 2 or self.adjust not in ("tukey", "mvt"):
+            return None
+        if self.adjust == "mvt":
+            return max_t(self.R)
+        k = self.means
+        assert k is not None
+        return MaxT(lambda c, df: range_tail(np.sqrt(2.0) * c, k, df), "", 0.0)
 
-class Adjusted(NamedTuple):
-    """p (m,), critical values (m,) of |t|, and how they were found, in words."""
+    @property
+    def how(self) -> str:
+        """How the distribution of the greatest |t| was computed, in words."""
+        return self._greatest.method if self._greatest is not None else ""
 
-    p: np.ndarray
-    critical: np.ndarray
-    note: str
+    @property
+    def p(self) -> np.ndarray:
+        """Adjusted p-values (m,); each test keeps its own degrees of freedom."""
+        raw = t_tail(self.t, self.df)
+        if self._greatest is None:
+            return _ordered(raw, self.adjust)
+        # Between one p-value and Bonferroni's, whatever rounding says of probabilities near zero.
+        return np.clip(self._greatest.tail(np.abs(self.t), self.df), raw, np.minimum(len(raw) * raw, 1.0))
+
+    def critical(self, level: float) -> np.ndarray:
+        """(m,) |t| beyond which intervals end that hold together with probability ``level``.
+
+        Holm's and the false discovery rate's p-values have no intervals of their own; Bonferroni's stand for them.
+        """
+        m, adjust = len(self.t), self.adjust
+        if self._greatest is not None:
+            df, where = np.unique(self.df, return_inverse=True)
+            ends = t_quantile(0.5 + level / 2.0, df), t_quantile(1.0 - (1.0 - level) / (2.0 * m), df)
+            return quantile(self._greatest.tail, level, df, ends)[where]
+        size = (1.0 - level) / m if adjust in ("bonferroni", *STEPWISE) else 1.0 - level
+        size = -np.expm1(np.log(level) / m) if adjust == "sidak" else size
+        return t_quantile(1.0 - size / 2.0, self.df)
 
 
 def check_adjust(adjust: str, all_pairs: bool) -> str:
@@ -51,22 +86,6 @@ def check_adjust(adjust: str, all_pairs: bool) -> str:
     if adjust == "tukey" and not all_pairs:
         raise DataError("adjust='tukey' is for all pairwise differences: use 'mvt', which is exact for any family")
     return adjust
-
-
-def adjusted(tests: Tests, adjust: str, level: float) -> Adjusted:
-    """p-values for tests of one family, and critical values whose intervals hold together with probability ``level``.
-
-    Notes
-    -----
-    Every test keeps its own degrees of freedom. Holm's and the false discovery rate's p-values have no intervals of
-    their own; Bonferroni's are given.
-    """
-    raw, m = t_tail(tests.t, tests.df), len(tests.t)
-    if adjust in ("tukey", "mvt") and m > 1:
-        return _simultaneous(tests, adjust, level, raw)
-    size = (1.0 - level) / m if adjust in ("bonferroni", *STEPWISE) else 1.0 - level
-    size = -np.expm1(np.log(level) / m) if adjust == "sidak" else size
-    return Adjusted(_ordered(raw, adjust), t_quantile(1.0 - size / 2.0, tests.df), "")
 
 
 def _ordered(raw: np.ndarray, adjust: str) -> np.ndarray:
@@ -86,24 +105,6 @@ def _ordered(raw: np.ndarray, adjust: str) -> np.ndarray:
     out = np.empty(m)
     out[order] = np.minimum(steps, 1.0)
     return out
-
-
-def _simultaneous(tests: Tests, adjust: str, level: float, raw: np.ndarray) -> Adjusted:
-    """Tukey's range, or the greatest of correlated t: between one p-value and Bonferroni's, whatever rounding says."""
-    m, df = len(tests.t), tests.df
-    found = _tukey(tests) if adjust == "tukey" else max_t(tests.R)
-    size = np.abs(tests.t)
-    p = np.clip(found.tail(size, df), raw, np.minimum(m * raw, 1.0))
-    unique, where = np.unique(df, return_inverse=True)
-    ends = t_quantile(0.5 + level / 2.0, unique), t_quantile(1.0 - (1.0 - level) / (2.0 * m), unique)
-    critical = quantile(found.tail, level, unique, ends)[where]
-    return Adjusted(p, critical, found.method if adjust == "mvt" else "")
-
-
-def _tukey(tests: Tests) -> MaxT:
-    k = tests.means
-    assert k is not None
-    return MaxT(lambda c, df: range_tail(np.sqrt(2.0) * c, k, df), "the studentized range", 0.0)
 
 
 def in_words(adjust: str, sizes: Sequence[int], means: int | None, how: Sequence[str]) -> list[str]:

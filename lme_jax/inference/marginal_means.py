@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -13,45 +13,28 @@ import scipy.special as special
 
 from ..errors import DataError
 from ..formula.values import level_labels
-from .adjustment import Tests, adjusted, check_adjust, in_words
+from .adjustment import Tests, check_adjust, in_words
 from .contrasts import Family, family, letters
+from .degrees import Reference
 from .reference_grid import Functions, named
 
 
-class JointTest(NamedTuple):
-    """F (or χ²/df) of q linear functions together."""
-
-    statistic: float
-    df_num: int
-    df_denom: float
-    p: float
-
-
 class Basis(NamedTuple):
-    """What linear functions of the fixed effects are tested with.
-
-    Attributes
-    ----------
-    beta : (p,); cov : (p, p)
-    degrees : L (m, p) -> (m,) degrees of freedom of each row.
-    joint : L (q, p) of full rank -> the test of all rows together.
-    label : the method of the degrees of freedom, in words.
-    """
+    """β̂ (p,) and what tests of it refer to, with the Cov β̂ that belongs to that."""
 
     beta: np.ndarray
-    cov: np.ndarray
-    degrees: Callable[[np.ndarray], np.ndarray]
-    joint: Callable[[np.ndarray], JointTest]
-    label: str
+    reference: Reference
 
-
-class Corrected(NamedTuple):
-    """Statistics (m,), p-values (m,), critical values (m,) and notes."""
-
-    t: np.ndarray
-    p: np.ndarray
-    critical: np.ndarray
-    notes: list[str]
+    def joint(self, L: np.ndarray) -> dict[str, float]:
+        """F (χ²/df where df2 is infinite) of the rows of L (q, p), of full rank, together."""
+        q = len(L)
+        if q == 0:
+            return dict(F=np.nan, df1=0, df2=np.nan, p=np.nan)
+        gap, middle = L @ self.beta, L @ self.reference.cov @ L.T
+        df, factor = self.reference.several(L)
+        value = factor * float(gap @ np.linalg.solve(middle, gap)) / q
+        p = special.fdtrc(q, df, value) if np.isfinite(df) else special.chdtrc(q, q * value)
+        return dict(F=value, df1=q, df2=df, p=float(p))
 
 
 @dataclass(frozen=True)
@@ -105,7 +88,7 @@ class MarginalMeans:
     def cov(self) -> np.ndarray:
         """(m, m) covariance of the estimates."""
         known = self.functions.estimable
-        cov = self.functions.L @ self.basis.cov @ self.functions.L.T
+        cov = self.functions.L @ self.basis.reference.cov @ self.functions.L.T
         return np.where(known[:, None] & known, cov, np.nan)
 
     @cached_property
@@ -119,7 +102,7 @@ class MarginalMeans:
         known = self.functions.estimable & (np.nan_to_num(self.se) > 0)
         out = np.full(len(self), np.nan)
         if known.any():
-            out[known] = self.basis.degrees(self.functions.L[known])
+            out[known] = self.basis.reference.single(self.functions.L[known])
         return out
 
     @cached_property
@@ -130,31 +113,34 @@ class MarginalMeans:
         grouped = self.keys.groupby(list(self.by), sort=False, observed=True, dropna=False)
         return [np.asarray(rows) for rows in grouped.indices.values()]
 
-    def _corrected(self, null: float, adjust: str, level: float) -> Corrected:
-        """Tests of every row, corrected within its family."""
-        with np.errstate(divide="ignore", invalid="ignore"):
-            t = (self.estimate - null) / self.se
-        p, critical = np.full(len(self), np.nan), np.full(len(self), np.nan)
-        sizes, how = [], []
+    def _tests(self, null: float, adjust: str) -> list[tuple[np.ndarray, Tests]]:
+        """Families of tests against ``null``, each with the positions of its rows: those that can be tested."""
+        out = []
         for rows in self._families:
-            some = rows[np.isfinite(t[rows]) & (self.df[rows] > 0)]
-            if len(some) == 0:
-                continue
-            se, cov = self.se[some], self.cov[np.ix_(some, some)]
-            found = adjusted(Tests(t[some], self.df[some], cov / np.outer(se, se), self.pairs_of), adjust, level)
-            p[some], critical[some] = found.p, found.critical
-            sizes.append(len(some))
-            how.append(found.note)
-        return Corrected(t, p, critical, in_words(adjust, sizes, self.pairs_of, how))
+            some = rows[(np.nan_to_num(self.se[rows]) > 0) & (np.nan_to_num(self.df[rows]) > 0)]
+            se, df = self.se[some], self.df[some]
+            R = self.cov[np.ix_(some, some)] / np.outer(se, se)
+            out.append((some, Tests((self.estimate[some] - null) / se, df, R, adjust, self.pairs_of)))
+        return out
+
+    def _spread_out(self, parts: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+        """(m,) values of rows, NaN elsewhere."""
+        out = np.full(len(self), np.nan)
+        for rows, values in parts:
+            out[rows] = values
+        return out
 
     @cached_property
     def _made(self) -> tuple[pd.DataFrame, list[str]]:
-        t, p, critical, notes = self._corrected(0.0, self.adjust, self.level)
+        families = self._tests(0.0, self.adjust)
         columns = {"estimate": self.estimate, "se": self.se, "df": self.df}
         if self.kind != "mean":
-            columns |= {"statistic": t, "p": p}
-        columns |= {"lower": self.estimate - critical * self.se, "upper": self.estimate + critical * self.se}
-        return self.keys.assign(**columns), notes
+            columns["statistic"] = self._spread_out([(rows, tests.t) for rows, tests in families])
+            columns["p"] = self._spread_out([(rows, tests.p) for rows, tests in families])
+        half = self._spread_out([(rows, tests.critical(self.level)) for rows, tests in families]) * self.se
+        columns |= {"lower": self.estimate - half, "upper": self.estimate + half}
+        sizes, how = [len(rows) for rows, _ in families], [tests.how for _, tests in families]
+        return self.keys.assign(**columns), in_words(self.adjust, sizes, self.pairs_of, how)
 
     @property
     def table(self) -> pd.DataFrame:
@@ -165,7 +151,7 @@ class MarginalMeans:
     def notes(self) -> list[str]:
         """What the numbers are, in words."""
         lost = int((~self.functions.estimable).sum())
-        freedom = f"Degrees of freedom: {self.basis.label}. {100 * self.level:g} % intervals."
+        freedom = f"Degrees of freedom: {self.basis.reference.method}. {100 * self.level:g} % intervals."
         out = [*self.remarks, freedom, *self._made[1]]
         if lost:
             out.append(
@@ -273,9 +259,11 @@ class MarginalMeans:
         if joint:
             return self._joint(null)
         method = check_adjust(self.adjust if adjust is None else adjust, self.pairs_of is not None)
-        found = self._corrected(null, method, self.level)
+        families = self._tests(null, method)
         columns = {"estimate": self.estimate, "se": self.se, "df": self.df}
-        return self.keys.assign(**columns, null=null, statistic=found.t, p=found.p)
+        t = self._spread_out([(rows, tests.t) for rows, tests in families])
+        p = self._spread_out([(rows, tests.p) for rows, tests in families])
+        return self.keys.assign(**columns, null=null, statistic=t, p=p)
 
     def _joint(self, null: float) -> pd.DataFrame:
         if null != 0.0 or np.nan_to_num(self.functions.offset).any():
@@ -283,10 +271,8 @@ class MarginalMeans:
         lines = []
         for rows in self._families:
             some = rows[self.functions.estimable[rows]]
-            L = _independent(self.functions.L[some])
-            found = self.basis.joint(L) if len(L) else JointTest(np.nan, 0, np.nan, np.nan)
             labels = {name: self.keys[name].iloc[rows[0]] for name in self.by}
-            lines.append(labels | dict(F=found.statistic, df1=found.df_num, df2=found.df_denom, p=found.p))
+            lines.append(labels | self.basis.joint(_independent(self.functions.L[some])))
         return pd.DataFrame(lines)
 
     def conf_int(self, level: float | None = None, adjust: str | None = None) -> pd.DataFrame:
@@ -361,21 +347,3 @@ def _independent(L: np.ndarray) -> np.ndarray:
             kept.append(i)
             basis = np.vstack([basis, rest / size])
     return L[kept]
-
-
-def wald_basis(beta: np.ndarray, cov: np.ndarray, degrees: Callable[[np.ndarray], np.ndarray], label: str) -> Basis:
-    """A basis whose joint tests refer to the degrees of freedom of their least certain row."""
-
-    def joint(L: np.ndarray) -> JointTest:
-        gap, middle = L @ beta, L @ cov @ L.T
-        value = float(gap @ np.linalg.solve(middle, gap)) / len(L)
-        df = float(np.min(degrees(L)))
-        p = special.fdtrc(len(L), df, value) if np.isfinite(df) else special.chdtrc(len(L), value * len(L))
-        return JointTest(value, len(L), df, float(p))
-
-    return Basis(beta, cov, degrees, joint, label)
-
-
-def constant_degrees(df: float) -> Callable[[np.ndarray], np.ndarray]:
-    """The same degrees of freedom for every function."""
-    return lambda L: np.full(len(L), df)

@@ -80,7 +80,8 @@ def _scales(df: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     nu = np.where(normal, 100.0, df)
     low = np.maximum(0.5 * np.log(special.gammaincinv(nu / 2.0, 1e-17) * 2.0 / nu), -40.0)
     high = 0.5 * np.log(special.gammainccinv(nu / 2.0, 1e-17) * 2.0 / nu)
-    x, weights = _on(low, high, 96)
+    # At few degrees of freedom the density is wide on this scale.
+    x, weights = _on(low, high, 96 if nu.min(initial=np.inf) > 6.0 else 384)
     half = nu[:, None] / 2.0
     density = np.exp(half * np.log(half) - special.gammaln(half) + 2.0 * half * x - half * np.exp(2.0 * x)) * 2.0
     s, w = np.exp(x), weights * density
