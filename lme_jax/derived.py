@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from .core.fixed_effects import jets
 from .core.records import Fit
 from .data import ModelData
 from .errors import DataError
-from .inference.degrees import Reference, by_column, kenward_roger, normal, read_method, residual, satterthwaite
+from .inference.degrees import Reference, by_column
 from .inference.marginal_means import Basis, MarginalMeans
 from .inference.reference_grid import Weights, means, read_specs
 from .inference.tidy import fixed_rows, level_rows, parameter_rows, row_frame, stacked
@@ -25,14 +24,11 @@ class Derived:
 
     if TYPE_CHECKING:
         _data: ModelData
-        fe_params: pd.Series
         cov_fe: pd.DataFrame
 
         @property
         def fit(self) -> Fit: ...
-
-        @property
-        def reml(self) -> bool: ...
+        def _reference_of(self, ddf: str | None) -> Reference: ...
 
     def emmeans(
         self,
@@ -179,21 +175,12 @@ class Derived:
         return rows.assign(**more)
 
     def _basis(self, ddf: Ddf | None) -> Basis:
-        return Basis(self.fe_params.to_numpy(), self._reference_of(ddf))
-
-    def _reference_of(self, ddf: Ddf | None) -> Reference:
-        """What tests refer to; None is Satterthwaite's under REML, normal under ML."""
-        cov = self.cov_fe.to_numpy()
+        beta, cov = np.asarray(self.fit.beta), self.cov_fe.to_numpy()
         if callable(ddf):
-            return Reference("as given", cov, ddf, lambda L: (float(np.min(ddf(L))), 1.0))
+            return Basis(beta, Reference("as given", cov, ddf, lambda L: (float(np.min(ddf(L))), 1.0)))
         if isinstance(ddf, (int, float, np.number)):
-            return by_column(f"{ddf:g}, as given", cov, np.full(len(cov), float(ddf)))
-        method = read_method(ddf) if ddf is not None else "satterthwaite" if self.reml else "normal"
-        if method == "satterthwaite":
-            return satterthwaite(jets(self.fit, self._data.compressed, reml=self.reml))
-        if method == "kenward-roger":
-            return kenward_roger(jets(self.fit, self._data.compressed, reml=True, second=True, natural=True))
-        return normal(cov) if method == "normal" else residual(cov, self._data.n_rows)
+            return Basis(beta, by_column(f"{ddf:g}, as given", cov, np.full(len(cov), float(ddf))))
+        return Basis(beta, self._reference_of(ddf))
 
 
 def _averaging(data: ModelData, shown: list[str], at: Mapping[str, Any] | None, weights: str) -> tuple[str, ...]:

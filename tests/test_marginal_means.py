@@ -17,6 +17,7 @@ from lme_jax import datasets
 from lme_jax.errors import DataError, UnsupportedError
 from lme_jax.inference import simultaneous
 from lme_jax.inference.contrasts import family, letters
+from lme_jax.inference.linear_tests import t_quantile
 from lme_jax.inference.reference_grid import columns_of
 
 REFERENCE: dict[str, Any] = json.loads((Path(__file__).parent / "reference" / "marginal_means.json").read_text())
@@ -318,7 +319,7 @@ def test_simultaneous_intervals_leave_out_what_they_say() -> None:
     """Critical values are roots of the tail, between one t and Bonferroni's."""
     df = np.array([4.0, 12.0, np.inf])
     for found in (simultaneous.max_t(DUNNETT), simultaneous.max_t(TUKEY4)):
-        ends = simultaneous.t_quantile(0.975, df), simultaneous.t_quantile(1.0 - 0.025 / 6, df)
+        ends = t_quantile(0.975, df), t_quantile(1.0 - 0.025 / 6, df)
         c = simultaneous.quantile(found.tail, 0.95, df, ends)
         np.testing.assert_allclose(found.tail(c, df), 0.05, rtol=1e-9)
         assert (ends[0] < c).all() and (c < ends[1]).all()

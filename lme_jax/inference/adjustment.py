@@ -8,7 +8,8 @@ from typing import Literal, get_args
 import numpy as np
 
 from ..errors import DataError
-from .simultaneous import MaxT, max_t, quantile, range_tail, t_quantile, t_tail
+from .linear_tests import t_pvalue, t_quantile
+from .simultaneous import MaxT, max_t, quantile, range_tail
 
 Adjust = Literal["none", "tukey", "mvt", "sidak", "bonferroni", "holm", "fdr"]
 ADJUSTMENTS: tuple[str, ...] = get_args(Adjust)
@@ -58,7 +59,7 @@ class Tests:
     @property
     def p(self) -> np.ndarray:
         """Adjusted p-values (m,); each test keeps its own degrees of freedom."""
-        raw = t_tail(self.t, self.df)
+        raw = t_pvalue(self.t, self.df)
         if self._greatest is None:
             return _ordered(raw, self.adjust)
         # Between one p-value and Bonferroni's, whatever rounding says of probabilities near zero.

@@ -48,6 +48,19 @@ def read_method(given: str) -> Method:
     return name  # type: ignore[return-value]
 
 
+def of_parameters(jets: Jets, kept: np.ndarray) -> Jets:
+    """Jets in some of the parameters, kept (r,) bool; the others count as known."""
+    both = np.ix_(kept, kept)
+    return Jets(
+        jets.cov,
+        jets.slope[kept],
+        None if jets.curve is None else jets.curve[both],
+        jets.information[both],
+        jets.expected[both],
+        None if jets.bend is None else jets.bend[both],
+    )
+
+
 # ---------------------------------------------------------------- Satterthwaite
 
 

@@ -1,7 +1,7 @@
 """Satterthwaite's degrees of freedom of many fits of one design at once, from the arrays that the lanes leave.
 
-Cov β̂ = σ²M⁻¹(θ) with M = XᵀV⁻¹X of the design alone, and ∂M⁻¹/∂θ_a = M⁻¹WᵀΨ_aWM⁻¹ level by level, W = ZᵀV⁻¹X =
-(I + ZᵀZΨ)⁻¹ZᵀX and Ψ_a = ∂(LLᵀ)/∂θ_a: for a contrast l only Σ uuᵀ over the levels is needed, u = WM⁻¹l.
+Cov β̂ = σ²M⁻¹(θ) with M = XᵀV⁻¹X of the design alone, and ∂M⁻¹/∂θ_a = M⁻¹WᵀΨ_aWM⁻¹ level by level, with
+W = ZᵀV⁻¹X = (I + ZᵀZΨ)⁻¹ZᵀX and Ψ_a = ∂(LLᵀ)/∂θ_a: for a contrast l only Σ uuᵀ over the levels counts, u = WM⁻¹l.
 The covariance of (θ̂, log σ̂²) comes from the profiled deviance, as in ``wald.variance_parameter_covariance``, without its
 flat directions: a variance at zero counts as known, as in ``degrees.satterthwaite``.
 """
@@ -16,7 +16,7 @@ from ..core.records import Fit
 from ..data import ModelData
 from ..errors import UnsupportedError
 from .degrees import FLAT, SAME
-from .simultaneous import t_tail
+from .linear_tests import t_pvalue
 
 # Crossed designs of more effects than this would take a dense system of that size in every lane.
 MOST_EFFECTS = 600
@@ -96,7 +96,7 @@ def _p_values(fit: Fit, sums: LevelSums, template: Template, L: np.ndarray, null
         turned = np.swapaxes(np.linalg.eigh(cov)[1], 1, 2) @ L
     nu = lane_degrees(fit, sums, template, turned, dof)
     if q == 1:
-        return t_tail(gap[:, 0] / np.sqrt(cov[:, 0, 0]), nu[:, 0])
+        return t_pvalue(gap[:, 0] / np.sqrt(cov[:, 0, 0]), nu[:, 0])
     ratio = np.einsum("ri,ri->r", gap, np.linalg.solve(cov, gap[:, :, None])[:, :, 0]) / q
     return f_tail(ratio, q, _of_average(nu))
 

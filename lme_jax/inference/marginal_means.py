@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-import scipy.special as special
 
 from ..errors import DataError
 from ..formula.values import level_labels
 from .adjustment import Tests, check_adjust, in_words
 from .contrasts import Family, family, letters
 from .degrees import Reference
+from .linear_tests import joint_test
 from .reference_grid import Functions, named
 
 
@@ -24,17 +24,6 @@ class Basis(NamedTuple):
 
     beta: np.ndarray
     reference: Reference
-
-    def joint(self, L: np.ndarray) -> dict[str, float]:
-        """F (χ²/df where df2 is infinite) of the rows of L (q, p), of full rank, together."""
-        q = len(L)
-        if q == 0:
-            return dict(F=np.nan, df1=0, df2=np.nan, p=np.nan)
-        gap, middle = L @ self.beta, L @ self.reference.cov @ L.T
-        df, factor = self.reference.several(L)
-        value = factor * float(gap @ np.linalg.solve(middle, gap)) / q
-        p = special.fdtrc(q, df, value) if np.isfinite(df) else special.chdtrc(q, q * value)
-        return dict(F=value, df1=q, df2=df, p=float(p))
 
 
 @dataclass(frozen=True)
@@ -254,7 +243,7 @@ class MarginalMeans:
         -------
         DataFrame
             ``estimate, se, df, null, statistic, p`` with the labels; jointly ``F, df1, df2, p`` for each value of
-            ``by``, in the degrees of freedom of these means. Rows that follow from others are left out there.
+            ``by``, in the degrees of freedom of these means. Rows that follow from others do not count there.
         """
         if joint:
             return self._joint(null)
@@ -266,13 +255,14 @@ class MarginalMeans:
         return self.keys.assign(**columns, null=null, statistic=t, p=p)
 
     def _joint(self, null: float) -> pd.DataFrame:
-        if null != 0.0 or np.nan_to_num(self.functions.offset).any():
-            raise DataError("test(joint=True) is of null=0, and of functions without offset: use test() row by row")
         lines = []
         for rows in self._families:
-            some = rows[self.functions.estimable[rows]]
+            some = self.functions.rows(rows[self.functions.estimable[rows]])
             labels = {name: self.keys[name].iloc[rows[0]] for name in self.by}
-            lines.append(labels | self.basis.joint(_independent(self.functions.L[some])))
+            value, q, df, p = np.nan, 0, np.nan, np.nan
+            if some.L.any():
+                value, q, df, p, _ = joint_test(some.L, null - some.offset, self.basis.beta, self.basis.reference)
+            lines.append(labels | dict(F=value, df1=q, df2=df, p=p))
         return pd.DataFrame(lines)
 
     def conf_int(self, level: float | None = None, adjust: str | None = None) -> pd.DataFrame:
@@ -333,17 +323,3 @@ def _texts(values: pd.Series) -> list[str]:
     """Labels as they are shown."""
     plain = values.to_numpy()
     return level_labels(plain) if plain.dtype.kind in "bfM" else level_labels(np.asarray(plain, dtype=object))
-
-
-def _independent(L: np.ndarray) -> np.ndarray:
-    """Rows with the span of L, as few as there can be: the first that are not combinations of earlier ones."""
-    kept: list[int] = []
-    basis = np.zeros((0, L.shape[1]))
-    for i, row in enumerate(L):
-        rest = row - (row @ basis.T) @ basis
-        rest = rest - (rest @ basis.T) @ basis
-        size = np.linalg.norm(rest)
-        if size > 1e-8 * np.linalg.norm(row):
-            kept.append(i)
-            basis = np.vstack([basis, rest / size])
-    return L[kept]

@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.special as special
 
+from .linear_tests import t_pvalue, t_quantile
+
 SEED = 20201
 REPLICATES, POINTS, BINS = 16, 2**14, 512
 # Beyond this share of the common factor its integrand is too sharp for the nodes.
@@ -39,23 +41,6 @@ class MaxT(NamedTuple):
     tail: Callable[[np.ndarray, np.ndarray], np.ndarray]
     method: str
     relative_error: float
-
-
-# ---------------------------------------------------------------- one t
-
-
-def t_tail(t: np.ndarray, df: np.ndarray) -> np.ndarray:
-    """Two-sided p-values of t; the normal where df is infinite."""
-    size, df = np.abs(t), np.asarray(df, float)
-    finite = np.where(np.isfinite(df), df, 1.0)
-    return np.where(np.isposinf(df), 2.0 * special.ndtr(-size), 2.0 * special.stdtr(finite, -size))
-
-
-def t_quantile(probability: Any, df: np.ndarray) -> np.ndarray:
-    """Quantiles of t; the normal where df is infinite."""
-    df = np.asarray(df, float)
-    finite = np.where(np.isfinite(df), df, 1.0)
-    return np.where(np.isposinf(df), special.ndtri(probability), special.stdtrit(finite, probability))
 
 
 # ---------------------------------------------------------------- nodes
@@ -123,7 +108,7 @@ def max_t(R: np.ndarray, seed: int = SEED) -> MaxT:
 def _circle(root: np.ndarray) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
     """Rank one or two: between the midpoints of neighbouring directions one of them is the nearest."""
     if root.shape[1] < 2:
-        return t_tail
+        return t_pvalue
     angles = np.unique(np.round(np.mod(np.arctan2(root[:, 1], root[:, 0]), np.pi), 12))
     gaps = np.diff(np.append(angles, angles[0] + np.pi)) / 2.0
     x, w = _on(np.zeros(len(gaps)), gaps, 64)
@@ -191,7 +176,7 @@ def _sphere(root: np.ndarray, seed: int) -> MaxT:
     def tail(c: np.ndarray, df: np.ndarray) -> np.ndarray:
         return np.concatenate([parts(c[i : i + 1], df[i : i + 1]).mean(1) for i in range(len(c))])
 
-    typical = parts(t_quantile(np.array([1.0 - 0.025 / len(root)]), np.array([np.inf])), np.array([np.inf]))[0]
+    typical = parts(t_quantile(1.0 - 0.025 / len(root), np.array([np.inf])), np.array([np.inf]))[0]
     error = float(typical.std(ddof=1) / np.sqrt(REPLICATES) / typical.mean())
     words = f"quasi-Monte Carlo, {REPLICATES} × {POINTS} directions, relative standard error {error:.0e}"
     return MaxT(tail, words, error)

@@ -10,7 +10,6 @@ from ..data import ModelData
 from .marginal_means import Basis, MarginalMeans
 from .reference_grid import unit_functions
 
-
 ORDER = "effect group level term estimate std.error statistic df p.value conf.low conf.high".split()
 
 
