@@ -116,7 +116,7 @@ def _positive(value: Any, name: str) -> float:
 
 def _beta(given: Any, names: Sequence[str]) -> np.ndarray:
     if isinstance(given, (Mapping, pd.Series)):
-        unknown = [name for name in given.keys() if name not in names]
+        unknown = [name for name in dict(given) if name not in names]
         if unknown:
             raise DataError(f"beta names {unknown}; the fixed effects are {', '.join(names)}")
         return np.array([float(given.get(name, 0.0)) for name in names])
