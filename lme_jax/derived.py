@@ -145,7 +145,7 @@ class Derived:
         row["REMLcrit" if result.reml else "deviance"] = result.deviance
         return pd.DataFrame([row | {"df.residual": result.nobs - result.n_params}])
 
-    def augment(self, data: pd.DataFrame | None = None) -> pd.DataFrame:
+    def augment(self, data: Any = None) -> pd.DataFrame:
         """The rows that were fitted, with what the model says of each, as broom.mixed's ``augment`` names it.
 
         Parameters
@@ -196,5 +196,5 @@ def _averaging(data: ModelData, shown: list[str], at: Mapping[str, Any] | None, 
 
 def _response(name: str) -> tuple[str, ...]:
     """A note where the response is not a plain column."""
-    plain = not any(mark in name for mark in "()+-*/^")
+    plain = name.startswith("`") or not any(mark in name for mark in "()+-*/^")
     return () if plain else (f"On the scale of the response, {name}.",)

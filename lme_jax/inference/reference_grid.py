@@ -143,7 +143,10 @@ def labels_of(axis: Axis) -> list[Any]:
     """The values of an axis as they are shown."""
     if axis.variable.kind == "time":
         return list(pd.Timestamp(0) + pd.to_timedelta(axis.values, unit="D"))
-    return [value.item() if hasattr(value, "item") else value for value in axis.values]
+    values = axis.values
+    if axis.variable.is_factor and values.dtype.kind == "f" and (values == np.round(values)).all():
+        values = values.astype(np.int64)
+    return [value.item() if hasattr(value, "item") else value for value in values]
 
 
 def means(
