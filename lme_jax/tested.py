@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
 
+from .comparison import Comparison, compare, quietly, random_anova
 from .core.fixed_effects import Jets, jets
+from .core.optimize import NewtonOptions
 from .core.records import Fit
 from .data import ModelData
 from .errors import DataError, UnsupportedError
 from .inference import degrees
 from .inference.degrees import Reference
 from .inference.hypotheses import hypotheses
-from .inference.linear_tests import chi2_pvalue, joint_test, row_tests
+from .inference.linear_tests import joint_test, row_tests
 from .inference.term_hypotheses import hypotheses as term_hypotheses
 from .inference.term_hypotheses import read_type, structure
 from .keeping import has_rows
@@ -30,7 +34,8 @@ class HypothesisTest:
     Attributes
     ----------
     table : each row alone: estimate, se, df, statistic, p, lower, upper.
-    statistic : F of all rows together, in units of ``scale`` (Kenward & Roger's; 1 otherwise); χ²/df_num if df_denom is infinite.
+    statistic : F of all rows together, times ``scale`` (Kenward & Roger's factor; 1 otherwise); χ²/df_num if df_denom
+        is infinite.
     df_num : rank of L; df_denom; pvalue; method : of the degrees of freedom.
     """
 
@@ -55,6 +60,7 @@ class Tested:
     if TYPE_CHECKING:
         _data: ModelData
         _held: np.ndarray
+        _options: NewtonOptions
 
         @property
         def fit(self) -> Fit: ...
@@ -112,10 +118,10 @@ class Tested:
         if not all(f.by_code for f in factors):
             raise UnsupportedError(f"ddf={method!r} needs grouping factors with one level per row, independent ones")
         chain = [np.asarray(f.codes) for f in factors]
-        for outer, inner in zip(chain, chain[1:], strict=False):
+        for outer, inner in itertools.pairwise(chain):
             pairs = len(np.unique(outer.astype(np.int64) * (int(inner.max()) + 1) + inner))
             if pairs > len(np.unique(inner)):
-                raise UnsupportedError(f"ddf={method!r} needs nested grouping factors; these cross. Use 'satterthwaite'")
+                raise UnsupportedError(f"ddf={method!r} needs nested grouping factors: use 'satterthwaite'")
         if method == "between-within":
             return degrees.between_within(self._data.X, chain[0])
         return degrees.containment(self._data.X, chain)
@@ -128,8 +134,8 @@ class Tested:
         Parameters
         ----------
         ddf : {"satterthwaite", "kenward-roger", "containment", "between-within", "residual", "normal"}, optional
-            How many degrees of freedom the t tests have, infinite ones for the normal. None: Satterthwaite's under REML,
-            the normal under ML. "kenward-roger" brings standard errors of its own.
+            How many degrees of freedom the t tests have, infinite ones for the normal. None: Satterthwaite's under
+            REML, the normal under ML. "kenward-roger" brings standard errors of its own.
         level : coverage of the limits.
 
         Notes
@@ -139,7 +145,7 @@ class Tested:
 
         References
         ----------
-        Satterthwaite (1946); Kenward & Roger (1997); Pinheiro & Bates (2000) for containment; Schluchter & Elashoff (1990).
+        See ``inference.degrees``.
         """
         L = np.eye(len(self._exog_names))
         table = row_tests(L, np.zeros(len(L)), np.asarray(self.fit.beta), self._reference_of(ddf), level)
@@ -157,8 +163,8 @@ class Tested:
 
         Notes
         -----
-        Satterthwaite's of several rows are lmerTest's (Fai & Cornelius 1996); they depend on the rows, not only on what the
-        rows say together. F does not.
+        Satterthwaite's of several rows are lmerTest's (Fai & Cornelius 1996); they depend on the rows, not only on
+        what the rows say together. F does not.
         """
         rows, c = hypotheses(L, self._exog_names)
         if rows.shape[1] != len(self._exog_names):
@@ -168,7 +174,8 @@ class Tested:
         reference, beta = self._reference_of(ddf), np.asarray(self.fit.beta)
         own = row_tests(rows, c, beta, reference, level)
         table = pd.DataFrame(own._asdict(), index=pd.Index([f"c{i}" for i in range(len(rows))]))
-        return HypothesisTest(table, *_fields(joint_test(rows, c, beta, reference)), reference.method)
+        value, q, df, p, scale = joint_test(rows, c, beta, reference)
+        return HypothesisTest(table, value, q, df, p, scale, reference.method)
 
     def anova(self, type: Any = 3, ddf: str | None = None, test: Statistic = "F") -> pd.DataFrame:
         """Analysis of variance: a test of each term of the fixed effects.
@@ -201,6 +208,57 @@ class Tested:
         free = {t: np.eye(len(self._exog_names))[c] for t, c in found.columns.items() if not found.contained_in[t]}
         return self._term_table(free, ddf, test)
 
+    # ------------------------------------------------------------ models
+
+    def compare(self, *others: Any, names: Sequence[str] | None = None) -> Comparison:
+        """Information criteria of models of the same rows, and likelihood ratios of neighbours in size.
+
+        Parameters
+        ----------
+        others : results, or what ``without_random_effects()`` gives.
+        names : of all models, this one first; m0, m1, … if None.
+
+        Returns
+        -------
+        Comparison
+            ``table``, the smallest model first, and ``notes``.
+
+        Notes
+        -----
+        Where fixed effects differ, REML criteria do not compare: all are refitted by maximum likelihood, and ``notes``
+        say so. Variances that are zero in the smaller model make the law of the ratio a mixture of χ², its weights from
+        the information at the smaller model's estimates; where several correlated effects are new ``law`` is "at most
+        χ²", which is conservative.
+
+        References
+        ----------
+        Self & Liang (1987), JASA 82, 605–610; Stram & Lee (1994), Biometrics 50, 1171–1177; Burnham & Anderson (2002),
+        for the weights.
+        """
+        return compare([self, *others], names)
+
+    def ranova(self) -> pd.DataFrame:
+        """Likelihood ratios of the model without each of its random effects, by this fit's criterion.
+
+        Returns
+        -------
+        DataFrame
+            The model itself ("none"), then a row per reduced one: n_params, deviance, aic, chisq, df, p, law.
+
+        Notes
+        -----
+        Reduced as by lmerTest: ``(x | g)`` to ``(1 | g)``, ``(1 | g)`` to nothing. lmerTest's p-values are those of
+        χ²(df), up to twice these, as if variances could be negative.
+        """
+        return random_anova(self)
+
+    def _refitted_by_ml(self) -> Fit:
+        if self._held.any():
+            raise UnsupportedError("a fit with parameters that were held is not refitted by ML: fit it so yourself")
+        if not has_rows(self._data):
+            raise DataError("remove_data() took the rows away that a refit by maximum likelihood needs")
+        return quietly(self._data, False, self._options)
+
     def _term_table(self, terms: dict[str, np.ndarray], ddf: str | None, test: Statistic) -> pd.DataFrame:
         if test not in ("F", "chisq"):
             raise DataError(f"test={test!r} is unknown; use 'F' or 'chisq'")
@@ -209,14 +267,10 @@ class Tested:
         reference = self._reference_of("normal" if test == "chisq" else ddf)
         beta, lines = np.asarray(self.fit.beta), {}
         for name, L in terms.items():
-            F, q, df, p, _ = joint_test(L, np.zeros(len(L)), beta, reference)
+            value, q, df, p, _ = joint_test(L, np.zeros(len(L)), beta, reference)
             if test == "chisq":
-                lines[name] = {"chisq": q * F, "df": q, "p": chi2_pvalue(q * F, q)}
+                lines[name] = {"chisq": q * value, "df": q, "p": p}
                 continue
-            mean = F * self.scale
-            lines[name] = {"sum_sq": q * mean, "mean_sq": mean, "num_df": q, "den_df": df, "F": F, "p": p}
+            mean = value * self.scale
+            lines[name] = {"sum_sq": q * mean, "mean_sq": mean, "num_df": q, "den_df": df, "F": value, "p": p}
         return pd.DataFrame.from_dict(lines, orient="index")
-
-
-def _fields(joint: Any) -> tuple[float, int, float, float, float]:
-    return joint.F, joint.num_df, joint.den_df, joint.p, joint.scale

@@ -35,9 +35,7 @@ class Jets(NamedTuple):
     bend: np.ndarray | None = None
 
 
-def jets(
-    fitted: Fit, data: Statistics, *, reml: bool = True, second: bool = False, natural: bool = False
-) -> Jets:
+def jets(fitted: Fit, data: Statistics, *, reml: bool = True, second: bool = False, natural: bool = False) -> Jets:
     """``Jets`` at a fit, or at any (β, θ, σ) that it holds; NumPy.
 
     Parameters
@@ -106,6 +104,14 @@ def _linear(found: Jets, params: np.ndarray, p: int, data: Statistics) -> Jets:
     if curve is not None:
         curve = np.einsum("ca,cdij,db->abij", J, curve, J, optimize=True) + np.einsum("cab,cij->abij", J2, found.slope)
     return found._replace(slope=slope, curve=curve, expected=expected, bend=None)
+
+
+def expected_information(params: np.ndarray, data: Statistics, *, reml: bool) -> np.ndarray:
+    """(k + 1, k + 1) of (Ψ, σ²), at packed (β, Ψ, σ²) on the natural scale; variances may be zero."""
+    _, first, moves, _ = likelihood.expand(params, data, scale="natural", reml=reml)
+    p = data.n_fixed
+    J = to_profile(np.asarray(params, float), "natural", p, data.template)[0][p:, p:]
+    return J.T @ _expected(first, moves, float(params[-1]), data, reml) @ J
 
 
 def _expected(first: likelihood.Sums, m: likelihood.Moves, sigma2: float, data: Statistics, reml: bool) -> np.ndarray:

@@ -22,9 +22,12 @@ class Rows(NamedTuple):
 
 
 class Joint(NamedTuple):
-    """The test of all rows together: F(num_df, den_df), F in units of ``scale`` already; χ²/num_df where den_df is infinite."""
+    """The test of all rows together.
 
-    F: float
+    ``value`` is F(num_df, den_df), its factor ``scale`` in it already; χ²/num_df where den_df is infinite.
+    """
+
+    value: float
     num_df: int
     den_df: float
     p: float
@@ -57,12 +60,12 @@ def joint_test(L: np.ndarray, c: np.ndarray, beta: np.ndarray, reference: Refere
     gap = unit * (L @ beta - c)
     wald = float(gap @ np.linalg.solve(unit[:, None] * cov * unit, gap))
     df, scale = reference.several(L)
-    F = scale * wald / len(L)
-    return Joint(F, len(L), df, float(f_pvalue(F, len(L), df)), scale)
+    value = scale * wald / len(L)
+    return Joint(value, len(L), df, f_pvalue(value, len(L), df), scale)
 
 
 def independent_rows(L: np.ndarray, c: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """L (m, p) and c (m,) as they are where the rows are independent, else as many orthonormal rows that say the same."""
+    """L (m, p) and c (m,) where the rows are independent, else as many orthonormal rows as say the same."""
     size = np.sqrt((L**2).sum(1))
     if not (size > 0).any():
         raise DataError("the hypothesis has no row that involves a fixed effect")
@@ -94,15 +97,10 @@ def t_quantile(share: float, df: np.ndarray) -> np.ndarray:
     return np.where(np.isinf(df), scipy.special.ndtri(share), scipy.special.stdtrit(finite, share))
 
 
-def f_pvalue(F: float, num_df: int, den_df: float) -> float:
+def f_pvalue(value: float, num_df: int, den_df: float) -> float:
     """Upper tail of F; of χ²/num_df where den_df is infinite; NaN where den_df is not positive."""
     if np.isinf(den_df):
-        return float(scipy.special.chdtrc(num_df, num_df * F))
+        return float(scipy.special.chdtrc(num_df, num_df * value))
     if not den_df > 0:
         return float("nan")
-    return float(scipy.special.betainc(0.5 * den_df, 0.5 * num_df, 1.0 / (1.0 + num_df * F / den_df)))
-
-
-def chi2_pvalue(value: float, df: int) -> float:
-    """Upper tail of χ²."""
-    return float(scipy.special.chdtrc(df, value))
+    return float(scipy.special.betainc(0.5 * den_df, 0.5 * num_df, 1.0 / (1.0 + num_df * value / den_df)))

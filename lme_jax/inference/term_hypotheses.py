@@ -76,14 +76,14 @@ def hypotheses(design: Design, kind: Type) -> dict[str, np.ndarray]:
 
     Notes
     -----
-    I: what the term adds to those before it, rows of the triangular factor of XᵀX with a unit diagonal. II: what it adds
-    to all terms that do not contain it. III: from the general form of estimable functions of the indicators of all levels,
-    made orthogonal to those of the terms that contain it; with observations in all cells the equality of unweighted means.
-    II and III of a term that no other contains: its coefficients. The rows are lmerTest's, on which Satterthwaite's
-    degrees of freedom of several rows depend.
+    I: what the term adds to those before it, rows of the triangular factor of XᵀX with a unit diagonal. II: what it
+    adds to all terms that do not contain it. III: from the general form of estimable functions of the indicators of all
+    levels, made orthogonal to those of the terms that contain it; with observations in all cells the equality of
+    unweighted means. II and III of a term that no other contains: its coefficients. The rows are lmerTest's, on which
+    Satterthwaite's degrees of freedom of several rows depend; so are those of a term alone, which are type I's.
     """
     found = structure(design)
-    if kind == 1:
+    if kind == 1 or len(found.columns) == 1:
         return _sequential(design, found)
     if kind == 2:
         return _type_two(design, found)
@@ -92,17 +92,17 @@ def hypotheses(design: Design, kind: Type) -> dict[str, np.ndarray]:
 
 def _triangle(X: np.ndarray) -> np.ndarray:
     """U with unit diagonal and XᵀX = UᵀDU."""
-    R = np.linalg.qr(X, mode="r")
+    R = np.asarray(np.linalg.qr(X, mode="r"))
     return R / np.diag(R)[:, None]
 
 
 def _sequential(design: Design, found: Structure) -> dict[str, np.ndarray]:
-    U = _triangle(design.X)
-    return {name: U[columns] for name, columns in found.columns.items()}
+    triangle = _triangle(design.X)
+    return {name: triangle[columns] for name, columns in found.columns.items()}
 
 
 def _type_two(design: Design, found: Structure) -> dict[str, np.ndarray]:
-    R = np.linalg.qr(design.X, mode="r")
+    R = np.asarray(np.linalg.qr(design.X, mode="r"))
     p, out = R.shape[1], {}
     for name, own in found.columns.items():
         containing = [c for other in found.contained_in[name] for c in found.columns[other]]
@@ -111,7 +111,7 @@ def _type_two(design: Design, found: Structure) -> dict[str, np.ndarray]:
             continue
         others = [c for c in range(p) if c not in {*own, *containing}]
         order = [*others, *own, *sorted(containing)]
-        rows = _triangle(R[:, order])[len(others) : len(others) + len(own)]
+        rows = _triangle(np.take(R, order, axis=1))[len(others) : len(others) + len(own)]
         out[name] = rows[:, np.argsort(order)]
     return out
 
@@ -133,13 +133,11 @@ def _type_three(design: Design, found: Structure) -> dict[str, np.ndarray]:
 
 def _from_indicators(design: Design, found: Structure) -> dict[str, np.ndarray]:
     state: Any = design.state
-    # B: indicators of all levels in terms of X; T: those that R's treatment contrasts keep; both on the rows of the data.
-    B, spans, by_treatment = indicators(design)
-    T = B[:, by_treatment]
-    independent = independent_columns(T)
-    chosen, T = by_treatment[independent], T[:, independent]
-    back = np.linalg.inv(T)
-    general = _zapped((back @ B).T)
+    every, spans, by_treatment = indicators(design)
+    chosen = by_treatment[independent_columns(every[:, by_treatment])]
+    # X in terms of the columns of treatment contrasts, and the general form: each row estimates an indicator's effect.
+    back = np.linalg.inv(every[:, chosen])
+    general = _zapped((back @ every).T)
     own = {name: [j for j, c in enumerate(chosen) if spans[name].start <= c < spans[name].stop] for name in spans}
     degree = {":".join(labels): len(labels) for labels, _ in coded_terms(state.parsed.fixed, state.codings)}
     for name in sorted(found.columns, key=lambda term: -degree[term]):
@@ -160,7 +158,7 @@ def indicators(design: Design) -> tuple[np.ndarray, dict[str, slice], np.ndarray
 
     Returns
     -------
-    B : (p, P); the term's columns by name; positions (P_t,) of the columns that treatment contrasts would have.
+    C : (p, P); the term's columns by name; positions (P_t,) of the columns that treatment contrasts would have.
 
     Notes
     -----
@@ -175,7 +173,7 @@ def indicators(design: Design) -> tuple[np.ndarray, dict[str, slice], np.ndarray
     whole = np.linalg.lstsq(X, every, rcond=None)[0]
     keep = np.asarray(state.keep)
     lost = np.setdiff1d(np.arange(len(whole)), keep)
-    B = whole[keep] + (state.columns.dependence @ whole[lost] if len(lost) else 0.0)
+    combined = whole[keep] + (state.columns.dependence @ whole[lost] if len(lost) else 0.0)
     spans, masks, at = {}, [np.ones(int(linear.intercept), bool)], int(linear.intercept)
     for labels, full in terms:
         mask = np.ones(1, bool)
@@ -186,7 +184,7 @@ def indicators(design: Design) -> tuple[np.ndarray, dict[str, slice], np.ndarray
         spans[":".join(labels)] = slice(at, at + len(mask))
         masks.append(mask)
         at += len(mask)
-    return _zapped(B), spans, np.flatnonzero(np.concatenate(masks))
+    return _zapped(combined), spans, np.flatnonzero(np.concatenate(masks))
 
 
 def _made_up_rows(terms: Any, codings: Any, widths: Any) -> tuple[dict[str, Any], int]:
