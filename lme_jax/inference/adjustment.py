@@ -61,6 +61,8 @@ class Tests:
     def p(self) -> np.ndarray:
         """Adjusted p-values (m,); each test keeps its own degrees of freedom."""
         raw = t_pvalue(self.t, self.df)
+        if len(raw) < 2:
+            return raw
         if self._greatest is None:
             return ordered(raw, self.adjust)
         # Between one p-value and Bonferroni's, whatever rounding says of probabilities near zero.
