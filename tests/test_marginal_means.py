@@ -360,3 +360,19 @@ def test_tidy_frames() -> None:
     assert list(rows)[:3] == list(frame)[:3]
     np.testing.assert_allclose(rows[".fitted"] + rows[".resid"], frame["Reaction"])
     np.testing.assert_allclose(rows[".fixed"], fit.predict(frame, random_effects=False))
+
+
+def test_columns_with_gaps_and_columns_of_two_uses() -> None:
+    """Rows whose own value is missing are used by is.na() and ifelse(); a number may be a factor beside."""
+    frame = mixed_frame()
+    x = frame.x.where(frame.index % 7 > 0)
+    word = frame.word.where(frame.index % 5 > 0)
+    frame = frame.assign(x=x, word=word, month=pd.PeriodIndex(frame.day.dt.to_period("M")))
+    fit = lme_jax.lmer("y ~ ifelse(is.na(x), 0, x) + is.na(word) + k + factor(k):b + factor(month) + (1 | g)", frame)
+    columns = columns_of(fit._data.design)
+    assert columns.variables["x"].mean == pytest.approx(float(x.mean()), rel=1e-14)
+    assert columns.variables["word"].levels.tolist() == ["p", "q", "r"]
+    assert columns.counts.sum() == word.notna().sum()
+    means = fit.emmeans("k", at={"b": 1, "month": "2020-01"})
+    rows = pd.DataFrame({"k": [1, 2, 3], "b": 1, "x": x.mean(), "word": "p", "month": pd.Period("2020-01", "M")})
+    np.testing.assert_allclose(means.estimate, fit.predict(rows, random_effects=False), rtol=1e-12)

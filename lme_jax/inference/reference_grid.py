@@ -68,7 +68,9 @@ def columns_of(design: Design) -> Columns:
     """What the design remembers of its columns; refuses designs of arrays."""
     found = getattr(design.state, "columns", None)
     if found is None:
-        raise UnsupportedError("marginal means need a model with a formula: arrays do not say what their columns mean")
+        raise UnsupportedError(
+            "marginal means need a formula whose columns can be read one by one: arrays do not say what their columns mean"
+        )
     lost = len(design.dropped_columns)
     if found.dependence.shape != (len(design.exog_names), lost):
         raise UnsupportedError(
