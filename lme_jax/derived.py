@@ -64,7 +64,7 @@ class Derived:
         Returns
         -------
         MarginalMeans
-            ``.table``, ``.contrast()``, ``.test()``, ``.conf_int()``, ``.letters()``, ``.plot()``.
+            ``.table``, ``.contrast()``, ``.test()``, ``.conf_int()``, ``.letters()``; ``lme_jax.plots.means`` draws it.
 
         References
         ----------

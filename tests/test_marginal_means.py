@@ -215,6 +215,8 @@ def test_mistakes_are_explained() -> None:
         (lambda: fit.emmeans("k").contrast("trt.vs.ctrl", ref="7"), "none of 1, 2, 3"),
         (lambda: fit.emmeans("k").contrast(by="word"), "no column"),
         (lambda: fit.emmeans("k", ddf="welch"), "unknown"),
+        (lambda: fit.emmeans([]).contrast(), "two means or more"),
+        (lambda: fit.emmeans("k", "word").contrast(by=["k", "word"]), "nothing is left"),
     ]
     for call, message in mistakes:
         with pytest.raises(DataError, match=message):

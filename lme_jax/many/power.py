@@ -217,17 +217,6 @@ class PowerCurve:
     def _repr_html_(self) -> str:
         return f"{self.table.to_html(index=False, float_format='{:.4g}'.format)}<p>{self.note}</p>"
 
-    def plot(self, ax: Any = None) -> Any:
-        """Power with its intervals by size; needs matplotlib. Returns the axes."""
-        import matplotlib.pyplot as plt
-
-        ax = plt.subplots()[1] if ax is None else ax
-        table = self.table
-        below, above = table["power"] - table["lower"], table["upper"] - table["power"]
-        ax.errorbar(table["size"], table["power"], yerr=[below, above], fmt="o-", capsize=3)
-        ax.set(xlabel="size", ylabel="power", ylim=(0.0, 1.0))
-        return ax
-
 
 def clopper_pearson(successes: Any, n: Any, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
     """Exact limits of a binomial probability."""
