@@ -69,7 +69,7 @@ def columns_of(design: Design) -> Columns:
     found = getattr(design.state, "columns", None)
     if found is None:
         raise UnsupportedError(
-            "marginal means need a formula whose columns can be read one by one: arrays do not say what their columns mean"
+            "marginal means need a formula whose columns can be read one by one: arrays do not say what theirs mean"
         )
     lost = len(design.dropped_columns)
     if found.dependence.shape != (len(design.exog_names), lost):
