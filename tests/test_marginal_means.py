@@ -167,6 +167,10 @@ def test_values_that_the_person_chooses() -> None:
     np.testing.assert_allclose(means.estimate, fit.predict(rows, random_effects=False), rtol=1e-12)
     np.testing.assert_allclose(fit.emmeans([], at=at).estimate, means.estimate.mean(), rtol=1e-12)
     assert "At the mean of x." in means.notes
+    skew = frame.assign(x=np.where(frame.index == 3, 1e5, frame.x))
+    slope = lme_jax.lmer("y ~ log(x) + (1 | g)", skew)
+    at_two = slope.emtrends("x", "x", at={"x": [0.01, 2.0]})
+    np.testing.assert_allclose(at_two.estimate, slope.fe_params["log(x)"] / np.array([0.01, 2.0]), rtol=1e-10)
     log = lme_jax.lmer("log(y + 20) ~ word + (1 | g)", frame).emmeans("word")
     assert "On the scale of the response, log(y + 20)." in log.notes
 
