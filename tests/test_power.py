@@ -140,6 +140,7 @@ def test_mistakes_are_explained() -> None:
         return lme_jax.design("~ time + (time | subject)", frame, **(good | changes))
 
     mistakes = [
+        (lambda: lme_jax.power(frame, "time", seed=1), "not DataFrame"),
         (lambda: curve("times"), "cannot read the hypothesis"),
         (lambda: curve("time", 0), "whole number"),
         (lambda: curve("time", method="kr"), "unknown"),
