@@ -92,7 +92,7 @@ def _said() -> Iterator[None]:
     """Warnings in one line each, errors of the package as messages, on standard error."""
     with warnings.catch_warnings():
         warnings.simplefilter("always", lme.errors.LmeJaxWarning)
-        warnings.showwarning = lambda message, *_: click.echo(f"warning: {message}", err=True)  # type: ignore[assignment]
+        warnings.showwarning = lambda message, *_: click.echo(f"warning: {message}", err=True)
         try:
             yield
         except lme.errors.LmeJaxError as error:
@@ -221,8 +221,10 @@ def compare(data: str, formulas: tuple[str, ...], form: str, output: str | None,
         raise click.UsageError("compare reads its data more than once: give a file")
     with _said():
         fits = [_fitted(formula, data, **model) for formula in formulas]
-        table = lme.compare(*fits, names=list(formulas))
-    write(render(table, form), output)  # type: ignore[arg-type]
+        found = fits[0].compare(*fits[1:], names=list(formulas))
+        for note in found.notes:
+            click.echo(note, err=True)
+    write(render(found.table, form), output)  # type: ignore[arg-type]
 
 
 @cli.command()
@@ -256,7 +258,7 @@ def _predicted(fitted: Any, rows: Any, population: bool, level: float | None) ->
     which = {"random_effects": not population}
     if level is None:
         return pd.DataFrame({"predicted": fitted.predict(rows, allow_new_levels=True, **which)})
-    return fitted.prediction(rows, level=level, allow_new_levels=True, **which)  # type: ignore[no-any-return]
+    return fitted.prediction(rows, level=level, allow_new_levels=True, **which)
 
 
 @cli.command()
@@ -301,6 +303,22 @@ def bootstrap(
         fitted = _fitted(formula, data, **model)
         table = fitted.bootstrap(number, seed=seed, kind=sampled).intervals(method=method)
     write(render(table, form), output)  # type: ignore[arg-type]
+
+
+@cli.command()
+@click.argument("formula")
+@click.argument("data")
+@click.option("-o", "--output", metavar="FILE", default="report.html", show_default=True, help="The page.")
+@click.option("--title", help="Its heading.")
+@of_model
+@ddf_option
+def report(formula: str, data: str, output: str, title: str | None, ddf: str | None, **model: Any) -> None:
+    """Write a page about the fit: the model in words, tables, pictures, a paragraph for the methods section."""
+    with _said():
+        fitted = _fitted(formula, data, **model)
+        fitted.report(output, title=title, ddf=ddf)
+    click.echo(f"wrote {output}", err=True)
+    _end(fitted)
 
 
 def main() -> None:
