@@ -110,6 +110,8 @@ class Design:
     formula : str
     state : DesignState
         Rebuilds X and Z for prediction.
+    residual : ResidualTerm or None
+        Correlation and variances of the residuals, where they are not independent and alike.
     """
 
     y: np.ndarray
@@ -124,6 +126,7 @@ class Design:
     n_dropped: int
     formula: str
     state: DesignState
+    residual: Any = None
 
 
 def design_new_data(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from typing import Any
 
@@ -38,6 +38,8 @@ from lme_jax.formula.known import (
 )
 from lme_jax.formula.matrix import FactorCoding, Piece, Value, factor_codings, model_matrix, recode
 from lme_jax.formula.notes import warn
+from lme_jax.formula.residual import ResidualTerm, evaluate_residual, resolve_residual
+from lme_jax.formula.residual_words import ResidualSpelling, read_residual
 from lme_jax.formula.syntax import Node, parse
 from lme_jax.formula.term_blocks import resolve
 from lme_jax.formula.terms import Bar, MixedFormula, parse_mixed
@@ -56,6 +58,7 @@ class Lme4State:
     context: dict[str, Any]
     keep: np.ndarray
     offset_text: str | None
+    residual: ResidualTerm | None = None
 
     def rebuild(self, frame: pd.DataFrame, random: bool, needed: Sequence[bool] | None = None) -> NewDesign:
         evaluator = Evaluator(frame, self.context, self.memory)
@@ -74,6 +77,10 @@ class Lme4State:
         offset = _formula_offset(self.parsed.fixed, evaluator)
         given = _given_numbers(frame, self.offset_text, "offset", evaluator, None)
         return NewDesign(X[:, self.keep], tuple(terms), _add(offset, given), frame.index, tuple(groups))
+
+    def rebuild_residual(self, frame: pd.DataFrame) -> Any:
+        """The residual structure on new rows, which must have its variables; None where there is none."""
+        return None if self.residual is None else self.residual.rebuild(Evaluator(frame, self.context, self.memory))
 
     def _matrix(self, linear: Linear, evaluator: Evaluator) -> Piece:
         values = {label: self._value(label, node, evaluator) for label, node in linear.variables}
@@ -104,6 +111,9 @@ def design_from_formula(
     structures: Mapping[str, Any] | None = None,
     memberships: Mapping[str, Any] | None = None,
     relatedness: Mapping[str, Any] | None = None,
+    residual: Any = None,
+    variance: Any = None,
+    bars: bool = True,
     context: Mapping[str, Any] | int | None = None,
 ) -> Design:
     """Turn an lme4 formula and data into arrays.
@@ -138,6 +148,11 @@ def design_from_formula(
         Factor label -> K (m, m), the known covariance of the levels' effects up to the factor's own: Cov(b)
         = K ⊗ Ψ. A DataFrame labelled by level, which may hold levels that no row has, or an array, dense or
         scipy sparse, in the order of the levels.
+    residual, variance : str, optional
+        Correlation structure and variance functions of the residuals, ``"ar1(visit | id)"``, ``"ident(sex)"``
+        (``docs/residual.md``).
+    bars : bool
+        Whether the formula must have random effects.
     context : mapping or int, optional
         Functions and arrays that the formula may use beyond the columns. A number takes them from the caller
         that many frames up: 1 for the caller of this function, 2 for the caller's caller. None: the formula
@@ -168,7 +183,9 @@ def design_from_formula(
     """
     check_missing_argument(missing, ("drop", "raise"))
     whole = as_frame(data)
-    parsed = parse_mixed(formula, whole.columns)
+    spelling = read_residual(residual, variance)
+    subjects = frozenset() if spelling is None else spelling.subjects
+    parsed = parse_mixed(formula, [c for c in whole.columns if str(c) not in subjects], bars=bars)
     rows = subset_rows(whole, subset, restricted=context is None)
     frame = whole if rows is None else whole.iloc[rows]
     if len(frame) == 0:
@@ -179,10 +196,11 @@ def design_from_formula(
     known = _known(parsed.bars, memberships or {}, relatedness or {}, len(whole))
     given = [_given_numbers(whole, v, what, evaluator, rows) for v, what in ((weights, "weights"), (offset, "offset"))]
     variables = _evaluate(parsed, evaluator, given[0], given[1], frozenset(known.shares))
+    variables = variables if spelling is None else replace(variables, residual=evaluate_residual(spelling, evaluator))
     keep = variables.usable_rows(frame.index, missing)
     variables = (variables if keep is None else variables.take(keep)).without_unused_levels()
     known = known.take(rows).take(keep)
-    how = _How(contrasts or {}, structures or {}, offset if isinstance(offset, str) else None)
+    how = _How(contrasts or {}, structures or {}, offset if isinstance(offset, str) else None, spelling)
     return _assemble(parsed, variables, frame.index, keep, known, how, evaluator)
 
 
@@ -202,7 +220,10 @@ def _assemble(
     structures = _structures(parsed.bars, how.structures)
     terms, crossings = _random_terms(parsed.bars, structures, variables, codings, known, evaluator)
     check_design(variables.y, variables.endog_name, variables.weights, X, terms)
-    state = Lme4State(parsed, codings, crossings, evaluator.state, evaluator.used, kept_columns, how.offset_text)
+    residual = None if how.spelling is None else resolve_residual(how.spelling, variables.residual, len(variables.y))
+    state = Lme4State(
+        parsed, codings, crossings, evaluator.state, evaluator.used, kept_columns, how.offset_text, residual
+    )
     return Design(
         y=np.array(variables.y),
         X=X,
@@ -216,6 +237,7 @@ def _assemble(
         n_dropped=0 if keep is None else len(index) - len(keep),
         formula=parsed.text,
         state=state,
+        residual=residual,
     )
 
 
@@ -240,6 +262,7 @@ class _How:
     contrasts: Mapping[str, Any]
     structures: Mapping[str, str]
     offset_text: str | None
+    spelling: ResidualSpelling | None = None
 
 
 @dataclass(frozen=True)
@@ -252,6 +275,7 @@ class _Variables:
     parts: dict[str, Factor]
     weights: np.ndarray | None
     offset: np.ndarray | None
+    residual: dict[tuple[str, str], Value] = field(default_factory=dict)
 
     def usable_rows(self, index: pd.Index, missing: str) -> np.ndarray | None:
         lost = MissingRows(len(self.y), index)
@@ -260,6 +284,8 @@ class _Variables:
             lost.check(label, value)
         for label, factor in self.parts.items():
             lost.check(label, factor)
+        for (_, label), value in self.residual.items():
+            lost.check(label, value)
         lost.check("the weights", self.weights)
         lost.check("the offset", self.offset)
         return lost.settle(missing)
@@ -272,6 +298,7 @@ class _Variables:
             {label: factor.take(rows) for label, factor in self.parts.items()},
             None if self.weights is None else self.weights[rows],
             None if self.offset is None else self.offset[rows],
+            {label: take(value, rows) for label, value in self.residual.items()},
         )
 
     def without_unused_levels(self) -> _Variables:

@@ -50,12 +50,12 @@ def has_bar(node: Node) -> bool:
     return False
 
 
-def parse_mixed(formula: str, columns: Iterable[object]) -> MixedFormula:
-    """Parse an lme4 formula; `columns` gives a meaning to ``.``."""
+def parse_mixed(formula: str, columns: Iterable[object], *, bars: bool = True) -> MixedFormula:
+    """Parse an lme4 formula; `columns` gives a meaning to ``.``, `bars` says that there must be random effects."""
     if not isinstance(formula, str):
         raise FormulaError(f"The formula must be text such as 'y ~ x + (1 | g)', not {type(formula).__name__}.")
     try:
-        return _parse_mixed(formula, tuple(map(str, columns)) if _uses_dot(formula) else None)
+        return _parse_mixed(formula, tuple(map(str, columns)) if _uses_dot(formula) else None, bars)
     except RecursionError:
         raise FormulaError(f"The formula {formula[:60]!r}… is nested too deeply.") from None
 
@@ -66,7 +66,7 @@ def _uses_dot(formula: str) -> bool:
 
 
 @lru_cache(maxsize=256)
-def _parse_mixed(formula: str, columns: tuple[str, ...] | None) -> MixedFormula:
+def _parse_mixed(formula: str, columns: tuple[str, ...] | None, needed: bool) -> MixedFormula:
     tree = parse(formula)
     if not (isinstance(tree, Binary) and tree.op == "~"):
         raise FormulaError(f"The formula {formula!r} has no response; write 'y ~ x + (1 | g)'.")
@@ -74,7 +74,7 @@ def _parse_mixed(formula: str, columns: tuple[str, ...] | None) -> MixedFormula:
         raise FormulaError(f"The response of {formula!r} holds a '|'; random effects belong after '~'.")
     raw_bars: list[RawBar] = []
     fixed = _take_bars(tree.right, raw_bars)
-    if not raw_bars:
+    if not raw_bars and needed:
         raise FormulaError(
             f"The formula {formula!r} has no random-effects term; add one such as (1 | g), or fit a linear model."
         )
