@@ -113,7 +113,7 @@ def design_from_formula(
     relatedness: Mapping[str, Any] | None = None,
     residual: Any = None,
     variance: Any = None,
-    bars: bool = True,
+    bars: bool | None = True,
     context: Mapping[str, Any] | int | None = None,
 ) -> Design:
     """Turn an lme4 formula and data into arrays.
@@ -151,8 +151,8 @@ def design_from_formula(
     residual, variance : str, optional
         Correlation structure and variance functions of the residuals, ``"ar1(visit | id)"``, ``"ident(sex)"``
         (``docs/residual.md``).
-    bars : bool
-        Whether the formula must have random effects.
+    bars : bool or None
+        Whether the formula has random effects: it must, it must not, or (None) it may.
     context : mapping or int, optional
         Functions and arrays that the formula may use beyond the columns. A number takes them from the caller
         that many frames up: 1 for the caller of this function, 2 for the caller's caller. None: the formula
@@ -185,7 +185,12 @@ def design_from_formula(
     whole = as_frame(data)
     spelling = read_residual(residual, variance)
     subjects = frozenset() if spelling is None else spelling.subjects
-    parsed = parse_mixed(formula, [c for c in whole.columns if str(c) not in subjects], bars=bars)
+    parsed = parse_mixed(formula, [c for c in whole.columns if str(c) not in subjects], bars=bars is True)
+    if parsed.bars and bars is False:
+        raise FormulaError(
+            f"This model has no random effects, but the formula has ({parsed.bars[0].text}): fit it by "
+            "lmer(formula, data, residual='ar1(visit | id)'), or take the term out."
+        )
     rows = subset_rows(whole, subset, restricted=context is None)
     frame = whole if rows is None else whole.iloc[rows]
     if len(frame) == 0:

@@ -174,13 +174,13 @@ def _crossed(parts: tuple[Node, ...], values: Values, n: int) -> tuple[np.ndarra
 def resolve_residual(spelling: ResidualSpelling, values: Values, n: int) -> ResidualTerm:
     """The structure on the rows in use, everything checked that needs no likelihood."""
     crossings: list[Crossing | None] = [None]
-    subjects, visits, arms = np.array([None], object), (), ()
+    subjects, visits, arms = np.arange(n), (), ()
     subject = clock = np.arange(n)
     arm = None
     spelled = spelling.correlation
     if spelled is not None:
         subject, found = _crossed(spelled.subject, values, n)
-        subjects = subjects if found is None else found[0].levels
+        subjects = np.array([None], object) if found is None else found[0].levels
         crossings[0] = None if found is None else found[1]
         clock, visits = _clock(spelled, values)
         _refuse_duplicates(spelled, subject, subjects, clock, visits)
@@ -193,7 +193,7 @@ def resolve_residual(spelling: ResidualSpelling, values: Values, n: int) -> Resi
         own, crossing = _variance_rows(function, values, n)
         functions.append(own)
         crossings.append(crossing)
-    names = ("", "", "") if spelled is None else _names(spelled)
+    names = ("row", "row", "") if spelled is None else _names(spelled)
     rows = ResidualRows(subject, clock, arm, tuple(functions))
     return ResidualTerm(spelling, rows, subjects, names[0], visits, names[1], arms, names[2], tuple(crossings))
 

@@ -266,3 +266,31 @@ def _remove_bar(kept: list[Signed], bar: Node) -> None:
             return
     there = ", ".join(str(node) for _, node in kept if has_bar(node))
     raise FormulaError(f"There is no random-effects term {bar} to remove; there are {there}.")
+
+
+# --- residual structures in a formula ----------------------------------------------------------------------
+
+
+def split_residual(formula: str) -> tuple[str, str | None]:
+    """An mmrm formula as one without its residual structure, and that: ``y ~ x + us(v | id)``.
+
+    The structure is the call that stands around a bar; without one the formula is returned as it is.
+    """
+    tree = parse(formula) if isinstance(formula, str) else None
+    if not (isinstance(tree, Binary) and tree.op == "~"):
+        return formula, None
+    parts = _summands(tree.right)
+    found = [(sign, node) for sign, node in parts if isinstance(node, Call) and _ends_in_bar(node)]
+    if not found:
+        return formula, None
+    if len(found) > 1 or found[0][0] == "-":
+        terms = ", ".join(str(node) for _, node in found)
+        raise FormulaError(f"The formula must add one residual structure, such as us(visit | id); it has {terms}.")
+    text = " ".join(f"{sign} {node}" for sign, node in parts if (sign, node) != found[0])
+    return f"{tree.left} ~ {text.removeprefix('+ ') or '1'}", str(found[0][1])
+
+
+def _ends_in_bar(node: Call) -> bool:
+    """Whether the last argument of a call is a bar."""
+    last = node.args[-1] if node.args else None
+    return isinstance(last, Binary) and last.op in BARS and not joins_conditions(last)

@@ -1,0 +1,118 @@
+"""The summary of a model with structured residuals."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ..inference.wald import wald_table
+from ..report import components_table
+from ..summary import Summary
+from .data import StructuredData
+
+# Visits up to which a summary shows the whole matrix.
+SHOWN_VISITS = 12
+
+
+def summary_of(result: Any, data: StructuredData, title: str | None, alpha: float) -> Summary:
+    """Facts, coefficients, parameters of the residuals, their matrix, random effects."""
+    parts = [
+        ("", facts(result, data)),
+        coefficients(result, alpha),
+        (f"Residual structure {result.structure}", _parameters(result, alpha)),
+        *matrices(result),
+    ]
+    if data.terms:
+        parts.append(("Random effects", components_table(result.varcorr.iloc[:-1])))
+    captions, tables = zip(*parts, strict=True)
+    name = "Linear mixed model fit" if data.terms else "Generalised least squares fit"
+    return Summary(title or f"{name}, structured residuals", list(tables), tuple(captions), tuple(notes(result, data)))
+
+
+def facts(result: Any, data: StructuredData) -> pd.DataFrame:
+    """Criterion, sizes and how the fit ended, two facts a row."""
+    criterion = "REML criterion" if result.reml else "−2 log L"
+    left = [
+        ("Dependent variable:", data.endog_name),
+        ("Method:", result.method),
+        (f"{criterion}:", result.deviance),
+        ("Log-likelihood:", result.llf),
+        ("AIC:", result.aic),
+        ("BIC:", result.bic),
+        ("BIC by subjects:", result.information_criteria("sas")["BIC"]),
+    ]
+    sizes = data.subject_sizes
+    name = data.term.subject_name or "all rows"
+    visits = f"{len(result.visits)}, {data.term.clock_name}" if result.visits else f"any {data.term.clock_name}"
+    right = [
+        ("Observations:", result.nobs),
+        ("Subjects:", f"{name} {result.n_subjects}"),
+        ("Rows per subject:", f"{sizes.min()} to {sizes.max()}, mean {sizes.mean():.1f}"),
+        ("Visits:", visits if data.term.spelling.correlation is not None else "uncorrelated"),
+        ("Covariance parameters:", result.k_cov),
+        ("Residual SD:", result.sigma),
+        ("Converged:", "yes, singular" if result.singular else "yes" if result.converged else "NO"),
+    ]
+    return pd.DataFrame([a + b for a, b in zip(left, right, strict=True)])
+
+
+def coefficients(result: Any, alpha: float) -> tuple[str, pd.DataFrame]:
+    """Caption and table of the fixed effects."""
+    table = wald_table(result.fe_params.to_numpy(), result.bse_fe.to_numpy(), alpha)
+    limits = [f"[{alpha / 2:.3g}", f"{1 - alpha / 2:.3g}]"]
+    columns = ["Coef.", "Std.Err.", "z", "P>|z|", *limits]
+    frame = pd.DataFrame(dict(zip(columns, table, strict=True)), index=list(result.fe_params.index))
+    return "Fixed effects (z tests; generalised least squares)", frame
+
+
+def _parameters(result: Any, alpha: float) -> pd.DataFrame:
+    found = result.residual_intervals(alpha)
+    limits = [f"[{alpha / 2:.3g}", f"{1 - alpha / 2:.3g}]"]
+    keep = ["parameter", "estimate", "se", "lower", "upper"]
+    out = found[keep].set_axis(["Parameter", "Estimate", "Std.Err.", *limits], axis=1)
+    if (found.group != "").any():
+        out.insert(0, "Group", found.group)
+    out.index = pd.Index([str(term) for term in found.term])
+    return out
+
+
+def matrices(result: Any) -> list[tuple[str, pd.DataFrame]]:
+    """Standard deviations and correlations of the visits, by arm; of a typical subject where visits do not say all."""
+    if result._data.term.spelling.correlation is None:
+        return []
+    covariances = result.residual_cov()
+    if not isinstance(covariances, dict):
+        covariances = {None: covariances}
+    out = []
+    for arm, M in covariances.items():
+        if len(M) > SHOWN_VISITS or len(M) < 2:
+            continue
+        of = f", {result._data.term.arm_name} {arm}" if arm is not None else ""
+        of += "" if result._by_visit else f", {result._data.term.subject_name} {result._typical}"
+        out.append((f"Residual SD and correlations{of}", _sd_and_correlations(M)))
+    return out
+
+
+def _sd_and_correlations(M: pd.DataFrame) -> pd.DataFrame:
+    sd = np.sqrt(np.diag(M))
+    R = np.where(np.tri(len(M), k=-1, dtype=bool), M / np.outer(sd, sd), np.nan)
+    names = [str(name) for name in M.columns]
+    shown = pd.DataFrame(R[:, :-1], index=names, columns=names[:-1])
+    shown.insert(0, "SD", sd)
+    return shown
+
+
+def notes(result: Any, data: StructuredData) -> list[str]:
+    """How the search ended, what the criteria count, and what was left out."""
+    iterations, left = int(result.fit.iterations), float(result.fit.decrease)
+    out = [f"The optimiser {result.status_text} after {iterations} evaluations;"]
+    out.append(f"½gᵀH⁻¹g = {left:.1e} deviance units remain.")
+    out.append(
+        f"AIC and BIC count {result.n_params} parameters and n = {result.nobs} rows; BIC by subjects counts "
+        f"{result.k_cov if result.reml else result.n_params} and n = {result.n_subjects}."
+    )
+    if data.n_dropped:
+        out.append(f"{data.n_dropped} rows with missing values were left out.")
+    if data.dropped_columns:
+        out.append(f"Dropped because other columns determine them: {', '.join(data.dropped_columns)}.")
+    return out

@@ -1,0 +1,469 @@
+"""StructuredResults: labels on a fit with correlated or unequal residuals."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Any, Literal, NoReturn
+
+import numpy as np
+import pandas as pd
+
+from ..core import covariance
+from ..core.optimize import NewtonOptions
+from ..core.records import Fit, RandomEffects
+from ..core.residual import fit as core
+from ..core.residual.fit import ResidualFit
+from ..core.residual.terms import Parameter
+from ..core.types import Status
+from ..errors import DataError, UnsupportedError
+from ..formula.values import as_frame
+from ..inference.prediction import RandomChoice, prediction_rows
+from ..inference.quantities import readings
+from ..inference.simulation import response_for
+from ..inference.wald import covariance_standard_errors
+from ..lazy import handed_out
+from ..results import MixedLMResults
+from ..summary import Summary
+from .comparison import StructureComparison, compare_structures
+from .data import StructuredData
+from .diagnostics import autocorrelation, semivariogram
+from .parameters import parameter_table
+from .report import summary_of
+
+ResidualType = Literal["response", "pearson", "normalized"]
+RESIDUALS = ("response", "pearson", "normalized")
+
+
+class StructuredResults(MixedLMResults):
+    """A fitted model whose residuals are correlated within subjects, or of unequal variance.
+
+    Everything of ``MixedLMResults`` that does not assume independent residuals is here too: estimates, tests,
+    random effects, ``update``. Residuals ε_i ~ N(0, σ²R_i): ``scale`` is σ², the residual variance where all relative
+    standard deviations are 1 (of the first visit, stratum or arm).
+
+    Parameters
+    ----------
+    data : StructuredData
+    found : ResidualFit
+    reml, options, again : as of ``Estimates``.
+    """
+
+    _data: StructuredData
+
+    def __init__(
+        self,
+        data: StructuredData,
+        found: ResidualFit,
+        *,
+        reml: bool,
+        options: NewtonOptions = NewtonOptions(),
+        again: Callable[[Mapping[str, Any], Mapping[str, Any]], Any] | None = None,
+    ) -> None:
+        super().__init__(data, as_fit(found, data), reml=reml, options=options, again=again)
+        self._found = found
+
+    # ------------------------------------------------------------ the residual structure
+
+    @property
+    def structure(self) -> str:
+        """The residual structure as it was spelled."""
+        return self._data.term.spelling.text
+
+    @property
+    def visits(self) -> tuple[Any, ...]:
+        """Labels of the visits, in the order of the clock; empty for structures of distances."""
+        return self._data.term.visits
+
+    @property
+    def subjects(self) -> np.ndarray:
+        """Labels of the subjects."""
+        return self._data.term.subjects.copy()
+
+    @property
+    def n_subjects(self) -> int:
+        return len(self._data.term.subjects)
+
+    @property
+    def k_cov(self) -> int:
+        """Number of covariance parameters, σ among them."""
+        return len(self._found.params) + 1
+
+    @cached_property
+    def _parameters(self) -> list[Parameter]:
+        return core.parameters(self._found, self._data.blocks, reml=self.reml)
+
+    @handed_out
+    def residual_params(self) -> pd.DataFrame:
+        """The parameters of the residual structure as people read them, with intervals of 95 %.
+
+        Columns term, group (arm or stratum), parameter, estimate, se, lower, upper, note. Standard errors are by the
+        delta method from the exact Hessian of the deviance; intervals are symmetric on the scale that nlme's
+        ``intervals`` uses: log of standard deviations and ranges, Fisher's z or logit of correlations.
+        """
+        return parameter_table(self._parameters, self._data.term, 0.05)
+
+    def residual_intervals(self, alpha: float = 0.05) -> pd.DataFrame:
+        """``residual_params`` with intervals of another level, 1 − alpha."""
+        return parameter_table(self._parameters, self._data.term, alpha)
+
+    def residual_cov(self, subject: Any = None, *, correlation: bool = False) -> Any:
+        """Covariance of the residuals, response units²: nlme's ``getVarCov``, SAS's R.
+
+        Parameters
+        ----------
+        subject : label, optional
+            The subject whose rows it is for, in the order of its clock. None: the matrix of all visits where the
+            structure is by visit alone, a dict of them by arm where arms have their own; else that of the subject with
+            the most rows.
+        correlation : bool
+            Correlations instead.
+
+        Returns
+        -------
+        DataFrame, or dict of arm → DataFrame
+        """
+        if subject is None and self._by_visit:
+            found: Any = {arm: self._labelled(M, self.visits) for arm, M in self._visit_matrices.items()}
+            found = found if self._data.term.arms else next(iter(found.values()))
+        else:
+            rows = self._rows_of(self._typical if subject is None else subject)
+            found = self._labelled(core.residual_covariance(self._found, self._data.blocks, rows)[0], self._clock[rows])
+        if not correlation:
+            return found
+        return {arm: _correlations(M) for arm, M in found.items()} if isinstance(found, dict) else _correlations(found)
+
+    def marginal_cov(self, subject: Any = None) -> pd.DataFrame:
+        """Covariance of the responses of a subject, random effects among it, response units²: SAS's V.
+
+        None is the subject with the most rows.
+        """
+        rows = self._rows_of(self._typical if subject is None else subject)
+        return self._labelled(core.residual_covariance(self._found, self._data.blocks, rows)[1], self._clock[rows])
+
+    @property
+    def _by_visit(self) -> bool:
+        """Whether the covariance of a row pair depends on its visits (and arm) alone."""
+        return bool(self.visits) and not self._data.term.rows.variances
+
+    @cached_property
+    def _visit_matrices(self) -> dict[Any, np.ndarray]:
+        matrices = core.visit_covariances(self._found, self._data.blocks)
+        return dict(zip(self._data.term.arms or (None,), matrices, strict=True))
+
+    @property
+    def _typical(self) -> Any:
+        return self._data.term.subjects[int(np.argmax(self._data.subject_sizes))]
+
+    @cached_property
+    def _clock(self) -> pd.Index:
+        """Label of every row within its subject: its visit, or its coordinates."""
+        clock = self._data.term.rows.clock
+        if self.visits:
+            return pd.Index(np.array(self.visits, dtype=object))[clock].infer_objects()
+        return pd.Index(clock) if clock.ndim == 1 else pd.MultiIndex.from_arrays(list(clock.T))
+
+    def _labelled(self, matrix: np.ndarray, labels: Any) -> pd.DataFrame:
+        labels = pd.Index(labels, name=self._data.term.clock_name or None)
+        return pd.DataFrame(matrix, index=labels, columns=labels)
+
+    def _rows_of(self, subject: Any) -> np.ndarray:
+        """Positions of a subject's rows, in the order of its clock."""
+        term = self._data.term
+        at = pd.Index(term.subjects).get_indexer(pd.Index([subject]))[0] if subject is not None else 0
+        if at < 0 or (subject is None and len(term.subjects) > 1):
+            near = ", ".join(map(repr, term.subjects[:5].tolist()))
+            raise DataError(f"there is no {term.subject_name or 'subject'} {subject!r}; there are {near}, …")
+        rows = np.flatnonzero(term.rows.subject == at)
+        clock = term.rows.clock[rows]
+        return rows[np.argsort(clock, kind="stable")] if clock.ndim == 1 else rows
+
+    # ------------------------------------------------------------ criteria
+
+    def information_criteria(self, counting: Literal["lme4", "sas"] = "lme4") -> pd.Series:
+        """AIC, AICC and BIC by one of two ways of counting.
+
+        Parameters
+        ----------
+        counting : {"lme4", "sas"}
+            "lme4" (as ``aic``, ``bic``): all parameters, n rows. "sas" (PROC MIXED, R's mmrm): under REML covariance
+            parameters only; the n of AICC is rows less fixed effects, that of BIC the number of subjects.
+        """
+        if counting not in ("lme4", "sas"):
+            raise DataError(f"counting={counting!r} is unknown; use 'lme4' or 'sas'")
+        sas = counting == "sas"
+        k = self.k_cov if sas and self.reml else self.n_params
+        n = self.nobs - (self.k_fe if sas and self.reml else 0)
+        n = max(n, k + 2)
+        groups = self.n_subjects if sas else self.nobs
+        values = {
+            "AIC": self.deviance + 2.0 * k,
+            "AICC": self.deviance + 2.0 * k * n / (n - k - 1.0),
+            "BIC": self.deviance + k * np.log(groups),
+        }
+        return pd.Series(values, name=counting)
+
+    # ------------------------------------------------------------ random effects
+
+    @property
+    def _n_theta(self) -> int:
+        return sum(block.n_theta for block in self._data.template)
+
+    @cached_property
+    def _bars(self) -> tuple[Fit, float]:
+        """The fit as a function of the bars' θ alone, the residual's parameters profiled out, and its N.
+
+        With H = [[A, B], [Bᵀ, C]] and slope (g, h) of log σ̂² the profile has A − BC⁻¹Bᵀ, g − BC⁻¹h and
+        2/N' = 2/N + 2hᵀC⁻¹h, so that the covariance of (θ, log σ̂²) is what it is in the whole.
+        """
+        k, fit, dof = self._n_theta, self.fit, float(self.nobs - (self.k_fe if self.reml else 0))
+        H, slope = np.asarray(fit.hessian), np.asarray(fit.log_scale_slope)
+        if k == len(H):
+            return fit, dof
+        try:
+            inner = np.linalg.solve(H[k:, k:], np.column_stack([H[k:, :k], slope[k:]]))
+        except np.linalg.LinAlgError:
+            inner = np.full((len(H) - k, k + 1), np.nan)
+        profiled = dataclasses.replace(
+            fit,
+            theta=fit.theta[:k],
+            gradient=fit.gradient[:k],
+            hessian=H[:k, :k] - H[:k, k:] @ inner[:, :k],
+            log_scale_slope=slope[:k] - H[:k, k:] @ inner[:, k],
+        )
+        return profiled, 1.0 / (1.0 / dof + float(slope[k:] @ inner[:, k]))
+
+    @handed_out
+    def theta(self) -> pd.Series:
+        """Relative covariance parameters of the random effects (k,), dimensionless."""
+        return pd.Series(self.fit.theta[: self._n_theta], index=self._data.theta_names, name="theta")
+
+    @handed_out
+    def bse_re(self) -> pd.Series:
+        """Standard errors of the (co)variances of the random effects (k,), response units²."""
+        if not self._data.terms:
+            return pd.Series([], dtype=float, name="bse_re")
+        errors = covariance_standard_errors(self._bars[0], self._data.template, self._bars[1])
+        rows, columns = self._data.covariance_positions
+        return pd.Series(errors[rows, columns], index=self._data.covariance_names, name="bse_re")
+
+    @handed_out
+    def covariance_parameters(self) -> pd.DataFrame:
+        """Of the random effects' covariances as people read them: columns grp, parameter, estimate, se, note.
+
+        Those of the residuals are in ``residual_params``.
+        """
+        terms = zip(self._data.term_labels, self._data.terms, strict=True)
+        blocks = [(label, term.block, term.columns) for label, term in terms]
+        lines = readings(self._bars[0], blocks, self._bars[1])[:-1]
+        return pd.DataFrame(lines, columns=["grp", "parameter", "estimate", "se", "note"])
+
+    @cached_property
+    def _random_effects(self) -> tuple[RandomEffects, ...]:
+        return core.random_effects(self._found, self._data.blocks)
+
+    @property
+    def _factor(self) -> Any:
+        if not self._data.factors:
+            raise DataError("this model has no random effects: its residuals are in .resid and .residuals()")
+        return super()._factor
+
+    def is_singular(self, tol: float = 1e-4) -> bool:
+        """Whether a relative standard deviation of the random effects is below ``tol``, or the fit ended as singular."""
+        if self.status is Status.SINGULAR:
+            return True
+        if not self._data.terms:
+            return False
+        return bool(covariance.smallest_root(self.fit.theta[: self._n_theta], self._data.template) < tol)
+
+    # ------------------------------------------------------------ residuals
+
+    def residuals(self, type: ResidualType = "response", *, random_effects: bool = True) -> pd.Series:
+        """Residuals of the rows that were fitted.
+
+        Parameters
+        ----------
+        type : {"response", "pearson", "normalized"}
+            y − fitted; that over the standard deviation of each residual; that with the correlations taken away too,
+            L⁻¹r with LLᵀ the covariance of a subject's residuals, L lower triangular in the order of the clock
+            (SAS's ScaledResid, nlme's and mmrm's "normalized"): independent N(0, 1) if the model is right.
+        random_effects : bool
+            Whether the fitted values hold the BLUPs.
+        """
+        if type not in RESIDUALS:
+            raise DataError(f"type={type!r} is unknown; use {', '.join(map(repr, RESIDUALS))}")
+        r = (self.resid if random_effects else self._marginal_residuals).to_numpy()
+        if type == "pearson":
+            r = r / core.residual_sd(self._found, self._data.blocks)
+        elif type == "normalized":
+            r = core.normalized(self._found, self._data.blocks, r)
+        return pd.Series(r, index=self._data.index, name=f"{type} residual")
+
+    @property
+    def _marginal_residuals(self) -> pd.Series:
+        values = self._data.y - self._data.offset - self._data.X @ self.fit.beta
+        return pd.Series(values, index=self._data.index)
+
+    def acf(self, max_lag: int | None = None, type: ResidualType = "normalized", *, alpha: float = 0.05) -> pd.DataFrame:
+        """Empirical autocorrelation of the residuals within subjects: columns lag, acf, pairs, limit.
+
+        Lags count visits, or rows in the order of time for structures of distances. ``limit`` is where an
+        autocorrelation of independent residuals lies with probability 1 − alpha. ``type`` as of ``residuals``.
+        """
+        rows = self._data.term.rows
+        r = self.residuals(type).to_numpy()
+        return autocorrelation(r, rows.subject, self._steps, max_lag, alpha)
+
+    @property
+    def _steps(self) -> np.ndarray:
+        """(n,) whole-numbered clock of each row within its subject."""
+        rows = self._data.term.rows
+        if self.visits:
+            return rows.clock
+        order = np.lexsort((*rows.clock.reshape(self.nobs, -1).T[::-1], rows.subject))
+        sizes = np.bincount(rows.subject)
+        place = np.arange(self.nobs) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        out = np.empty(self.nobs, int)
+        out[order] = place
+        return out
+
+    def variogram(self, type: ResidualType = "pearson", *, bins: int = 20) -> pd.DataFrame:
+        """Semivariogram of the residuals within subjects: columns distance, semivariance, pairs.
+
+        Distances are those of the structure's clock or coordinates. Classes hold equally many pairs; where no more
+        than ``bins`` distances occur, each is one.
+        """
+        spelled, rows = self._data.term.spelling.correlation, self._data.term.rows
+        metric = "euclidean" if spelled is None else dict(spelled.options).get("metric", "euclidean")
+        return semivariogram(self.residuals(type).to_numpy(), rows.subject, np.asarray(rows.clock, float), bins, metric)
+
+    # ------------------------------------------------------------ prediction, simulation, refits
+
+    def predict(  # type: ignore[override]
+        self,
+        newdata: Any = None,
+        *,
+        random_effects: RandomChoice = True,
+        conditional: bool = False,
+        allow_new_levels: bool = False,
+        offset: Any = None,
+    ) -> pd.Series:
+        """Predicted means, response units.
+
+        Parameters
+        ----------
+        newdata : DataFrame or mapping of columns, optional
+            The rows that were fitted if None. A missing value gives NaN in its row.
+        random_effects, allow_new_levels, offset : as of ``MixedLMResults.predict``.
+        conditional : bool
+            Given all that was observed of the row's subject: the correlations with its residuals count beside the
+            random effects (E[y_new | y]), as in mmrm's ``predict(conditional = TRUE)``. A row that was fitted is
+            predicted by its own response. New subjects get their mean.
+        """
+        if not conditional:
+            return super().predict(
+                newdata, random_effects=random_effects, allow_new_levels=allow_new_levels, offset=offset
+            )
+        if random_effects is not True:
+            raise DataError("conditional=True conditions on all observations of a subject: leave random_effects=True")
+        if newdata is None:
+            return pd.Series(self._data.y, index=self._data.index, name="predicted")
+        return self._conditional(newdata, allow_new_levels, offset)
+
+    def _conditional(self, newdata: Any, allow_new_levels: bool, offset: Any) -> pd.Series:
+        frame = as_frame(newdata)
+        rows = prediction_rows(self._data, frame, True, allow_new_levels=allow_new_levels, offset=offset)
+        state: Any = self._data.design.state
+        mean = rows.X @ self.fit.beta + rows.offset
+        added = conditional_effects(self._found, self._data, rows, state.rebuild_residual(frame))
+        missing = rows.missing.copy()
+        for part in rows.factors:
+            missing |= part.missing
+        return pd.Series(np.where(missing, np.nan, mean + added), index=rows.labels, name="predicted")
+
+    def simulate(  # type: ignore[override]
+        self, n: int = 1, *, seed: int | np.random.Generator, random_effects: Literal["new", "conditional"] = "new"
+    ) -> pd.DataFrame:
+        """Simulated responses of the fitted rows, (n_rows, n), with the fitted correlations: parametric bootstrap.
+
+        Parameters as of ``MixedLMResults.simulate``.
+        """
+        if random_effects not in ("new", "conditional"):
+            raise DataError(f"random_effects={random_effects!r} is unknown; use 'new' or 'conditional'.")
+        if not isinstance(n, (int, np.integer)) or n < 1:
+            raise DataError(f"n={n!r}: simulate a whole number of responses, 1 or more")
+        rng = np.random.default_rng(seed)
+        new = random_effects == "new"
+        mean = self.fittedvalues.to_numpy() if not new else self._data.X @ self.fit.beta + self._data.offset
+        noise = core.colour(self._found, self._data.blocks, rng.standard_normal((self.nobs, n)), marginal=new)
+        return pd.DataFrame(mean[:, None] + noise, index=self._data.index)
+
+    def refit(self, new_y: Any, *, start: Any = None) -> StructuredResults:
+        """Fit the same design to another response (n_rows,), such as a column of ``simulate``."""
+        from .fitting import fit_structured
+
+        data = self._data.with_response(response_for(self._data, new_y))
+        return fit_structured(data, self.reml, start, self._options)
+
+    def compare_structures(self, structures: Sequence[str]) -> StructureComparison:
+        """Fit other residual structures to the same rows and rank them by AIC and BIC.
+
+        Parameters
+        ----------
+        structures : words, such as ``["us", "toeph", "ar1h", "cs"]``, which take this model's visit and subject, or
+            whole spellings, ``"car1(time | id)"``.
+        """
+        return compare_structures(self, structures)
+
+    def refit_many(self, Y: Any, **options: Any) -> NoReturn:
+        """Not there for structured residuals: refit column by column with ``refit``."""
+        raise UnsupportedError("refit_many needs independent residuals: use [fit.refit(Y[c]) for c in Y]")
+
+    def bootstrap(self, n: int = 1000, **options: Any) -> NoReturn:
+        """Not there for structured residuals: ``simulate`` and ``refit``."""
+        raise UnsupportedError("bootstrap needs independent residuals: refit the columns of simulate(n, seed=…)")
+
+    def prediction(self, newdata: Any = None, **options: Any) -> NoReturn:
+        """Not there yet for structured residuals: ``predict``."""
+        raise UnsupportedError("intervals of predictions need independent residuals: use predict(), or emmeans()")
+
+    def get_prediction(self, exog: Any = None, transform: bool = True, **options: Any) -> NoReturn:
+        """Not there yet for structured residuals: ``predict``."""
+        raise UnsupportedError("intervals of predictions need independent residuals: use predict(), or emmeans()")
+
+    def profile_re(self, *arguments: Any, **options: Any) -> NoReturn:
+        """Not there yet for structured residuals."""
+        raise UnsupportedError("profile_re needs independent residuals; standard errors are in .residual_params")
+
+    # ------------------------------------------------------------ report
+
+    def summary(self, title: str | None = None, alpha: float = 0.05) -> Summary:
+        """Criterion, estimates, the residual structure with its matrix, random effects, and how the fit ended."""
+        return summary_of(self, self._data, title, alpha)
+
+
+def as_fit(found: ResidualFit, data: StructuredData) -> Fit:
+    """The arrays in the record of every fit; its θ holds all the covariance parameters."""
+    k = sum(block.n_theta for block in data.template)
+    return Fit(
+        theta=found.params,
+        relative_factor=covariance.factor(found.params[:k], data.template) if k else np.zeros((0, 0)),
+        beta=found.beta,
+        sigma=np.float64(found.sigma),
+        unscaled_cov=found.unscaled_cov,
+        deviance=np.float64(found.deviance),
+        gradient=found.gradient,
+        hessian=found.hessian,
+        log_scale_slope=found.log_scale_slope,
+        decrease=np.float64(found.decrease),
+        iterations=np.int32(found.n_iter),
+        status=np.int32(found.status),
+        optima=np.int32(found.optima),
+        compiled=np.bool_(False),
+    )
+
+
+def _correlations(M: pd.DataFrame) -> pd.DataFrame:
+    sd = np.sqrt(np.diag(M))
+    return M / np.outer(sd, sd)
