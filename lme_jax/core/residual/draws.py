@@ -1,0 +1,46 @@
+"""Covariances of all rows at a fit: standard deviations, matrices of the visits, noise with the fitted correlations."""
+
+import numpy as np
+
+from .data import BlockData
+from .fit import ResidualFit
+from .model import grids, pattern
+from .stacks import Stack
+
+
+def visit_covariances(fit: ResidualFit, data: BlockData) -> np.ndarray:
+    """(A, T, T) covariance of the residuals at all visits, per arm; of structures by visit, variance functions aside."""
+    return fit.sigma**2 * grids(data.model, fit.params * data.unit)[0]
+
+
+def residual_sd(fit: ResidualFit, data: BlockData) -> np.ndarray:
+    """(n,) standard deviations of the residuals, response units."""
+    out = np.empty(len(data.y))
+    for stack in data.stacks:
+        variance = np.diagonal(_covariance(fit, data, stack, marginal=False), axis1=1, axis2=2)
+        here = stack.rows >= 0
+        out[stack.rows[here]] = np.sqrt(variance[stack.member])[here]
+    return fit.sigma * out / _root_weights(data)
+
+
+def coloured(fit: ResidualFit, data: BlockData, z: np.ndarray, *, marginal: bool) -> np.ndarray:
+    """Noise (n, m) with the covariance of the residuals, or of the responses if ``marginal``, of independent z (n, m)."""
+    out = np.empty_like(z)
+    for stack in data.stacks:
+        L = np.linalg.cholesky(_covariance(fit, data, stack, marginal))
+        here = stack.rows >= 0
+        drawn = np.where(here[:, :, None], z[stack.rows], 0.0)
+        out[stack.rows[here]] = (L[stack.member] @ drawn)[here]
+    return fit.sigma * out / _root_weights(data)[:, None]
+
+
+def _covariance(fit: ResidualFit, data: BlockData, stack: Stack, marginal: bool) -> np.ndarray:
+    """(P, n, n) V or R of a stack, σ = 1, the identity where it has no rows."""
+    at = pattern(data.model, fit.params * data.unit, stack, derivatives=False)
+    if marginal:
+        return at.V
+    return at.R + np.eye(at.R.shape[1]) * (~stack.present)[:, :, None]
+
+
+def _root_weights(data: BlockData) -> np.ndarray:
+    return np.ones(len(data.y)) if data.weights is None else np.sqrt(data.weights)
