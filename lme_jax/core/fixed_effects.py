@@ -35,9 +35,7 @@ class Jets(NamedTuple):
     bend: np.ndarray | None = None
 
 
-def jets(
-    fitted: Fit, data: Statistics, *, reml: bool = True, second: bool = False, natural: bool = False
-) -> Jets:
+def jets(fitted: Fit, data: Statistics, *, reml: bool = True, second: bool = False, natural: bool = False) -> Jets:
     """``Jets`` at a fit, or at any (β, θ, σ) that it holds; NumPy.
 
     Parameters
@@ -57,44 +55,55 @@ def jets(
         params = convert(params, "sqrt", "natural", n_fixed=p, template=data.template)
     scale: Scale = "natural" if natural else "sqrt"
     whole, first, moves, bends = likelihood.expand(params, data, scale=scale, reml=reml)
-    found = _of_moves(first, moves, bends, sigma2, data, second)._replace(
-        information=_without_beta(-whole.hessian, p), expected=_expected(first, moves, sigma2, data, reml)
-    )
+    bent = likelihood.bent(first, bends, len(moves.trace))[:, :, :p, :p] if second else None
+    N = float(likelihood.totals_of(data).n_rows)
+    of_fixed = likelihood.fixed_traces(first.M, moves) if reml and p else None
+    expected = expected_information(moves.trace, moves.trace2, of_fixed, N - p if reml else N, sigma2)
+    F = moves.BB[:, :p, :, :p] if second else None
+    back = likelihood.totals_of(data).basis.map[:p, :p]
+    found = assembled(whole.hessian, first.M, moves.B[:, :p, :p], F, bent, back, sigma2, expected)
     return _linear(found, params, p, data) if natural else found
+
+
+def assembled(
+    hessian: np.ndarray,
+    M: np.ndarray,
+    X_a: np.ndarray,
+    F: np.ndarray | None,
+    bent: np.ndarray | None,
+    back: np.ndarray,
+    sigma2: float,
+    expected: np.ndarray,
+) -> Jets:
+    """``Jets`` from the Hessian of ℓ in (β, θ, σ²) and what moves M = XᵀV⁻¹X, X conditioned by ``back``.
+
+    Parameters
+    ----------
+    M : (p, p); X_a : (k, p, p); F : (k, p, k, p) F_ab and bent : (k, k, p, p) X_ab, None where no second derivatives
+        are asked for. back : (p, p) with X conditioned = X·back. expected : (k + 1, k + 1).
+    """
+    p, k = len(M), len(X_a)
+    inverse = back @ np.linalg.inv(M) @ back.T
+    user = np.linalg.inv(back)
+    X_a = user.T @ X_a @ user
+    slope = np.concatenate([sigma2 * inverse @ X_a @ inverse, inverse[None]])
+    found = Jets(sigma2 * inverse, slope, None, _without_beta(-hessian, p), expected)
+    if F is None or bent is None:
+        return found
+    curve, bend = np.zeros((2, k + 1, k + 1, p, p))
+    F = np.einsum("ci,acbd,dj->abij", user, F, user, optimize=True)
+    products = np.einsum("aij,jk,bkl->abil", X_a, inverse, X_a, optimize=True)
+    inner = products + np.swapaxes(products, 0, 1) - F - np.swapaxes(F, 0, 1)
+    bent = user.T @ bent @ user
+    curve[:k, :k], bend[:k, :k] = sigma2 * inverse @ (inner + bent) @ inverse, sigma2 * inverse @ bent @ inverse
+    for out in (curve, bend):
+        out[:k, k] = out[k, :k] = slope[:k] / sigma2
+    return found._replace(curve=curve, bend=bend)
 
 
 def _without_beta(information: np.ndarray, p: int) -> np.ndarray:
     own, across = information[p:, p:], information[:p, p:]
     return own - across.T @ np.linalg.solve(information[:p, :p], across) if p else own
-
-
-def _of_moves(
-    first: likelihood.Sums,
-    moves: likelihood.Moves,
-    bends: list[np.ndarray | None],
-    sigma2: float,
-    data: Statistics,
-    second: bool,
-) -> Jets:
-    """Cov β̂ and its derivatives in the parameters of the moves and σ²; the informations are left empty."""
-    p, k = len(first.M), len(moves.trace)
-    back = likelihood.totals_of(data).basis.map[:p, :p]
-    inverse = back @ np.linalg.inv(first.M) @ back.T
-    user = np.linalg.inv(back)
-    X_a = user.T @ moves.B[:, :p, :p] @ user
-    slope = np.concatenate([sigma2 * inverse @ X_a @ inverse, inverse[None]])
-    found = Jets(sigma2 * inverse, slope, None, np.empty((0, 0)), np.empty((0, 0)))
-    if not second:
-        return found
-    curve, bend = np.zeros((2, k + 1, k + 1, p, p))
-    F = np.einsum("ci,acbd,dj->abij", user, moves.BB[:, :p, :, :p], user, optimize=True)
-    products = np.einsum("aij,jk,bkl->abil", X_a, inverse, X_a, optimize=True)
-    inner = products + np.swapaxes(products, 0, 1) - F - np.swapaxes(F, 0, 1)
-    bent = user.T @ likelihood.bent(first, bends, k)[:, :, :p, :p] @ user
-    curve[:k, :k], bend[:k, :k] = sigma2 * inverse @ (inner + bent) @ inverse, sigma2 * inverse @ bent @ inverse
-    for out in (curve, bend):
-        out[:k, k] = out[k, :k] = slope[:k] / sigma2
-    return found._replace(curve=curve, bend=bend)
 
 
 def _linear(found: Jets, params: np.ndarray, p: int, data: Statistics) -> Jets:
@@ -108,15 +117,24 @@ def _linear(found: Jets, params: np.ndarray, p: int, data: Statistics) -> Jets:
     return found._replace(slope=slope, curve=curve, expected=expected, bend=None)
 
 
-def _expected(first: likelihood.Sums, m: likelihood.Moves, sigma2: float, data: Statistics, reml: bool) -> np.ndarray:
-    """½tr(V⁻¹V_aV⁻¹V_b), with P in the place of V⁻¹ under REML; V in the units of σ²."""
-    p, k = len(first.M), len(m.trace)
+def expected_information(
+    trace: np.ndarray,
+    trace2: np.ndarray,
+    of_fixed: tuple[np.ndarray, np.ndarray, np.ndarray] | None,
+    N: float,
+    sigma2: float,
+) -> np.ndarray:
+    """(k + 1, k + 1) ½tr(V⁻¹V_aV⁻¹V_b) with σ² last; with P in the place of V⁻¹ where ``fixed_traces`` are given.
+
+    Parameters
+    ----------
+    trace : (k,); trace2 : (k, k); see ``likelihood.Moves``. N : n or, under REML, n − p.
+    """
+    k = len(trace)
+    if of_fixed is not None:
+        X_a, twice, products = of_fixed
+        trace, trace2 = trace - X_a, trace2 - twice - twice.T + products
     out = np.empty((k + 1, k + 1))
-    trace, trace2 = m.trace, m.trace2
-    N = float(likelihood.totals_of(data).n_rows)
-    if reml and p:
-        X_a, twice, products = likelihood.fixed_traces(first.M, m)
-        trace, trace2, N = trace - X_a, trace2 - twice - twice.T + products, N - p
     out[:k, :k] = 0.5 * trace2
     out[:k, k] = out[k, :k] = 0.5 * trace / sigma2
     out[k, k] = 0.5 * N / sigma2**2

@@ -1,0 +1,264 @@
+"""Correlation structures by visit."""
+
+from functools import lru_cache
+
+import numpy as np
+
+from .. import correlations
+from ..jets import Jet, elementwise
+from . import arma
+from .families import Family, Moments, Natural, Options, bend_of_lags, heterogeneous, lag_sums, lags, of_lags
+
+# Correlations that a start is given at most.
+STEEPEST = 0.95
+# The least eigenvalue of an unstructured start in correlation form.
+FLOOR = 1e-3
+
+
+def _one(T: int, options: Options) -> int:
+    return 1
+
+
+def lag_correlations(m: Moments) -> np.ndarray:
+    """(T,) correlations of the lags, over all pairs that are seen; 0 where there is none."""
+    seen = lag_sums(m.pairs)
+    r = lag_sums(m.R * m.pairs) / np.maximum(seen, 1e-300)
+    return np.clip(np.where(seen > 0, r, 0.0), -STEEPEST, STEEPEST)
+
+
+def _rho(name: str, k: int, angle: float, at: int, n: int) -> Natural:
+    """sin φ of the ``at``-th of n angles."""
+    slope = np.zeros(n)
+    slope[at] = np.cos(angle)
+    return Natural(name, (k,) if k else (), float(np.sin(angle)), slope, "atanh", -1.0, 1.0)
+
+
+# ---------------------------------------------------------------- none
+
+IDENTITY = Family(
+    size=lambda T, options: 0,
+    first=lambda rho, T, options: (np.eye(T), np.zeros((0, T, T))),
+    bend=lambda rho, T, options, S: np.zeros((0, 0)),
+    starts=lambda m, T, options: [np.zeros(0)],
+    edges=lambda rho, T, options: np.zeros(0),
+    natural=lambda rho, T, options: [],
+    pairs=False,
+)
+
+# ---------------------------------------------------------------- AR(1)
+
+
+def _ar1_first(rho: np.ndarray, T: int, options: Options) -> tuple[np.ndarray, np.ndarray]:
+    if T == 1:
+        return np.ones((1, 1)), np.zeros((1, 1, 1))
+    R, R1, _ = correlations.AR1.derivatives(rho, T, ())
+    return R, np.moveaxis(R1, 2, 0)
+
+
+def _ar1_bend(rho: np.ndarray, T: int, options: Options, S: np.ndarray) -> np.ndarray:
+    if T == 1:
+        return np.zeros((1, 1))
+    R2 = correlations.AR1.derivatives(rho, T, ())[2]
+    return np.array([[(S * R2[:, :, 0, 0]).sum()]])
+
+
+def _ar1_starts(m: Moments, T: int, options: Options) -> list[np.ndarray]:
+    """ρ from the shortest lag that is seen."""
+    seen = np.flatnonzero(lag_sums(m.pairs)[1:] > 0) + 1
+    if not len(seen):
+        return [np.zeros(1)]
+    r = lag_correlations(m)[seen[0]]
+    size = min(abs(r) ** (1.0 / seen[0]), STEEPEST)
+    return [np.arcsin(np.array([np.sign(r) * size if seen[0] % 2 else size]))]
+
+
+AR1 = Family(
+    size=_one,
+    first=_ar1_first,
+    bend=_ar1_bend,
+    starts=_ar1_starts,
+    edges=lambda rho, T, options: np.abs(np.cos(rho)),
+    natural=lambda rho, T, options: [_rho("rho", 0, rho[0], 0, 1)],
+)
+
+# ---------------------------------------------------------------- compound symmetry
+
+
+def _cs_first(rho: np.ndarray, T: int, options: Options) -> tuple[np.ndarray, np.ndarray]:
+    R, R1, _ = correlations.COMPOUND_SYMMETRY.derivatives(rho, T, ())
+    return R, np.moveaxis(R1, 2, 0)
+
+
+def _cs_bend(rho: np.ndarray, T: int, options: Options, S: np.ndarray) -> np.ndarray:
+    R2 = correlations.COMPOUND_SYMMETRY.derivatives(rho, T, ())[2]
+    return np.array([[(S * R2[:, :, 0, 0]).sum()]])
+
+
+def _cs_starts(m: Moments, T: int, options: Options) -> list[np.ndarray]:
+    off = np.tril(m.pairs, -1)
+    r = np.clip((off * m.R).sum() / max(off.sum(), 1.0), -0.9 / (T - 1), STEEPEST)
+    return [np.arcsin(np.sqrt(np.array([(r * (T - 1.0) + 1.0) / T])))]
+
+
+def _cs_natural(rho: np.ndarray, T: int, options: Options) -> list[Natural]:
+    R, R1 = _cs_first(rho, T, options)
+    return [Natural("rho", (), float(R[0, 1]), R1[:, 0, 1], "logit", -1.0 / (T - 1), 1.0)]
+
+
+CS = Family(
+    size=_one,
+    first=_cs_first,
+    bend=_cs_bend,
+    starts=_cs_starts,
+    edges=lambda rho, T, options: np.abs(np.concatenate([np.sin(rho), np.cos(rho)])),
+    natural=_cs_natural,
+)
+
+# ---------------------------------------------------------------- Toeplitz
+
+
+def _partial(rho: np.ndarray) -> Jet:
+    return elementwise(np.sin(rho), np.cos(rho), -np.sin(rho))
+
+
+def _toep_starts(m: Moments, T: int, options: Options) -> list[np.ndarray]:
+    return [correlations.TOEPLITZ.angles(lag_correlations(m)[lags(T)], T, ())]
+
+
+def _toep_natural(rho: np.ndarray, T: int, options: Options) -> list[Natural]:
+    r = correlations.autocorrelations(_partial(rho))
+    return [Natural("correlation", (k,), float(r.value[k]), r.first[:, k], "atanh", -1.0, 1.0) for k in range(1, T)]
+
+
+TOEPLITZ = Family(
+    size=lambda T, options: T - 1,
+    first=lambda rho, T, options: of_lags(correlations.autocorrelations(_partial(rho)), T),
+    bend=lambda rho, T, options, S: bend_of_lags(correlations.autocorrelations(_partial(rho)), S),
+    starts=_toep_starts,
+    edges=lambda rho, T, options: np.abs(np.cos(rho)),
+    natural=_toep_natural,
+)
+
+# ---------------------------------------------------------------- ante-dependence
+
+
+def _ad_matrix(rho: np.ndarray, T: int) -> np.ndarray:
+    """C_ij = Π_{t = j}^{i − 1} sin φ_t, without a division."""
+    C, r = np.eye(T), np.sin(rho)
+    for i in range(1, T):
+        C[i, :i] = r[i - 1] * C[i - 1, :i]
+    return C
+
+
+def _ad_first(rho: np.ndarray, T: int, options: Options) -> tuple[np.ndarray, np.ndarray]:
+    C, first = _ad_matrix(rho, T), np.zeros((T - 1, T, T))
+    for a in range(T - 1):
+        first[a, a + 1 :, : a + 1] = np.cos(rho[a]) * np.outer(C[a + 1 :, a + 1], C[a, : a + 1])
+    return C + np.tril(C, -1).T, first + first.swapaxes(1, 2)
+
+
+def _ad_bend(rho: np.ndarray, T: int, options: Options, S: np.ndarray) -> np.ndarray:
+    C, r, slope = _ad_matrix(rho, T), np.sin(rho), np.cos(rho)
+    S, out = np.tril(S + S.T, -1), np.zeros((T - 1, T - 1))
+    for a in range(T - 1):
+        # What lies to the left of a, then what lies to the right of every b ≥ a.
+        left = S[:, : a + 1] @ C[a, : a + 1]
+        out[a, a] = -r[a] * (left[a + 1 :] @ C[a + 1 :, a + 1])
+        for b in range(a + 1, T - 1):
+            out[a, b] = out[b, a] = slope[a] * slope[b] * C[b, a + 1] * (left[b + 1 :] @ C[b + 1 :, b + 1])
+    return out
+
+
+def _ad_starts(m: Moments, T: int, options: Options) -> list[np.ndarray]:
+    return [np.arcsin(np.clip(np.diagonal(m.R, -1), -STEEPEST, STEEPEST))]
+
+
+ANTE = Family(
+    size=lambda T, options: T - 1,
+    first=_ad_first,
+    bend=_ad_bend,
+    starts=_ad_starts,
+    edges=lambda rho, T, options: np.abs(np.cos(rho)),
+    natural=lambda rho, T, options: [_rho("rho", t + 1, rho[t], t, T - 1) for t in range(T - 1)],
+    adjacent=True,
+)
+
+# ---------------------------------------------------------------- unstructured
+
+
+@lru_cache(maxsize=64)
+def _places(T: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows and columns of the lower triangle less its first entry, and which entries share a column (k, k)."""
+    rows, columns = (a[1:] for a in np.tril_indices(T))
+    return rows, columns, columns[:, None] == columns
+
+
+def root(rho: np.ndarray, T: int) -> np.ndarray:
+    """L with L₁₁ = 1."""
+    L = np.zeros((T, T))
+    L[0, 0] = 1.0
+    L[_places(T)[:2]] = rho
+    return L
+
+
+def _us_first(rho: np.ndarray, T: int, options: Options) -> tuple[np.ndarray, np.ndarray]:
+    L, (rows, columns, _) = root(rho, T), _places(T)
+    half = np.zeros((len(rho), T, T))
+    half[np.arange(len(rho)), rows] = L[:, columns].T
+    return L @ L.T, half + half.swapaxes(1, 2)
+
+
+def _us_bend(rho: np.ndarray, T: int, options: Options, S: np.ndarray) -> np.ndarray:
+    rows, _, same = _places(T)
+    return np.where(same, (S + S.T)[np.ix_(rows, rows)], 0.0)
+
+
+def _us_starts(m: Moments, T: int, options: Options) -> list[np.ndarray]:
+    """The moments, shrunk towards no correlation only as far as a least eigenvalue needs."""
+    least = float(np.linalg.eigvalsh(m.R)[0])
+    share = 1.0 if least >= FLOOR else (1.0 - FLOOR) / (1.0 - least)
+    R = np.eye(T) + share * (m.R - np.diag(np.diagonal(m.R)))
+    L = np.linalg.cholesky(R * np.outer(m.sd, m.sd) / m.sd[0] ** 2)
+    return [L[_places(T)[:2]]]
+
+
+def _us_natural(rho: np.ndarray, T: int, options: Options) -> list[Natural]:
+    M, M1 = _us_first(rho, T, options)
+    sd = np.sqrt(np.diagonal(M))
+    sd1 = M1[:, np.arange(T), np.arange(T)] / (2.0 * np.maximum(sd, 1e-300))
+    out = [Natural("sd", (t,), float(sd[t]), sd1[:, t], "log", 0.0, np.inf, True) for t in range(T)]
+    for i in range(T):
+        for j in range(i):
+            size = max(sd[i] * sd[j], 1e-300)
+            r = M[i, j] / size
+            slope = M1[:, i, j] / size - r * (sd1[:, i] / max(sd[i], 1e-300) + sd1[:, j] / max(sd[j], 1e-300))
+            out.append(Natural("correlation", (i, j), float(r), slope, "atanh", -1.0, 1.0))
+    return out
+
+
+UNSTRUCTURED = Family(
+    size=lambda T, options: T * (T + 1) // 2 - 1,
+    first=_us_first,
+    bend=_us_bend,
+    starts=_us_starts,
+    edges=lambda rho, T, options: np.abs(np.diagonal(root(rho, T))) / np.sqrt((root(rho, T) ** 2).sum(1)),
+    natural=_us_natural,
+    heterogeneous=True,
+    each=True,
+)
+
+# ---------------------------------------------------------------- the words
+
+BY_VISIT = {
+    "ident": IDENTITY,
+    "us": UNSTRUCTURED,
+    "toep": TOEPLITZ,
+    "toeph": heterogeneous(TOEPLITZ),
+    "ar1": AR1,
+    "ar1h": heterogeneous(AR1),
+    "cs": CS,
+    "csh": heterogeneous(CS),
+    "ad": ANTE,
+    "adh": heterogeneous(ANTE),
+    "arma": arma.ARMA,
+}
