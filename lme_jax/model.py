@@ -70,8 +70,8 @@ def lmer(
         Correlation of the residuals within subjects: ``"ar1(visit | id)"``, ``"car1(time | id)"`` …
         (``docs/residual.md``).
     variance : str, optional
-        Variance function of the residuals: ``"ident(sex)"``, ``"power(age)"`` …, or several joined by ``*``. With either
-        the formula needs no bars.
+        Variance function of the residuals: ``"ident(sex)"``, ``"power(age)"`` …, or several joined by ``*``. With
+        either the formula needs no bars.
     start : (k,), optional
         θ to start from.
     options : NewtonOptions
@@ -130,9 +130,11 @@ def _fitted(design: Design, kept: Mapping[str, Any], start: Any) -> MixedLMResul
     if design.residual is None:
         return fit_model(ModelData.from_design(design, factor_in_names=True), *how)
     from .structured.data import StructuredData
-    from .structured.fitting import fit_structured
+    from .structured.results import fit_structured
 
-    return fit_structured(StructuredData.from_design(design, factor_in_names=True), *how)
+    data = StructuredData.from_design(design, factor_in_names=True)
+    assert isinstance(data, StructuredData)
+    return fit_structured(data, *how)
 
 
 def _fit_again(

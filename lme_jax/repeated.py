@@ -95,8 +95,8 @@ def mmrm(
     formula, residual = split_residual(formula)
     if residual is None:
         raise FormulaError(
-            f"The formula {formula!r} names no residual structure: add one, such as us(visit | id), whose variables are "
-            "the visit and the subject."
+            f"The formula {formula!r} names no residual structure: add one, such as us(visit | id), of the visit and "
+            "the subject."
         )
     arguments = _arguments(formula, data, residual, variance, weights, offset, contrasts, missing, subset)
     return fit_formula(arguments, reml, start, options, namespace(1))  # type: ignore[return-value]

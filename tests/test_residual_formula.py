@@ -5,10 +5,8 @@ import pandas as pd
 import pytest
 
 from lme_jax import datasets
-from lme_jax.core.residual.registry import FAMILIES, VARIANCES
 from lme_jax.errors import DataError, DroppedRowsWarning, FormulaError, LmeJaxWarning
 from lme_jax.formula import design_from_formula
-from lme_jax.formula import residual_words as words
 from lme_jax.formula.residual_words import parse_correlation, parse_variance
 from lme_jax.formula.terms import split_residual
 
@@ -20,14 +18,6 @@ def orthodont() -> pd.DataFrame:
 
 def term(data, residual=None, variance=None, formula="distance ~ age"):
     return design_from_formula(formula, data, residual=residual, variance=variance, bars=False).residual
-
-
-def test_words_are_those_of_the_core():
-    own = {name: entry for name, entry in FAMILIES.items() if name != "ident"}
-    assert set(words.OPTIONS) == set(own)
-    assert set(words.VARIANCES) == set(VARIANCES)
-    assert {name for name in own if own[name].distance} == set(words.DISTANCES)
-    assert {name: set(options) for name, options in words.OPTIONS.items()} == {n: set(own[n].options) for n in own}
 
 
 @pytest.mark.parametrize(

@@ -325,7 +325,8 @@ def _check_term(term: RandomTerm, n: int) -> None:
         raise DataError(
             f"The term ({' + '.join(term.columns)} | {term.factor}) has {m} * {q} = {m * q} random effects "
             f"for {n} rows, so they cannot be told from the residuals. "
-            "Use fewer effects, or || for uncorrelated ones."
+            "Use fewer effects, or || for uncorrelated ones; for correlated residuals of repeated measures "
+            "residual='us(visit | id)', or mmrm()."
         )
 
 

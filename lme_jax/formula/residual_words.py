@@ -11,31 +11,15 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from lme_jax.core.residual.registry import FAMILIES, VARIANCES
 from lme_jax.errors import FormulaError
 from lme_jax.formula.syntax import Binary, Call, Name, Node, Number, String, Unary, parse, walk
 from lme_jax.formula.wrappers import strip
 
-# Structures whose clock are visits, and those of distances; with the options of each.
-VISITS: dict[str, tuple[str, ...]] = {
-    "us": (),
-    "toep": (),
-    "toeph": (),
-    "ar1": (),
-    "ar1h": (),
-    "cs": (),
-    "csh": (),
-    "ad": (),
-    "adh": (),
-    "arma": ("p", "q"),
-}
-DISTANCES: dict[str, tuple[str, ...]] = {
-    "car1": ("nugget",),
-    "sp_exp": ("nugget", "metric"),
-    "sp_gau": ("nugget", "metric"),
-    "sp_rat": ("nugget", "metric"),
-}
-OPTIONS = VISITS | DISTANCES
-VARIANCES = ("ident", "power", "exp", "constpower", "fixed")
+# Word → the names of its options; those whose clock are visits, those of distances.
+OPTIONS = {word: tuple(entry.options) for word, entry in FAMILIES.items() if word != "ident"}
+VISITS = tuple(word for word in OPTIONS if not FAMILIES[word].distance)
+DISTANCES = tuple(word for word in OPTIONS if FAMILIES[word].distance)
 METRICS = ("euclidean", "manhattan", "maximum")
 
 _OTHERS = {

@@ -84,19 +84,19 @@ def matrices(result: Any) -> list[tuple[str, pd.DataFrame]]:
     if not isinstance(covariances, dict):
         covariances = {None: covariances}
     out = []
-    for arm, M in covariances.items():
-        if len(M) > SHOWN_VISITS or len(M) < 2:
+    for arm, matrix in covariances.items():
+        if len(matrix) > SHOWN_VISITS or len(matrix) < 2:
             continue
         of = f", {result._data.term.arm_name} {arm}" if arm is not None else ""
         of += "" if result._by_visit else f", {result._data.term.subject_name} {result._typical}"
-        out.append((f"Residual SD and correlations{of}", _sd_and_correlations(M)))
+        out.append((f"Residual SD and correlations{of}", _sd_and_correlations(matrix)))
     return out
 
 
-def _sd_and_correlations(M: pd.DataFrame) -> pd.DataFrame:
-    sd = np.sqrt(np.diag(M))
-    R = np.where(np.tri(len(M), k=-1, dtype=bool), M / np.outer(sd, sd), np.nan)
-    names = [str(name) for name in M.columns]
+def _sd_and_correlations(matrix: pd.DataFrame) -> pd.DataFrame:
+    sd = np.sqrt(np.diag(matrix))
+    R = np.where(np.tri(len(sd), k=-1, dtype=bool), matrix / np.outer(sd, sd), np.nan)
+    names = [str(name) for name in matrix.columns]
     shown = pd.DataFrame(R[:, :-1], index=names, columns=names[:-1])
     shown.insert(0, "SD", sd)
     return shown
@@ -105,7 +105,7 @@ def _sd_and_correlations(M: pd.DataFrame) -> pd.DataFrame:
 def notes(result: Any, data: StructuredData) -> list[str]:
     """How the search ended, what the criteria count, and what was left out."""
     iterations, left = int(result.fit.iterations), float(result.fit.decrease)
-    out = [f"The optimiser {result.status_text} after {iterations} evaluations;"]
+    out = [f"{result.status_text[:1].upper()}{result.status_text[1:]}; {iterations} evaluations;"]
     out.append(f"½gᵀH⁻¹g = {left:.1e} deviance units remain.")
     out.append(
         f"AIC and BIC count {result.n_params} parameters and n = {result.nobs} rows; BIC by subjects counts "

@@ -14,12 +14,16 @@ from ..core import covariance
 from ..core.optimize import NewtonOptions
 from ..core.records import Fit, RandomEffects
 from ..core.residual import fit as core
+from ..core.residual.conditional import conditional as conditional_rows
+from ..core.residual.draws import coloured, residual_sd, visit_covariances
 from ..core.residual.fit import ResidualFit
+from ..core.residual.stacks import Rows
 from ..core.residual.terms import Parameter
 from ..core.types import Status
 from ..errors import DataError, UnsupportedError
+from ..fitting import read_options, read_reml
 from ..formula.values import as_frame
-from ..inference.prediction import RandomChoice, prediction_rows
+from ..inference.prediction import PredictionRows, RandomChoice, interval_table, prediction_rows
 from ..inference.quantities import readings
 from ..inference.simulation import response_for
 from ..inference.wald import covariance_standard_errors
@@ -27,8 +31,9 @@ from ..lazy import handed_out
 from ..results import MixedLMResults
 from ..summary import Summary
 from .comparison import StructureComparison, compare_structures
-from .data import StructuredData
+from .data import StructuredData, new_rows
 from .diagnostics import autocorrelation, semivariogram
+from .outcome import read_start, status_text, tell
 from .parameters import parameter_table
 from .report import summary_of
 
@@ -91,6 +96,11 @@ class StructuredResults(MixedLMResults):
         return len(self._found.params) + 1
 
     @cached_property
+    def status_text(self) -> str:
+        """How the search ended, with the names of what stands on a boundary or is hardly told by the data."""
+        return status_text(self._found, self._parameters, self._data.term)
+
+    @cached_property
     def _parameters(self) -> list[Parameter]:
         return core.parameters(self._found, self._data.blocks, reml=self.reml)
 
@@ -149,7 +159,7 @@ class StructuredResults(MixedLMResults):
 
     @cached_property
     def _visit_matrices(self) -> dict[Any, np.ndarray]:
-        matrices = core.visit_covariances(self._found, self._data.blocks)
+        matrices = visit_covariances(self._found, self._data.blocks)
         return dict(zip(self._data.term.arms or (None,), matrices, strict=True))
 
     @property
@@ -295,7 +305,7 @@ class StructuredResults(MixedLMResults):
             raise DataError(f"type={type!r} is unknown; use {', '.join(map(repr, RESIDUALS))}")
         r = (self.resid if random_effects else self._marginal_residuals).to_numpy()
         if type == "pearson":
-            r = r / core.residual_sd(self._found, self._data.blocks)
+            r = r / residual_sd(self._found, self._data.blocks)
         elif type == "normalized":
             r = core.normalized(self._found, self._data.blocks, r)
         return pd.Series(r, index=self._data.index, name=f"{type} residual")
@@ -305,7 +315,9 @@ class StructuredResults(MixedLMResults):
         values = self._data.y - self._data.offset - self._data.X @ self.fit.beta
         return pd.Series(values, index=self._data.index)
 
-    def acf(self, max_lag: int | None = None, type: ResidualType = "normalized", *, alpha: float = 0.05) -> pd.DataFrame:
+    def acf(
+        self, max_lag: int | None = None, type: ResidualType = "normalized", *, alpha: float = 0.05
+    ) -> pd.DataFrame:
         """Empirical autocorrelation of the residuals within subjects: columns lag, acf, pairs, limit.
 
         Lags count visits, or rows in the order of time for structures of distances. ``limit`` is where an
@@ -362,25 +374,69 @@ class StructuredResults(MixedLMResults):
             predicted by its own response. New subjects get their mean.
         """
         if not conditional:
-            return super().predict(
-                newdata, random_effects=random_effects, allow_new_levels=allow_new_levels, offset=offset
-            )
+            choice: dict[str, Any] = dict(random_effects=random_effects, allow_new_levels=allow_new_levels)
+            return super().predict(newdata, offset=offset, **choice)
         if random_effects is not True:
             raise DataError("conditional=True conditions on all observations of a subject: leave random_effects=True")
         if newdata is None:
             return pd.Series(self._data.y, index=self._data.index, name="predicted")
-        return self._conditional(newdata, allow_new_levels, offset)
+        rows, new, missing = self._new_rows(newdata, allow_new_levels, offset)
+        mean = rows.X @ self.fit.beta + rows.offset + conditional_rows(self._found, self._data.blocks, new).effect
+        return pd.Series(np.where(missing, np.nan, mean), index=rows.labels, name="predicted")
 
-    def _conditional(self, newdata: Any, allow_new_levels: bool, offset: Any) -> pd.Series:
+    def _new_rows(self, newdata: Any, allow_new_levels: bool, offset: Any) -> tuple[PredictionRows, Rows, np.ndarray]:
+        """New rows as the fixed effects and as the covariance see them, and which lack a value."""
         frame = as_frame(newdata)
         rows = prediction_rows(self._data, frame, True, allow_new_levels=allow_new_levels, offset=offset)
         state: Any = self._data.design.state
-        mean = rows.X @ self.fit.beta + rows.offset
-        added = conditional_effects(self._found, self._data, rows, state.rebuild_residual(frame))
-        missing = rows.missing.copy()
+        new, missing = new_rows(self._data, frame, state.rebuild_residual(frame))
         for part in rows.factors:
             missing |= part.missing
-        return pd.Series(np.where(missing, np.nan, mean + added), index=rows.labels, name="predicted")
+        return rows, new, missing | rows.missing
+
+    def prediction(  # type: ignore[override]
+        self,
+        newdata: Any,
+        *,
+        random_effects: bool = False,
+        conditional: bool = False,
+        level: float = 0.95,
+        allow_new_levels: bool = False,
+        offset: Any = None,
+    ) -> pd.DataFrame:
+        """Predicted means with standard errors, confidence and prediction intervals.
+
+        Parameters
+        ----------
+        newdata : DataFrame or mapping of columns
+        random_effects : bool
+            BLUPs alone have no intervals here: leave it False, and use ``conditional``.
+        conditional : bool
+            Given all that was observed of the row's subject, as in ``predict``.
+        level, allow_new_levels, offset : as of ``MixedLMResults.prediction``.
+
+        Returns
+        -------
+        DataFrame
+            ``mean``; ``se``, its error through β̂ (the covariance parameters held at their estimates); ``ci_lower``,
+            ``ci_upper``; ``pi_lower``, ``pi_upper`` for a new response, which add its variance, given what was observed
+            or of the population.
+        """
+        if random_effects and self._data.terms:
+            raise UnsupportedError(
+                "random_effects=True has no intervals beside a residual structure: conditional=True has"
+            )
+        if not 0.0 < level < 1.0:
+            raise DataError(f"level={level} is not a probability: pass a number between 0 and 1, such as 0.95.")
+        rows, new, missing = self._new_rows(newdata, allow_new_levels or not conditional, offset)
+        if not conditional:
+            nobody = [np.full(len(codes), -1) for codes in (new.subject, *new.codes)]
+            new = new._replace(subject=nobody[0], codes=tuple(nobody[1:]))
+        found = conditional_rows(self._found, self._data.blocks, new)
+        mean = rows.X @ self.fit.beta + rows.offset + found.effect
+        x = rows.X - found.shift
+        table = interval_table(mean, np.einsum("ni,ij,nj->n", x, self.cov_fe.to_numpy(), x), found.variance, level)
+        return pd.DataFrame(np.where(missing[:, None], np.nan, table), index=rows.labels, columns=table.columns)
 
     def simulate(  # type: ignore[override]
         self, n: int = 1, *, seed: int | np.random.Generator, random_effects: Literal["new", "conditional"] = "new"
@@ -396,13 +452,11 @@ class StructuredResults(MixedLMResults):
         rng = np.random.default_rng(seed)
         new = random_effects == "new"
         mean = self.fittedvalues.to_numpy() if not new else self._data.X @ self.fit.beta + self._data.offset
-        noise = core.colour(self._found, self._data.blocks, rng.standard_normal((self.nobs, n)), marginal=new)
+        noise = coloured(self._found, self._data.blocks, rng.standard_normal((self.nobs, n)), marginal=new)
         return pd.DataFrame(mean[:, None] + noise, index=self._data.index)
 
     def refit(self, new_y: Any, *, start: Any = None) -> StructuredResults:
         """Fit the same design to another response (n_rows,), such as a column of ``simulate``."""
-        from .fitting import fit_structured
-
         data = self._data.with_response(response_for(self._data, new_y))
         return fit_structured(data, self.reml, start, self._options)
 
@@ -424,14 +478,6 @@ class StructuredResults(MixedLMResults):
         """Not there for structured residuals: ``simulate`` and ``refit``."""
         raise UnsupportedError("bootstrap needs independent residuals: refit the columns of simulate(n, seed=…)")
 
-    def prediction(self, newdata: Any = None, **options: Any) -> NoReturn:
-        """Not there yet for structured residuals: ``predict``."""
-        raise UnsupportedError("intervals of predictions need independent residuals: use predict(), or emmeans()")
-
-    def get_prediction(self, exog: Any = None, transform: bool = True, **options: Any) -> NoReturn:
-        """Not there yet for structured residuals: ``predict``."""
-        raise UnsupportedError("intervals of predictions need independent residuals: use predict(), or emmeans()")
-
     def profile_re(self, *arguments: Any, **options: Any) -> NoReturn:
         """Not there yet for structured residuals."""
         raise UnsupportedError("profile_re needs independent residuals; standard errors are in .residual_params")
@@ -441,6 +487,25 @@ class StructuredResults(MixedLMResults):
     def summary(self, title: str | None = None, alpha: float = 0.05) -> Summary:
         """Criterion, estimates, the residual structure with its matrix, random effects, and how the fit ended."""
         return summary_of(self, self._data, title, alpha)
+
+
+def fit_structured(
+    data: StructuredData,
+    reml: Any,
+    start: Any,
+    options: Any,
+    again: Callable[[Mapping[str, Any], Mapping[str, Any]], Any] | None = None,
+) -> StructuredResults:
+    """The fit with labels on it, after the warning or the error that its status calls for."""
+    reml, options = read_reml(reml), read_options(options)
+    if options.backend not in (None, "numpy"):
+        raise UnsupportedError("models with residual structures are fitted in NumPy: leave out backend=")
+    start = read_start(start, data.blocks.model.size)
+    with np.errstate(all="ignore"):
+        found = core.fit(data.blocks, reml=reml, start=start, options=options)
+    result = StructuredResults(data, found, reml=reml, options=options, again=again)
+    tell(result, data, found)
+    return result
 
 
 def as_fit(found: ResidualFit, data: StructuredData) -> Fit:

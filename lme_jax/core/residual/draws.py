@@ -9,7 +9,7 @@ from .stacks import Stack
 
 
 def visit_covariances(fit: ResidualFit, data: BlockData) -> np.ndarray:
-    """(A, T, T) covariance of the residuals at all visits, per arm; of structures by visit, variance functions aside."""
+    """(A, T, T) covariance of residuals at all visits, per arm; of structures by visit, without variance functions."""
     return fit.sigma**2 * grids(data.model, fit.params * data.unit)[0]
 
 
@@ -24,7 +24,7 @@ def residual_sd(fit: ResidualFit, data: BlockData) -> np.ndarray:
 
 
 def coloured(fit: ResidualFit, data: BlockData, z: np.ndarray, *, marginal: bool) -> np.ndarray:
-    """Noise (n, m) with the covariance of the residuals, or of the responses if ``marginal``, of independent z (n, m)."""
+    """Noise (n, m) of the covariance of the residuals, or if ``marginal`` of the responses, from white z (n, m)."""
     out = np.empty_like(z)
     for stack in data.stacks:
         L = np.linalg.cholesky(_covariance(fit, data, stack, marginal))
