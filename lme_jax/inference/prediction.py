@@ -264,7 +264,7 @@ def prediction_table(
 
 
 def interval_table(mean: np.ndarray, se2: np.ndarray, outside: np.ndarray, level: float) -> pd.DataFrame:
-    """Means (n,) with normal intervals; se2 is the variance of their error, ``outside`` that of a response about them."""
+    """Means (n,) with normal intervals: se2 the variance of their errors, ``outside`` that of responses about them."""
     se = np.where(np.isnan(mean), np.nan, np.sqrt(se2))
     half = scipy.special.ndtri(0.5 + level / 2.0)
     total = np.sqrt(se2 + outside)

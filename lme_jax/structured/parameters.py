@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import scipy.special
 
+from ..core.residual.inference import interval
 from ..core.residual.terms import Parameter
 from ..formula.residual import ResidualTerm
 from ..inference.wald import check_alpha
@@ -18,28 +19,13 @@ _UNTOLD = "the data do not tell it, or the deviance is not convex there"
 def parameter_table(parameters: Sequence[Parameter], term: ResidualTerm, alpha: float) -> pd.DataFrame:
     """A row per parameter: term, group, parameter, estimate, se, lower, upper, note."""
     rows = []
+    quantile = float(scipy.special.ndtri(1.0 - check_alpha(alpha) / 2.0))
     for parameter in parameters:
-        lower, upper = limits(parameter, alpha)
+        lower, upper = interval(parameter, quantile)
         note = "" if np.isfinite(parameter.se) else _BOUNDARY if parameter.boundary else _UNTOLD
         where = (term_text(parameter, term), group_text(parameter, term), label(parameter, term))
         rows.append((*where, parameter.estimate, parameter.se, lower, upper, note))
     return pd.DataFrame(rows, columns=COLUMNS)
-
-
-def limits(parameter: Parameter, alpha: float) -> tuple[float, float]:
-    """The interval, symmetric on the parameter's scale."""
-    half = scipy.special.ndtri(1.0 - check_alpha(alpha) / 2.0) * parameter.se
-    x, low, high = parameter.estimate, parameter.lower_bound, parameter.upper_bound
-    if parameter.transform == "identity":
-        return x - half, x + half
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        if parameter.transform == "log":
-            return float(x * np.exp(-half / x)), float(x * np.exp(half / x))
-        # atanh is a logit between −1 and 1.
-        share = (x - low) / (high - low)
-        middle, half = np.log(share / (1.0 - share)), half * (high - low) / ((x - low) * (high - x))
-        ends = scipy.special.expit([middle - half, middle + half])
-    return tuple(float(low + (high - low) * end) for end in ends)  # type: ignore[return-value]
 
 
 def term_text(parameter: Parameter, term: ResidualTerm) -> str:
@@ -80,6 +66,8 @@ def label(parameter: Parameter, term: ResidualTerm) -> str:
 
 def _of_variance(parameter: Parameter, term: ResidualTerm) -> str:
     rows = term.rows.variances[parameter.term]
+    if parameter.kind == "sd":
+        return "SD"
     if parameter.kind == "ratio":
         return f"SD ratio to {rows.levels[0]}"
     return {"expon": "exponent", "const": "constant"}.get(parameter.kind, parameter.kind)

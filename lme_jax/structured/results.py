@@ -14,6 +14,7 @@ from ..core import covariance
 from ..core.optimize import NewtonOptions
 from ..core.records import Fit, RandomEffects
 from ..core.residual import fit as core
+from ..core.residual import inference
 from ..core.residual.conditional import conditional as conditional_rows
 from ..core.residual.draws import coloured, residual_sd, visit_covariances
 from ..core.residual.fit import ResidualFit
@@ -102,7 +103,7 @@ class StructuredResults(MixedLMResults):
 
     @cached_property
     def _parameters(self) -> list[Parameter]:
-        return core.parameters(self._found, self._data.blocks, reml=self.reml)
+        return inference.parameters(self._found, self._data.blocks, reml=self.reml)
 
     @handed_out
     def residual_params(self) -> pd.DataFrame:
@@ -139,7 +140,7 @@ class StructuredResults(MixedLMResults):
             found = found if self._data.term.arms else next(iter(found.values()))
         else:
             rows = self._rows_of(self._typical if subject is None else subject)
-            found = self._labelled(core.residual_covariance(self._found, self._data.blocks, rows)[0], self._clock[rows])
+            found = self._labelled(inference.residual_covariance(self._found, self._data.blocks, rows)[0], self._clock[rows])
         if not correlation:
             return found
         return {arm: _correlations(M) for arm, M in found.items()} if isinstance(found, dict) else _correlations(found)
@@ -150,7 +151,7 @@ class StructuredResults(MixedLMResults):
         None is the subject with the most rows.
         """
         rows = self._rows_of(self._typical if subject is None else subject)
-        return self._labelled(core.residual_covariance(self._found, self._data.blocks, rows)[1], self._clock[rows])
+        return self._labelled(inference.residual_covariance(self._found, self._data.blocks, rows)[1], self._clock[rows])
 
     @property
     def _by_visit(self) -> bool:
@@ -271,7 +272,7 @@ class StructuredResults(MixedLMResults):
 
     @cached_property
     def _random_effects(self) -> tuple[RandomEffects, ...]:
-        return core.random_effects(self._found, self._data.blocks)
+        return inference.random_effects(self._found, self._data.blocks)
 
     @property
     def _factor(self) -> Any:
@@ -280,7 +281,7 @@ class StructuredResults(MixedLMResults):
         return super()._factor
 
     def is_singular(self, tol: float = 1e-4) -> bool:
-        """Whether a relative standard deviation of the random effects is below ``tol``, or the fit ended as singular."""
+        """Whether the fit ended as singular, or a relative standard deviation of random effects is below ``tol``."""
         if self.status is Status.SINGULAR:
             return True
         if not self._data.terms:
@@ -307,7 +308,7 @@ class StructuredResults(MixedLMResults):
         if type == "pearson":
             r = r / residual_sd(self._found, self._data.blocks)
         elif type == "normalized":
-            r = core.normalized(self._found, self._data.blocks, r)
+            r = inference.normalized(self._found, self._data.blocks, r)
         return pd.Series(r, index=self._data.index, name=f"{type} residual")
 
     @property
@@ -529,6 +530,6 @@ def as_fit(found: ResidualFit, data: StructuredData) -> Fit:
     )
 
 
-def _correlations(M: pd.DataFrame) -> pd.DataFrame:
-    sd = np.sqrt(np.diag(M))
-    return M / np.outer(sd, sd)
+def _correlations(matrix: pd.DataFrame) -> pd.DataFrame:
+    sd = pd.Series(np.sqrt(np.diag(matrix)), index=matrix.index)
+    return matrix.div(sd, axis=0).div(sd, axis=1)
