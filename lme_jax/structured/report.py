@@ -43,12 +43,12 @@ def facts(result: Any, data: StructuredData) -> pd.DataFrame:
     ]
     sizes = data.subject_sizes
     name = data.term.subject_name or "all rows"
-    visits = f"{len(result.visits)}, {data.term.clock_name}" if result.visits else f"any {data.term.clock_name}"
+    visits = f"{data.term.clock_name}, {len(result.visits)} visits" if result.visits else data.term.clock_name
     right = [
         ("Observations:", result.nobs),
         ("Subjects:", f"{name} {result.n_subjects}"),
         ("Rows per subject:", f"{sizes.min()} to {sizes.max()}, mean {sizes.mean():.1f}"),
-        ("Visits:", visits if data.term.spelling.correlation is not None else "uncorrelated"),
+        ("Clock:", visits if data.term.spelling.correlation is not None else "none"),
         ("Covariance parameters:", result.k_cov),
         ("Residual SD:", result.sigma),
         ("Converged:", "yes, singular" if result.singular else "yes" if result.converged else "NO"),

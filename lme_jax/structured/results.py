@@ -15,8 +15,9 @@ from ..core.optimize import NewtonOptions
 from ..core.records import Fit, RandomEffects
 from ..core.residual import fit as core
 from ..core.residual import inference
+from ..core.residual import rows as by_rows
 from ..core.residual.conditional import conditional as conditional_rows
-from ..core.residual.draws import coloured, residual_sd, visit_covariances
+from ..core.residual.draws import coloured, visit_covariances
 from ..core.residual.fit import ResidualFit
 from ..core.residual.stacks import Rows
 from ..core.residual.terms import Parameter
@@ -140,7 +141,7 @@ class StructuredResults(MixedLMResults):
             found = found if self._data.term.arms else next(iter(found.values()))
         else:
             rows = self._rows_of(self._typical if subject is None else subject)
-            found = self._labelled(inference.residual_covariance(self._found, self._data.blocks, rows)[0], self._clock[rows])
+            found = self._labelled(by_rows.residual_covariance(self._found, self._data.blocks, rows)[0], self._clock[rows])
         if not correlation:
             return found
         return {arm: _correlations(M) for arm, M in found.items()} if isinstance(found, dict) else _correlations(found)
@@ -151,7 +152,7 @@ class StructuredResults(MixedLMResults):
         None is the subject with the most rows.
         """
         rows = self._rows_of(self._typical if subject is None else subject)
-        return self._labelled(inference.residual_covariance(self._found, self._data.blocks, rows)[1], self._clock[rows])
+        return self._labelled(by_rows.residual_covariance(self._found, self._data.blocks, rows)[1], self._clock[rows])
 
     @property
     def _by_visit(self) -> bool:
@@ -218,6 +219,10 @@ class StructuredResults(MixedLMResults):
     # ------------------------------------------------------------ random effects
 
     @property
+    def _n_variances(self) -> int:
+        return sum(not str(name).endswith(" Cov") for name in self._data.covariance_names)
+
+    @property
     def _n_theta(self) -> int:
         return sum(block.n_theta for block in self._data.template)
 
@@ -272,7 +277,9 @@ class StructuredResults(MixedLMResults):
 
     @cached_property
     def _random_effects(self) -> tuple[RandomEffects, ...]:
-        return inference.random_effects(self._found, self._data.blocks)
+        """Of every factor, its terms side by side; (co)variances between different terms are not computed: NaN."""
+        terms = iter(by_rows.random_effects(self._found, self._data.blocks))
+        return tuple(_side_by_side([next(terms) for _ in factor.template]) for factor in self._data.factors)
 
     @property
     def _factor(self) -> Any:
@@ -306,9 +313,9 @@ class StructuredResults(MixedLMResults):
             raise DataError(f"type={type!r} is unknown; use {', '.join(map(repr, RESIDUALS))}")
         r = (self.resid if random_effects else self._marginal_residuals).to_numpy()
         if type == "pearson":
-            r = r / residual_sd(self._found, self._data.blocks)
+            r = r / by_rows.residual_sd(self._found, self._data.blocks)
         elif type == "normalized":
-            r = inference.normalized(self._found, self._data.blocks, r)
+            r = by_rows.normalized(self._found, self._data.blocks, r)
         return pd.Series(r, index=self._data.index, name=f"{type} residual")
 
     @property
@@ -528,6 +535,20 @@ def as_fit(found: ResidualFit, data: StructuredData) -> Fit:
         optima=np.int32(found.optima),
         compiled=np.bool_(False),
     )
+
+
+def _side_by_side(terms: Sequence[RandomEffects]) -> RandomEffects:
+    """The effects of several terms of one factor; NaN between them."""
+    if len(terms) == 1:
+        return terms[0]
+    b = np.concatenate([t.b for t in terms], axis=1)
+    covs = np.full((2, len(b), b.shape[1], b.shape[1]), np.nan)
+    at = 0
+    for t in terms:
+        own = slice(at, at + t.b.shape[1])
+        covs[0, :, own, own], covs[1, :, own, own] = t.conditional_cov, t.prediction_cov
+        at = own.stop
+    return RandomEffects(b, *covs)
 
 
 def _correlations(matrix: pd.DataFrame) -> pd.DataFrame:

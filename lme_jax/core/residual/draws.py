@@ -13,16 +13,6 @@ def visit_covariances(fit: ResidualFit, data: BlockData) -> np.ndarray:
     return fit.sigma**2 * grids(data.model, fit.params * data.unit)[0]
 
 
-def residual_sd(fit: ResidualFit, data: BlockData) -> np.ndarray:
-    """(n,) standard deviations of the residuals, response units."""
-    out = np.empty(len(data.y))
-    for stack in data.stacks:
-        variance = np.diagonal(_covariance(fit, data, stack, marginal=False), axis1=1, axis2=2)
-        here = stack.rows >= 0
-        out[stack.rows[here]] = np.sqrt(variance[stack.member])[here]
-    return fit.sigma * out / _root_weights(data)
-
-
 def coloured(fit: ResidualFit, data: BlockData, z: np.ndarray, *, marginal: bool) -> np.ndarray:
     """Noise (n, m) of the covariance of the residuals, or if ``marginal`` of the responses, from white z (n, m)."""
     out = np.empty_like(z)

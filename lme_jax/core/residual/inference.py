@@ -220,16 +220,20 @@ def transformed(own: Jets, J: np.ndarray, J2: np.ndarray) -> Jets:
     J, J2 = J[np.ix_(chosen, kept)], J2[np.ix_(chosen, kept, kept)]
     Z = np.linalg.inv(J)
     slope, pair = own.slope[kept], np.ix_(kept, kept)
-    curve = None
-    if own.curve is not None:
-        inner = own.curve[pair] - np.einsum("lab,cl,cij->abij", J2, Z, slope, optimize=True)
-        curve = np.einsum("ai,bj,abpq->ijpq", Z, Z, inner, optimize=True)
+
+    def second(old: np.ndarray | None) -> np.ndarray | None:
+        if old is None:
+            return None
+        inner = old[pair] - np.einsum("lab,cl,cij->abij", J2, Z, slope, optimize=True)
+        return np.einsum("ai,bj,abpq->ijpq", Z, Z, inner, optimize=True)
+
     return Jets(
         own.cov,
         np.einsum("ai,apq->ipq", Z, slope),
-        curve,
+        second(own.curve),
         Z.T @ own.information[pair] @ Z,
         Z.T @ own.expected[pair] @ Z,
+        second(own.bend),
     )
 
 
