@@ -49,7 +49,10 @@ from lme_jax.formula.wrappers import Spelled
 
 @dataclass(frozen=True)
 class Lme4State:
-    """Rebuilds the design of an lme4 formula; the transforms' memory is in `memory`."""
+    """Rebuilds the design of an lme4 formula; the transforms' memory is in `memory`.
+
+    `widths` are the columns of each variable of numbers: several for such as poly(x, 2).
+    """
 
     parsed: MixedFormula
     codings: dict[str, FactorCoding]
@@ -58,6 +61,7 @@ class Lme4State:
     context: dict[str, Any]
     keep: np.ndarray
     offset_text: str | None
+    widths: dict[str, int] = field(default_factory=dict)
     residual: ResidualTerm | None = None
 
     def rebuild(self, frame: pd.DataFrame, random: bool, needed: Sequence[bool] | None = None) -> NewDesign:
@@ -226,8 +230,17 @@ def _assemble(
     terms, crossings = _random_terms(parsed.bars, structures, variables, codings, known, evaluator)
     check_design(variables.y, variables.endog_name, variables.weights, X, terms)
     residual = None if how.spelling is None else resolve_residual(how.spelling, variables.residual, len(variables.y))
+    widths = {k: v.shape[1] if v.ndim == 2 else 1 for k, v in variables.values.items() if not isinstance(v, Factor)}
     state = Lme4State(
-        parsed, codings, crossings, evaluator.state, evaluator.used, kept_columns, how.offset_text, residual
+        parsed,
+        codings,
+        crossings,
+        evaluator.state,
+        evaluator.used,
+        kept_columns,
+        how.offset_text,
+        widths,
+        residual,
     )
     return Design(
         y=np.array(variables.y),

@@ -15,11 +15,12 @@ from ..core.fixed_effects import Jets
 from ..errors import DataError
 
 Method = Literal["satterthwaite", "kenward-roger", "containment", "between-within", "residual", "normal"]
-# Other spellings, of lmerTest and of people in a hurry.
-SHORT = {"kr": "kenward-roger", "kenward_roger": "kenward-roger", "bw": "between-within", "z": "normal", "asymptotic": "normal"}
-# Degrees of freedom that differ by less are one (lmerTest); directions of less than this share of the scaled information, or of
-# the hypotheses, are none.
+SHORT = {"kr": "kenward-roger", "kenward_roger": "kenward-roger", "bw": "between-within", "z": "normal"}
+# Degrees of freedom that differ by less are one (lmerTest); directions of less than this share of the scaled
+# information, or of the hypotheses, are none.
 SAME, FLAT, DEPENDENT = 1e-8, 1e-10, 1e-10
+# What rounding leaves of 1 − A₁/(qA₂) where all variances move in proportion.
+PROPORTIONAL = 1e-9
 
 
 class Reference(NamedTuple):
@@ -48,6 +49,19 @@ def read_method(given: str) -> Method:
     return name  # type: ignore[return-value]
 
 
+def of_parameters(jets: Jets, kept: np.ndarray) -> Jets:
+    """Jets in some of the parameters, kept (r,) bool; the others count as known."""
+    both = np.ix_(kept, kept)
+    return Jets(
+        jets.cov,
+        jets.slope[kept],
+        None if jets.curve is None else jets.curve[both],
+        jets.information[both],
+        jets.expected[both],
+        None if jets.bend is None else jets.bend[both],
+    )
+
+
 # ---------------------------------------------------------------- Satterthwaite
 
 
@@ -57,8 +71,8 @@ def satterthwaite(jets: Jets) -> Reference:
     Notes
     -----
     A parameter along which Cov β̂ is flat counts for nothing: in θ a variance of zero, or a correlation of ±1, counts as
-    known. Several rows: independent t statistics along the eigenvectors of L·cov·Lᵀ and the F whose mean is that of their
-    average square. That depends on the rows of L, not on their span alone.
+    known. Several rows: independent t statistics along the eigenvectors of L·cov·Lᵀ and the F whose mean is that of
+    their average square. That depends on the rows of L, not on their span alone.
     """
     spread = parameter_covariance(jets.information)
     return Reference(
@@ -138,15 +152,15 @@ def _kenward_roger(jets: Jets, W: np.ndarray, L: np.ndarray) -> tuple[float, flo
     moved = np.linalg.solve(root, L @ jets.slope @ L.T)
     moved = np.linalg.solve(root, np.swapaxes(moved, 1, 2))
     trace = np.trace(moved, axis1=1, axis2=2)
-    A1 = float(trace @ W @ trace)
-    A2 = float(np.einsum("ab,aij,bji->", W, moved, moved, optimize=True))
-    if A1 > (1.0 - 1e-9) * q * A2:
-        return 2.0 * q / A2 if A2 > 0 else np.inf, 1.0
-    B = (A1 + 6.0 * A2) / (2.0 * q)
-    g = ((q + 1) * A1 - (q + 4) * A2) / ((q + 2) * A2)
+    a1 = float(trace @ W @ trace)
+    a2 = float(np.einsum("ab,aij,bji->", W, moved, moved, optimize=True))
+    if a1 >= (1.0 - PROPORTIONAL) * q * a2:
+        return 2.0 * q / a2 if a2 > 0 else np.inf, 1.0
+    b = (a1 + 6.0 * a2) / (2.0 * q)
+    g = ((q + 1) * a1 - (q + 4) * a2) / ((q + 2) * a2)
     c = np.array([g, q - g, q + 2 - g]) / (3 * q + 2 * (1 - g))
-    inverse_mean = 1.0 - A2 / q
-    rho = (inverse_mean / (1.0 - c[1] * B)) ** 2 * (1.0 + c[0] * B) / (1.0 - c[2] * B) / q
+    inverse_mean = 1.0 - a2 / q
+    rho = (inverse_mean / (1.0 - c[1] * b)) ** 2 * (1.0 + c[0] * b) / (1.0 - c[2] * b) / q
     df = 4.0 + (q + 2) / (q * rho - 1.0)
     return df, df * inverse_mean / (df - 2.0)
 
@@ -201,7 +215,7 @@ def containment(X: np.ndarray, chain: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def between_within(X: np.ndarray, codes: np.ndarray) -> np.ndarray:
-    """Degrees of freedom (p,): rows less subjects less the columns that vary inside of one, or subjects less the others."""
+    """Degrees of freedom (p,): rows less subjects less the columns that vary in one, or subjects less the others."""
     subjects = len(np.unique(codes))
     within = np.array([_varies(x, codes) for x in X.T], bool)
     inside, between = len(X) - subjects - within.sum(), subjects - (~within).sum()
