@@ -116,11 +116,15 @@ def fit_formula(
     arguments: Mapping[str, Any], reml: Any, start: Any, options: Any, context: Mapping[str, Any]
 ) -> MixedLMResults:
     """Fit what ``design_from_formula`` makes of its arguments; ``context`` is what the caller's line sees."""
-    design = design_from_formula(**arguments, context=context)
+    design = design_from_formula(**_of_design(arguments), context=context)
     data = arguments["data"]
     # A shallow copy: columns that the person replaces or adds later do not reach an update.
     kept = {**arguments, "data": data.copy(deep=False) if isinstance(data, pd.DataFrame) else data}
     return _fitted(design, {**kept, "reml": reml, "options": options}, start)
+
+
+# What an update keeps that is no argument of the design.
+_NOT_OF_DESIGN = ("reml", "options", "ddf")
 
 
 def _fitted(design: Design, kept: Mapping[str, Any], start: Any) -> MixedLMResults:
@@ -134,7 +138,7 @@ def _fitted(design: Design, kept: Mapping[str, Any], start: Any) -> MixedLMResul
 
     data = StructuredData.from_design(design, factor_in_names=True)
     assert isinstance(data, StructuredData)
-    return fit_structured(data, *how)
+    return fit_structured(data, *how, ddf=kept.get("ddf"))
 
 
 def _fit_again(
@@ -153,9 +157,12 @@ def _fit_again(
         raise FormulaError("without residual= and variance= this would be a linear model of independent residuals")
     if kept["bars"] is not False:
         kept["bars"] = True if plain else None
-    new = {name: value for name, value in kept.items() if name not in ("reml", "options")}
-    design = design_from_formula(**new, context={**names, **context})
+    design = design_from_formula(**_of_design(kept), context={**names, **context})
     return _fitted(design, {**kept, "formula": design.formula}, start)
+
+
+def _of_design(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in arguments.items() if name not in _NOT_OF_DESIGN}
 
 
 def _new_formula(arguments: Mapping[str, Any], change: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from .errors import FormulaError
 from .formula.terms import split_residual
 from .formula.values import namespace
 from .model import fit_formula
+from .structured.degrees import read_ddf
 from .structured.results import StructuredResults
 
 
@@ -62,6 +63,7 @@ def mmrm(
     data: Any,
     *,
     reml: bool = True,
+    ddf: str = "satterthwaite",
     weights: Any = None,
     offset: Any = None,
     contrasts: Mapping[str, Any] | None = None,
@@ -81,6 +83,8 @@ def mmrm(
         has a matrix for every arm.
     data : DataFrame or mapping of columns
         Never changed. The order of the visits is that of a Categorical's levels; rows without a response are left out.
+    ddf : {"satterthwaite", "kenward-roger", "kenward-roger-linear", "between-within", "residual", "normal"}
+        Degrees of freedom of tests and limits where none are named later: ``fit.coefficients(ddf=…)``.
     weights : column name, expression or (n,), optional
         Covariances are divided by √(w_i w_j), as SAS's WEIGHT.
     reml, offset, contrasts, missing, subset, start, options
@@ -99,7 +103,7 @@ def mmrm(
             "the subject."
         )
     arguments = _arguments(formula, data, residual, variance, weights, offset, contrasts, missing, subset)
-    return fit_formula(arguments, reml, start, options, namespace(1))  # type: ignore[return-value]
+    return fit_formula({**arguments, "ddf": read_ddf(ddf)}, reml, start, options, namespace(1))  # type: ignore[return-value]
 
 
 def _arguments(

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..inference.wald import wald_table
+from ..inference.wald import check_alpha
 from ..report import components_table
 from ..summary import Summary
 from .data import StructuredData
@@ -14,11 +14,11 @@ from .data import StructuredData
 SHOWN_VISITS = 12
 
 
-def summary_of(result: Any, data: StructuredData, title: str | None, alpha: float) -> Summary:
+def summary_of(result: Any, data: StructuredData, title: str | None, alpha: float, ddf: str) -> Summary:
     """Facts, coefficients, parameters of the residuals, their matrix, random effects."""
     parts = [
         ("", facts(result, data)),
-        coefficients(result, alpha),
+        coefficients(result, alpha, ddf),
         (f"Residual structure {result.structure}", _parameters(result, alpha)),
         *matrices(result),
     ]
@@ -56,13 +56,14 @@ def facts(result: Any, data: StructuredData) -> pd.DataFrame:
     return pd.DataFrame([a + b for a, b in zip(left, right, strict=True)])
 
 
-def coefficients(result: Any, alpha: float) -> tuple[str, pd.DataFrame]:
+def coefficients(result: Any, alpha: float, ddf: str) -> tuple[str, pd.DataFrame]:
     """Caption and table of the fixed effects."""
-    table = wald_table(result.fe_params.to_numpy(), result.bse_fe.to_numpy(), alpha)
+    letter = "z" if ddf == "normal" else "t"
     limits = [f"[{alpha / 2:.3g}", f"{1 - alpha / 2:.3g}]"]
-    columns = ["Coef.", "Std.Err.", "z", "P>|z|", *limits]
-    frame = pd.DataFrame(dict(zip(columns, table, strict=True)), index=list(result.fe_params.index))
-    return "Fixed effects (z tests; generalised least squares)", frame
+    columns = ["Coef.", "Std.Err.", "df", letter, f"P>|{letter}|", *limits]
+    table = result.coefficients(ddf, 1.0 - check_alpha(alpha)).set_axis(columns, axis=1)
+    kind = "z tests" if ddf == "normal" else f"t tests, degrees of freedom: {ddf.title()}"
+    return f"Fixed effects ({kind})", table.drop(columns=["df"] if ddf == "normal" else [])
 
 
 def _parameters(result: Any, alpha: float) -> pd.DataFrame:

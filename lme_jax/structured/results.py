@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from ..core import covariance
+from ..core.fixed_effects import Jets
 from ..core.optimize import NewtonOptions
 from ..core.records import Fit, RandomEffects
 from ..core.residual import fit as core
@@ -25,6 +26,7 @@ from ..core.types import Status
 from ..errors import DataError, UnsupportedError
 from ..fitting import read_options, read_reml
 from ..formula.values import as_frame
+from ..inference.degrees import Reference, between_within
 from ..inference.prediction import PredictionRows, RandomChoice, interval_table, prediction_rows
 from ..inference.quantities import readings
 from ..inference.simulation import response_for
@@ -34,6 +36,7 @@ from ..results import MixedLMResults
 from ..summary import Summary
 from .comparison import StructureComparison, compare_structures
 from .data import StructuredData, new_rows
+from .degrees import KENWARD_ROGER, kenward_roger_observed, read_ddf
 from .diagnostics import autocorrelation, semivariogram
 from .outcome import read_start, status_text, tell
 from .parameters import parameter_table
@@ -55,6 +58,8 @@ class StructuredResults(MixedLMResults):
     data : StructuredData
     found : ResidualFit
     reml, options, again : as of ``Estimates``.
+    ddf : str, optional
+        The degrees of freedom of tests where none are named.
     """
 
     _data: StructuredData
@@ -67,9 +72,38 @@ class StructuredResults(MixedLMResults):
         reml: bool,
         options: NewtonOptions = NewtonOptions(),
         again: Callable[[Mapping[str, Any], Mapping[str, Any]], Any] | None = None,
+        ddf: str | None = None,
     ) -> None:
         super().__init__(data, as_fit(found, data), reml=reml, options=options, again=again)
         self._found = found
+        self._ddf = ddf
+
+    # ------------------------------------------------------------ tests
+
+    @property
+    def default_ddf(self) -> Any:
+        """The degrees of freedom of tests where none are named: what ``mmrm`` was asked for, else as everywhere."""
+        return super().default_ddf if self._ddf is None else self._ddf
+
+    def _new_jets(self, natural: bool) -> Jets:
+        return inference.jets(self._found, self._data.blocks, reml=self.reml, second=natural, natural=natural)
+
+    def _reference_of(self, ddf: str | None) -> Reference:
+        """Also ``"kenward-roger-linear"``, without the second derivatives of V (SAS's ddfm=kr(linear)).
+
+        Kenward and Roger's take the observed information of the parameters that SAS estimates, as SAS and mmrm do.
+        """
+        ddf = read_ddf(self.default_ddf if ddf is None else ddf)
+        if ddf not in KENWARD_ROGER:
+            return super()._reference_of(ddf)
+        if not self.reml:
+            raise DataError("Kenward and Roger's degrees of freedom are those of a REML fit: fit with reml=True")
+        return kenward_roger_observed(self._jets(True), ddf)
+
+    def _degrees_of_design(self, method: str) -> np.ndarray:
+        if self._data.terms or method != "between-within":
+            return super()._degrees_of_design(method)
+        return between_within(self._data.X, self._data.term.rows.subject)
 
     # ------------------------------------------------------------ the residual structure
 
@@ -466,7 +500,7 @@ class StructuredResults(MixedLMResults):
     def refit(self, new_y: Any, *, start: Any = None) -> StructuredResults:
         """Fit the same design to another response (n_rows,), such as a column of ``simulate``."""
         data = self._data.with_response(response_for(self._data, new_y))
-        return fit_structured(data, self.reml, start, self._options)
+        return fit_structured(data, self.reml, start, self._options, ddf=self._ddf)
 
     def compare_structures(self, structures: Sequence[str]) -> StructureComparison:
         """Fit other residual structures to the same rows and rank them by AIC and BIC.
@@ -492,9 +526,12 @@ class StructuredResults(MixedLMResults):
 
     # ------------------------------------------------------------ report
 
-    def summary(self, title: str | None = None, alpha: float = 0.05) -> Summary:
-        """Criterion, estimates, the residual structure with its matrix, random effects, and how the fit ended."""
-        return summary_of(self, self._data, title, alpha)
+    def summary(self, title: str | None = None, alpha: float = 0.05, ddf: str | None = None) -> Summary:
+        """Criterion, estimates, the residual structure with its matrix, random effects, and how the fit ended.
+
+        ``ddf``: the degrees of freedom of the t tests, see ``coefficients``.
+        """
+        return summary_of(self, self._data, title, alpha, read_ddf(self.default_ddf if ddf is None else ddf))
 
 
 def fit_structured(
@@ -503,15 +540,16 @@ def fit_structured(
     start: Any,
     options: Any,
     again: Callable[[Mapping[str, Any], Mapping[str, Any]], Any] | None = None,
+    ddf: Any = None,
 ) -> StructuredResults:
     """The fit with labels on it, after the warning or the error that its status calls for."""
-    reml, options = read_reml(reml), read_options(options)
+    reml, options, ddf = read_reml(reml), read_options(options), None if ddf is None else read_ddf(ddf)
     if options.backend not in (None, "numpy"):
         raise UnsupportedError("models with residual structures are fitted in NumPy: leave out backend=")
     start = read_start(start, data.blocks.model.size)
     with np.errstate(all="ignore"):
         found = core.fit(data.blocks, reml=reml, start=start, options=options)
-    result = StructuredResults(data, found, reml=reml, options=options, again=again)
+    result = StructuredResults(data, found, reml=reml, options=options, again=again, ddf=ddf)
     tell(result, data, found)
     return result
 
