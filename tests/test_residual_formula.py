@@ -1,4 +1,4 @@
-"""The language of residual structures: what is understood, what is refused and in which words, and the codes that come of it."""
+"""The language of residual structures: what is understood, what is refused in which words, the codes that it gives."""
 
 import numpy as np
 import pandas as pd
@@ -121,7 +121,7 @@ def test_levels_without_rows_keep_lags_or_go_where_they_change_nothing(orthodont
         term(data, "toeph(v | Subject)")
     text = orthodont.assign(v="week " + orthodont.age.astype(int).astype(str))
     assert term(text, "us(v | Subject)").visits[0] == "week 10"
-    with pytest.raises(DataError, match="pandas.Categorical"):
+    with pytest.raises(DataError, match="Categorical"):
         term(text, "ar1(v | Subject)")
 
 
@@ -130,9 +130,9 @@ def test_subjects_arms_and_strata(orthodont):
     assert (found.arms, found.arm_name, found.subject_name) == (("Male", "Female"), "Sex", "Subject")
     assert [v.levels for v in found.rows.variances] == [("Male", "Female")] * 2
     assert [len(term(orthodont, f"cs(1 | {s})").subjects) for s in ("Subject", "Sex:Subject")] == [27, 27]
-    with pytest.raises(DataError, match="two rows of Sex 'Male' have the same age, 8 .rows used 0 and 4"):
+    with pytest.raises(DataError, match=r"two rows of Sex .Male. have the same age, 8 \(rows used 0 and 4"):
         term(orthodont, "us(age | Sex)")
-    with pytest.raises(DataError, match="has rows in age 8.0 and 10.0"):
+    with pytest.raises(DataError, match=r"has rows in age 8\.0 and 10\.0"):
         term(orthodont, "us(age | age / Subject)")
     with pytest.raises(DataError, match="did you mean 'age'"):
         term(orthodont, "us(agee | Subject)")
@@ -169,7 +169,7 @@ def test_new_rows_find_their_codes(orthodont):
     np.testing.assert_array_equal(rows.clock, [1, 0])
     np.testing.assert_array_equal(rows.arm, [0, 0])
     np.testing.assert_array_equal(rows.variances[0].covariate, [10.0, 8.0])
-    with pytest.raises(DataError, match="age 11.0 is new"):
+    with pytest.raises(DataError, match=r"age 11\.0 is new"):
         design.state.rebuild_residual(new.assign(age=11.0))
 
 

@@ -1,7 +1,7 @@
 """StructuredData: a design whose residuals are correlated or of unequal variance, ready to fit and to label."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NoReturn
 
@@ -15,6 +15,7 @@ from ..data import ModelData
 from ..errors import DataError, UnsupportedError
 from ..formula import design_new_data
 from ..formula.residual import ResidualRows, ResidualTerm
+from ..keeping import NoRows
 
 WITHOUT = "the engine of independent residuals does not serve a model with a residual structure"
 
@@ -53,11 +54,6 @@ class StructuredData(ModelData):
     def equations(self, fitted: Any) -> NoReturn:
         raise UnsupportedError(WITHOUT)
 
-    @property
-    def subject_sizes(self) -> np.ndarray:
-        """(m,) rows per subject."""
-        return np.bincount(self.term.rows.subject, minlength=len(self.term.subjects))
-
 
 def core_terms(data: ModelData) -> list[RandomTerm]:
     """The bars, in the order of θ."""
@@ -93,6 +89,16 @@ def core_variances(rows: ResidualRows) -> tuple[Variance, ...]:
     return tuple(
         Variance(v.word, v.codes, v.covariate, (("fitted", True),) if v.fitted else ()) for v in rows.variances
     )
+
+
+def without_residual_rows(data: StructuredData) -> StructuredData:
+    """The data whose residual structure knows its labels and no rows."""
+    gone: Any = NoRows(data.n_rows)
+    term = data.term
+    variances = tuple(replace(v, codes=None, covariate=None) for v in term.rows.variances)
+    thin = replace(term, rows=ResidualRows(gone, gone, None, variances))
+    state: Any = data.design.state
+    return replace(data, design=replace(data.design, residual=thin, state=replace(state, residual=thin)))
 
 
 def new_rows(data: StructuredData, frame: pd.DataFrame, residual: ResidualRows) -> tuple[Rows, np.ndarray]:

@@ -41,7 +41,7 @@ def facts(result: Any, data: StructuredData) -> pd.DataFrame:
         ("BIC:", result.bic),
         ("BIC by subjects:", result.information_criteria("sas")["BIC"]),
     ]
-    sizes = data.subject_sizes
+    sizes = result.subject_sizes
     name = data.term.subject_name or "all rows"
     visits = f"{data.term.clock_name}, {len(result.visits)} visits" if result.visits else data.term.clock_name
     right = [
@@ -81,15 +81,12 @@ def matrices(result: Any) -> list[tuple[str, pd.DataFrame]]:
     """Standard deviations and correlations of the visits, by arm; of a typical subject where visits do not say all."""
     if result._data.term.spelling.correlation is None:
         return []
-    covariances = result.residual_cov()
-    if not isinstance(covariances, dict):
-        covariances = {None: covariances}
     out = []
-    for arm, matrix in covariances.items():
+    for arm, matrix in result._shown_covariances.items():
         if len(matrix) > SHOWN_VISITS or len(matrix) < 2:
             continue
         of = f", {result._data.term.arm_name} {arm}" if arm is not None else ""
-        of += "" if result._by_visit else f", {result._data.term.subject_name} {result._typical}"
+        of += "" if result._by_visit else f", {result._data.term.subject_name} {result.typical_subject}"
         out.append((f"Residual SD and correlations{of}", _sd_and_correlations(matrix)))
     return out
 

@@ -31,11 +31,12 @@ from ..inference.prediction import PredictionRows, RandomChoice, interval_table,
 from ..inference.quantities import readings
 from ..inference.simulation import response_for
 from ..inference.wald import covariance_standard_errors
+from ..keeping import has_rows
 from ..lazy import handed_out
 from ..results import MixedLMResults
 from ..summary import Summary
 from .comparison import StructureComparison, compare_structures
-from .data import StructuredData, new_rows
+from .data import StructuredData, new_rows, without_residual_rows
 from .degrees import KENWARD_ROGER, kenward_roger_observed, read_ddf
 from .diagnostics import autocorrelation, semivariogram
 from .outcome import read_start, status_text, tell
@@ -170,23 +171,23 @@ class StructuredResults(MixedLMResults):
         -------
         DataFrame, or dict of arm → DataFrame
         """
-        if subject is None and self._by_visit:
-            found: Any = {arm: self._labelled(M, self.visits) for arm, M in self._visit_matrices.items()}
-            found = found if self._data.term.arms else next(iter(found.values()))
-        else:
-            rows = self._rows_of(self._typical if subject is None else subject)
-            found = self._labelled(by_rows.residual_covariance(self._found, self._data.blocks, rows)[0], self._clock[rows])
-        if not correlation:
-            return found
-        return {arm: _correlations(M) for arm, M in found.items()} if isinstance(found, dict) else _correlations(found)
+        found = dict(self._shown_covariances) if subject is None else {None: self._covariance_of(subject)[0]}
+        if correlation:
+            found = {arm: _correlations(matrix) for arm, matrix in found.items()}
+        return found[None].copy() if None in found else {arm: matrix.copy() for arm, matrix in found.items()}
 
     def marginal_cov(self, subject: Any = None) -> pd.DataFrame:
         """Covariance of the responses of a subject, random effects among it, response units²: SAS's V.
 
         None is the subject with the most rows.
         """
-        rows = self._rows_of(self._typical if subject is None else subject)
-        return self._labelled(by_rows.residual_covariance(self._found, self._data.blocks, rows)[1], self._clock[rows])
+        return self._covariance_of(self.typical_subject if subject is None else subject)[1]
+
+    def _covariance_of(self, subject: Any) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """R and V of a subject."""
+        rows = self._rows_of(subject)
+        R, V = by_rows.residual_covariance(self._found, self._data.blocks, rows)
+        return self._labelled(R, self._clock[rows]), self._labelled(V, self._clock[rows])
 
     @property
     def _by_visit(self) -> bool:
@@ -194,13 +195,23 @@ class StructuredResults(MixedLMResults):
         return bool(self.visits) and not self._data.term.rows.variances
 
     @cached_property
-    def _visit_matrices(self) -> dict[Any, np.ndarray]:
-        matrices = visit_covariances(self._found, self._data.blocks)
+    def _shown_covariances(self) -> dict[Any, pd.DataFrame]:
+        """R of all visits by arm (None: of everyone), or of the typical subject."""
+        if not self._by_visit:
+            return {None: self._covariance_of(self.typical_subject)[0]}
+        matrices = [self._labelled(M, self.visits) for M in visit_covariances(self._found, self._data.blocks)]
         return dict(zip(self._data.term.arms or (None,), matrices, strict=True))
 
+    @cached_property
+    def subject_sizes(self) -> pd.Series:
+        """Rows of each subject."""
+        sizes = np.bincount(self._data.term.rows.subject, minlength=self.n_subjects)
+        return pd.Series(sizes, index=pd.Index(self._data.term.subjects, name=self._data.term.subject_name))
+
     @property
-    def _typical(self) -> Any:
-        return self._data.term.subjects[int(np.argmax(self._data.subject_sizes))]
+    def typical_subject(self) -> Any:
+        """The first subject that has the most rows."""
+        return self._data.term.subjects[int(np.argmax(self.subject_sizes.to_numpy()))]
 
     @cached_property
     def _clock(self) -> pd.Index:
@@ -217,6 +228,8 @@ class StructuredResults(MixedLMResults):
     def _rows_of(self, subject: Any) -> np.ndarray:
         """Positions of a subject's rows, in the order of its clock."""
         term = self._data.term
+        if not has_rows(self._data):
+            raise DataError("remove_data() took away the rows that this covariance is of: ask for it before")
         at = pd.Index(term.subjects).get_indexer(pd.Index([subject]))[0] if subject is not None else 0
         if at < 0 or (subject is None and len(term.subjects) > 1):
             near = ", ".join(map(repr, term.subjects[:5].tolist()))
@@ -500,6 +513,7 @@ class StructuredResults(MixedLMResults):
     def refit(self, new_y: Any, *, start: Any = None) -> StructuredResults:
         """Fit the same design to another response (n_rows,), such as a column of ``simulate``."""
         data = self._data.with_response(response_for(self._data, new_y))
+        assert isinstance(data, StructuredData)
         return fit_structured(data, self.reml, start, self._options, ddf=self._ddf)
 
     def compare_structures(self, structures: Sequence[str]) -> StructureComparison:
@@ -532,6 +546,17 @@ class StructuredResults(MixedLMResults):
         ``ddf``: the degrees of freedom of the t tests, see ``coefficients``.
         """
         return summary_of(self, self._data, title, alpha, read_ddf(self.default_ddf if ddf is None else ddf))
+
+    # ------------------------------------------------------------ keeping
+
+    def _keep_before_removal(self) -> None:
+        _ = self.subject_sizes, self._shown_covariances, self.status_text, self._bars
+        super()._keep_before_removal()
+
+    def remove_data(self) -> None:
+        """Forget the rows; see ``Estimates.remove_data``. Conditional predictions go too."""
+        super().remove_data()
+        self._data = without_residual_rows(self._data)
 
 
 def fit_structured(
