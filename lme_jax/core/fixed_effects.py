@@ -55,39 +55,53 @@ def jets(fitted: Fit, data: Statistics, *, reml: bool = True, second: bool = Fal
         params = convert(params, "sqrt", "natural", n_fixed=p, template=data.template)
     scale: Scale = "natural" if natural else "sqrt"
     whole, first, moves, bends = likelihood.expand(params, data, scale=scale, reml=reml)
-    bent = likelihood.bent(first, bends, len(moves.trace))[:, :, :p, :p] if second else None
     N = float(likelihood.totals_of(data).n_rows)
     of_fixed = likelihood.fixed_traces(first.M, moves) if reml and p else None
-    expected = expected_information(moves.trace, moves.trace2, of_fixed, N - p if reml else N, sigma2)
-    F = moves.BB[:, :p, :, :p] if second else None
-    back = likelihood.totals_of(data).basis.map[:p, :p]
-    found = assembled(whole.hessian, first.M, moves.B[:, :p, :p], F, bent, back, sigma2, expected)
+    found = _of_moves(first, moves, bends, sigma2, data, second)._replace(
+        information=without_beta(-whole.hessian, p),
+        expected=expected_information(moves.trace, moves.trace2, of_fixed, N - p if reml else N, sigma2),
+    )
     return _linear(found, params, p, data) if natural else found
 
 
-def assembled(
-    hessian: np.ndarray,
-    M: np.ndarray,
-    X_a: np.ndarray,
-    F: np.ndarray | None,
-    bent: np.ndarray | None,
-    back: np.ndarray,
+def without_beta(information: np.ndarray, p: int) -> np.ndarray:
+    """Of (β, others) the information of the others, β profiled out."""
+    own, across = information[p:, p:], information[:p, p:]
+    return own - across.T @ np.linalg.solve(information[:p, :p], across) if p else own
+
+
+def _of_moves(
+    first: likelihood.Sums,
+    moves: likelihood.Moves,
+    bends: list[np.ndarray | None],
     sigma2: float,
-    expected: np.ndarray,
+    data: Statistics,
+    second: bool,
 ) -> Jets:
-    """``Jets`` from the Hessian of ℓ in (β, θ, σ²) and what moves M = XᵀV⁻¹X, X conditioned by ``back``.
+    """Cov β̂ and its derivatives in the parameters of the moves and σ²; the informations are left empty."""
+    p, k = len(first.M), len(moves.trace)
+    F = moves.BB[:, :p, :, :p] if second else None
+    bent = likelihood.bent(first, bends, k)[:, :, :p, :p] if second else None
+    back = likelihood.totals_of(data).basis.map[:p, :p]
+    return of_products(first.M, moves.B[:, :p, :p], F, bent, back, sigma2)
+
+
+def of_products(
+    M: np.ndarray, X_a: np.ndarray, F: np.ndarray | None, bent: np.ndarray | None, back: np.ndarray, sigma2: float
+) -> Jets:
+    """Cov β̂ and its derivatives in k parameters of V/σ² and σ², whatever engine moved V; the informations left empty.
 
     Parameters
     ----------
-    M : (p, p); X_a : (k, p, p); F : (k, p, k, p) F_ab and bent : (k, k, p, p) X_ab, None where no second derivatives
-        are asked for. back : (p, p) with X conditioned = X·back. expected : (k + 1, k + 1).
+    M : (p, p) XᵀV⁻¹X; X_a : (k, p, p); F : (k, p, k, p) F_ab and bent : (k, k, p, p) X_ab, None where no second
+        derivatives are asked for. back : (p, p), X is conditioned, X·back of the user's.
     """
     p, k = len(M), len(X_a)
     inverse = back @ np.linalg.inv(M) @ back.T
     user = np.linalg.inv(back)
     X_a = user.T @ X_a @ user
     slope = np.concatenate([sigma2 * inverse @ X_a @ inverse, inverse[None]])
-    found = Jets(sigma2 * inverse, slope, None, _without_beta(-hessian, p), expected)
+    found = Jets(sigma2 * inverse, slope, None, np.empty((0, 0)), np.empty((0, 0)))
     if F is None or bent is None:
         return found
     curve, bend = np.zeros((2, k + 1, k + 1, p, p))
@@ -99,11 +113,6 @@ def assembled(
     for out in (curve, bend):
         out[:k, k] = out[k, :k] = slope[:k] / sigma2
     return found._replace(curve=curve, bend=bend)
-
-
-def _without_beta(information: np.ndarray, p: int) -> np.ndarray:
-    own, across = information[p:, p:], information[:p, p:]
-    return own - across.T @ np.linalg.solve(information[:p, :p], across) if p else own
 
 
 def _linear(found: Jets, params: np.ndarray, p: int, data: Statistics) -> Jets:

@@ -172,7 +172,8 @@ def jets(
     bent = None if m.bent is None else m.bent * np.outer(unit, unit)[:, :, None, None]
     X_a = m.X_a * unit[:, None, None]
     sigma2 = float(fitted.sigma) ** 2
-    own = fixed_effects.assembled(hessian, m.record.M, X_a, F, bent, back, sigma2, expected)
+    own = fixed_effects.of_products(m.record.M, X_a, F, bent, back, sigma2)
+    own = own._replace(information=fixed_effects.without_beta(-hessian, p), expected=expected)
     return transformed(own, *natural_map(fitted, data)) if natural else own
 
 
@@ -220,12 +221,10 @@ def transformed(own: Jets, J: np.ndarray, J2: np.ndarray) -> Jets:
     J, J2 = J[np.ix_(chosen, kept)], J2[np.ix_(chosen, kept, kept)]
     Z = np.linalg.inv(J)
     slope, pair = own.slope[kept], np.ix_(kept, kept)
+    turned = np.einsum("lab,cl,cij->abij", J2, Z, slope, optimize=True)
 
-    def second(old: np.ndarray | None) -> np.ndarray | None:
-        if old is None:
-            return None
-        inner = old[pair] - np.einsum("lab,cl,cij->abij", J2, Z, slope, optimize=True)
-        return np.einsum("ai,bj,abpq->ijpq", Z, Z, inner, optimize=True)
+    def second(of: np.ndarray | None) -> np.ndarray | None:
+        return None if of is None else np.einsum("ai,bj,abpq->ijpq", Z, Z, of[pair] - turned, optimize=True)
 
     return Jets(
         own.cov,
