@@ -478,6 +478,12 @@ class MixedLMResults(Estimates):
 
     # ------------------------------------------------------------ report
 
+    def plot(self, figure: Any = None) -> Any:
+        """Four pictures of residuals and random effects, a matplotlib Figure; ``lme_jax.plots`` has them singly."""
+        from .plots import overview
+
+        return overview(self, figure)
+
     def summary(self, title: str | None = None, alpha: float = 0.05, ddf: str | None = None) -> Summary:
         """Criterion, estimates with standard errors, variance components, and how the fit ended.
 
