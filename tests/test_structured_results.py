@@ -375,3 +375,20 @@ def test_singular_fits_name_what_stands_on_the_boundary(orthodont):
     assert fit.is_singular()
     assert fit.varcorr.vcov[0] < 1e-8
     assert np.isnan(fit.bse_re.iloc[0])
+
+
+def test_pictures_of_serial_correlation(us, exp_power):
+    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib.use("Agg")
+    from lme_jax import plots
+
+    ax = plots.acf(us, max_lag=3)
+    dots = next(line.get_xydata() for line in ax.lines if line.get_marker() == "o")
+    np.testing.assert_allclose(dots, us.acf(3)[["lag", "acf"]].to_numpy()[1:])
+    table = exp_power.variogram()
+    offsets = plots.variogram(exp_power).collections[0].get_offsets()
+    np.testing.assert_allclose(offsets, table[["distance", "semivariance"]])
+    assert [len(a.get_label()) > 10 for a in us.plot().axes] == [True] * 4
+    r = next(line.get_ydata() for line in plots.residuals(us).lines if line.get_marker() == "o")
+    np.testing.assert_allclose(r, us.residuals("normalized"))
+    matplotlib.pyplot.close("all")

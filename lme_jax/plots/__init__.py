@@ -5,9 +5,11 @@
 
 from .diagnostic import overview, qq, ranef_qq, residuals, scale_location
 from .estimates import caterpillar, forest, groups
+from .serial import acf, variogram
 from .style import alt_text
 
 __all__ = [
+    "acf",
     "alt_text",
     "caterpillar",
     "forest",
@@ -17,4 +19,5 @@ __all__ = [
     "ranef_qq",
     "residuals",
     "scale_location",
+    "variogram",
 ]

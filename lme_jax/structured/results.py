@@ -493,7 +493,7 @@ class StructuredResults(MixedLMResults):
         table = interval_table(mean, np.einsum("ni,ij,nj->n", x, self.cov_fe.to_numpy(), x), found.variance, level)
         return pd.DataFrame(np.where(missing[:, None], np.nan, table), index=rows.labels, columns=table.columns)
 
-    def simulate(  # type: ignore[override]
+    def simulate(
         self, n: int = 1, *, seed: int | np.random.Generator, random_effects: Literal["new", "conditional"] = "new"
     ) -> pd.DataFrame:
         """Simulated responses of the fitted rows, (n_rows, n), with the fitted correlations: parametric bootstrap.
