@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .core.records import Fit
     from .core.types import Status
     from .many.doors import fit_many, lmer_many
+    from .many.power import design, power
     from .many.results import ManyFits, compare
     from .repeated import gls, mmrm
     from .results import MixedLMResults
@@ -46,6 +47,7 @@ __all__ = [
     "compress",
     "convert_params",
     "datasets",
+    "design",
     "deviance",
     "enable_compilation_cache",
     "errors",
@@ -61,6 +63,7 @@ __all__ = [
     "mmrm",
     "params_jacobian",
     "plots",
+    "power",
     "predict",
     "random_effects",
     "score_and_hessian",
@@ -80,6 +83,7 @@ _HOMES = {
     "compare": "many.results",
     "compress": "core.compression",
     "convert_params": "core.parameterizations:convert",
+    "design": "many.power",
     "deviance": "core.fit",
     "enable_compilation_cache": "cache",
     "fit": "core.fit",
@@ -92,6 +96,7 @@ _HOMES = {
     "mmrm": "repeated",
     "mixedlm": "compat.mixed_lm",
     "params_jacobian": "core.parameterizations:jacobian",
+    "power": "many.power",
     "predict": "core.fit",
     "random_effects": "core.fit",
     "score_and_hessian": "core.likelihood",

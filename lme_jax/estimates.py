@@ -15,6 +15,7 @@ from .core.optimize import NewtonOptions
 from .core.records import Fit
 from .core.types import Status
 from .data import ModelData
+from .derived import Derived
 from .errors import DataError
 from .fitting import read_only
 from .inference.hypotheses import TTest, WaldTest, hypotheses, reference_distribution, t_test, wald_test
@@ -33,7 +34,7 @@ from .lazy import handed_out
 from .tested import Tested
 
 
-class Estimates(Tested):
+class Estimates(Tested, Derived):
     """The part of every result that needs no random effects; see ``MixedLMResults``.
 
     Parameters

@@ -12,6 +12,7 @@ import pandas as pd
 
 from lme_jax.core.structures import REGISTRY, suggestion
 from lme_jax.errors import DataError, FormulaError, LmeJaxWarning
+from lme_jax.formula.columns import Columns, read_columns, used_columns
 from lme_jax.formula.crossing import Crossing, interact, meet_new_rows
 from lme_jax.formula.design import (
     Design,
@@ -40,7 +41,7 @@ from lme_jax.formula.matrix import FactorCoding, Piece, Value, factor_codings, m
 from lme_jax.formula.notes import warn
 from lme_jax.formula.residual import ResidualTerm, evaluate_residual, resolve_residual
 from lme_jax.formula.residual_words import ResidualSpelling, read_residual
-from lme_jax.formula.syntax import Node, parse
+from lme_jax.formula.syntax import Name, Node, parse
 from lme_jax.formula.term_blocks import resolve
 from lme_jax.formula.terms import Bar, MixedFormula, parse_mixed
 from lme_jax.formula.values import Factor, as_frame, namespace, take
@@ -62,7 +63,15 @@ class Lme4State:
     keep: np.ndarray
     offset_text: str | None
     widths: dict[str, int] = field(default_factory=dict)
+    columns: Columns | None = None
     residual: ResidualTerm | None = None
+
+    def fixed_columns(self, frame: pd.DataFrame) -> tuple[np.ndarray, np.ndarray | None]:
+        """X (n, P) of new data with the columns that were left out, and the offset that formula and columns give."""
+        evaluator = Evaluator(frame, self.context, self.memory)
+        offset = _formula_offset(self.parsed.fixed, evaluator)
+        given = _given_numbers(frame, self.offset_text, "offset", evaluator, None)
+        return self._matrix(self.parsed.fixed, evaluator)[0], _add(offset, given)
 
     def rebuild(self, frame: pd.DataFrame, random: bool, needed: Sequence[bool] | None = None) -> NewDesign:
         evaluator = Evaluator(frame, self.context, self.memory)
@@ -224,13 +233,14 @@ def _assemble(
 ) -> Design:
     """The design from the variables of the rows in use; `index` and `keep` are those of all rows looked at."""
     codings = factor_codings(variables.values, how.contrasts, _linears(parsed))
-    X, names = model_matrix(parsed.fixed, variables.values, codings, len(variables.y))
-    X, exog_names, dropped, kept_columns = reduce_rank(X, names)
+    whole, names = model_matrix(parsed.fixed, variables.values, codings, len(variables.y))
+    X, exog_names, dropped, kept_columns = reduce_rank(whole, names)
     structures = _structures(parsed.bars, how.structures)
     terms, crossings = _random_terms(parsed.bars, structures, variables, codings, known, evaluator)
     check_design(variables.y, variables.endog_name, variables.weights, X, terms)
     residual = None if how.spelling is None else resolve_residual(how.spelling, variables.residual, len(variables.y))
     widths = {k: v.shape[1] if v.ndim == 2 else 1 for k, v in variables.values.items() if not isinstance(v, Factor)}
+    seen = _columns(parsed.fixed, how.offset_text, evaluator, whole, kept_columns, keep)
     state = Lme4State(
         parsed,
         codings,
@@ -240,6 +250,7 @@ def _assemble(
         kept_columns,
         how.offset_text,
         widths,
+        seen,
         residual,
     )
     return Design(
@@ -257,6 +268,18 @@ def _assemble(
         state=state,
         residual=residual,
     )
+
+
+def _columns(
+    fixed: Linear, offset: str | None, evaluator: Evaluator, X: np.ndarray, keep: np.ndarray, rows: np.ndarray | None
+) -> Columns:
+    """What marginal means ask of the columns behind the fixed effects and the offset."""
+    nodes = [node for _, node in fixed.variables] + list(fixed.offsets)
+    nodes += [] if offset is None else [Name(offset) if offset in evaluator.frame.columns else _expression(offset)]
+    arrays = [name for name, value in evaluator.used.items() if isinstance(value, list | np.ndarray | pd.Series)]
+    made_factor = used_columns(nodes, [*evaluator.frame.columns, *arrays])
+    columns = {name: evaluator.name(name) for name in made_factor}
+    return read_columns(columns, made_factor, evaluator.time_kinds(), X, keep, rows)
 
 
 def _given_numbers(
