@@ -31,7 +31,7 @@ from .inference.prediction import (
     prediction_table,
     related_effects,
 )
-from .inference.profile import find_variance, profile_likelihood
+from .inference.profile import at_variances, find_variance, profiler, variance_of
 from .inference.quantities import readings
 from .inference.simulation import response_for, simulate_responses
 from .inference.wald import covariance_standard_errors, wald_table
@@ -443,7 +443,9 @@ class MixedLMResults(Estimates):
         center = float(self._covariance[effect, effect])
         low = np.linspace(max(center - dist_low, 0.0), center, num_low + 1)[:-1]
         high = np.linspace(center, center + dist_high, num_high + 1)[1:]
-        below, above = (profile_likelihood(self._data, self.fit, self.reml, effect, v, self._held) for v in (low, high))
+        block, mine, i = variance_of(self._data, effect)
+        around = profiler(self._data, self.fit, self.reml, self._held)
+        below, above = (-0.5 * at_variances(around, block, mine, i, v) for v in (low, high))
         return np.column_stack([np.concatenate([low, [center], high]), np.concatenate([below, [self.llf], above])])
 
     # ------------------------------------------------------------ singularity
