@@ -37,6 +37,9 @@ class Curve(NamedTuple):
     bend: np.ndarray
 
 
+CurveAt = Callable[[np.ndarray], Curve]
+
+
 class Goal(NamedTuple):
     """What is sought: the rise of the profile above ``least``, on the side ``sign`` of ``origin``, or a value of u.
 
@@ -82,8 +85,13 @@ class Local(NamedTuple):
         return self.f - self.decrease
 
 
-def find(x: np.ndarray, curve: Callable[[np.ndarray], Curve], evaluate: Evaluate, unit: np.ndarray, goal: Goal) -> Found:
+def find(x: np.ndarray, curve: CurveAt, evaluate: Evaluate, unit: np.ndarray, goal: Goal) -> Found:
     """The point of ``goal``, from x; ``unit`` (m,) makes x/unit of order one where −2ℓ rises by about one."""
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+        return _find(x, curve, evaluate, unit, goal)
+
+
+def _find(x: np.ndarray, curve: CurveAt, evaluate: Evaluate, unit: np.ndarray, goal: Goal) -> Found:
     inside, outside = goal.origin, goal.high if goal.sign > 0 else goal.low
     wanted = goal.value
     now = None if (start := restored(x, curve, unit, wanted)) is None else local(start, curve, evaluate, unit)
@@ -138,7 +146,9 @@ def _next_u(now: Local, goal: Goal, inside: float, outside: float, bracketed: bo
         target = now.u + goal.sign * max(abs(now.u - goal.origin), 1e-3 * max(1.0, abs(now.u)))
     else:
         root = np.sqrt(rise)
-        target = now.u + goal.sign * min((np.sqrt(goal.rise) - root) * 2.0 * root / slope, 10.0 * abs(now.u - goal.origin))
+        target = now.u + goal.sign * min(
+            (np.sqrt(goal.rise) - root) * 2.0 * root / slope, 10.0 * abs(now.u - goal.origin)
+        )
     ahead = goal.sign * (target - inside) > 0.0
     if goal.sign * (outside - target) > 0.0 and ahead:
         return target
@@ -148,7 +158,7 @@ def _next_u(now: Local, goal: Goal, inside: float, outside: float, bracketed: bo
 
 
 def _advance(
-    now: Local, step: np.ndarray, target: float, curve: Callable, evaluate: Evaluate, unit: np.ndarray, loose: float
+    now: Local, step: np.ndarray, target: float, curve: CurveAt, evaluate: Evaluate, unit: np.ndarray, loose: float
 ) -> Local | None:
     """The next point; the step is cut until −2ℓ does about what its quadratic says."""
     share = 1.0
@@ -159,14 +169,14 @@ def _advance(
         if new is not None:
             lower = share * (share if now.saddle else 2.0 - share) * now.decrease
             expected = now.f + share * now.multiplier * (target - now.u) - lower
-            slack = 0.5 * share * (abs(now.multiplier * (target - now.u)) + now.decrease) + loose
+            slack = 0.5 * share * abs(now.multiplier * (target - now.u)) + 0.9 * lower + loose
             if new.f <= expected + slack + 1e-11 * (1.0 + abs(now.f)):
                 return new
         share *= 0.5
     return None
 
 
-def restored(x: np.ndarray, curve: Callable[[np.ndarray], Curve], unit: np.ndarray, u: float | None) -> np.ndarray | None:
+def restored(x: np.ndarray, curve: CurveAt, unit: np.ndarray, u: float | None) -> np.ndarray | None:
     """x moved by the least, in ``unit``, to where u(x) = u; x itself if u is None."""
     if u is None:
         return x
@@ -183,7 +193,7 @@ def restored(x: np.ndarray, curve: Callable[[np.ndarray], Curve], unit: np.ndarr
     return None
 
 
-def local(x: np.ndarray, curve: Callable[[np.ndarray], Curve], evaluate: Evaluate, unit: np.ndarray) -> Local | None:
+def local(x: np.ndarray, curve: CurveAt, evaluate: Evaluate, unit: np.ndarray) -> Local | None:
     there, u = evaluate(x), curve(x)
     if there is None or not np.isfinite(u.slope).all():
         return None

@@ -207,9 +207,7 @@ def _of_engine(theta: np.ndarray, gamma: float | None, s2: float, at: Problem) -
     return _Parts(a, a_slope, _symmetric(curve + a_bend), Q_slope, _symmetric(2.0 * quadratic + Q_bend), across, white)
 
 
-def _of_fixed(
-    held: Any, solved: Any, YT: list[np.ndarray], D: list[np.ndarray], k: int, p: int
-) -> np.ndarray:
+def _of_fixed(held: Any, solved: Any, YT: list[np.ndarray], D: list[np.ndarray], k: int, p: int) -> np.ndarray:
     """Second derivatives (k, k) of log|XᵀV⁻¹X| along the moves of V themselves."""
     YUY = criterion.contract(YT, held.apply(solved, YT)).reshape(k, p, k, p)
     squares = criterion.contract(YT, [d[:, :p] for d in D]).reshape(k, p * p)

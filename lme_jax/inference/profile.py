@@ -5,22 +5,21 @@ likelihood of β. See ``core.surface`` for −2ℓ and ``core.contour`` for the 
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import scipy.special
 
-from ..core import contour, covariance, surface
+from ..core import contour, covariance, surface, targets
 from ..core.contour import Found, Goal
 from ..core.fit import ModelStatistics, fit_at
 from ..core.moments import GroupData
 from ..core.records import Fit
 from ..core.structures import Block, entry
 from ..core.surface import Surface
+from ..core.targets import Target
 from ..data import ModelData
 from ..errors import DataError
-from . import targets
-from .targets import Target
 
 # How far a first step goes at most, on the scale without ends.
 FIRST_STEP = 1.5
@@ -103,11 +102,25 @@ def limits(around: Profiler, target: Target, level: float) -> Limits:
     """Where the profile has risen by the χ²₁ quantile of ``level``."""
     cut = float(scipy.special.chdtri(1, 1.0 - level))
     estimate = _read(target, around)
+    if _is_held(around, target):
+        return Limits(target.name, estimate, np.nan, np.nan, "held, not estimated")
     if any(_may_vanish(around, *effect, cut) for effect in target.needs):
         note = "both limits at the bounds: a standard deviation it is made of may be zero"
         return Limits(target.name, estimate, *target.ends, note)
     (lower, below), (upper, above) = (_limit(around, target, sign, cut) for sign in (-1.0, 1.0))
     return Limits(target.name, estimate, lower, upper, "; ".join(filter(None, (below, above))))
+
+
+def wald_limits(around: Profiler, target: Target, level: float) -> Limits:
+    """Estimate ± z standard errors on the scale without ends, read back; NaN at an end, where it does not hold."""
+    z, free = float(scipy.special.ndtri(0.5 + 0.5 * level)), np.ix_(around.free, around.free)
+    u, estimate = target.curve(around.x), _read(target, around)
+    a, H = u.slope[around.free], around.H[free]
+    regular = np.isfinite(a).all() and np.linalg.eigvalsh(H * np.outer(around.unit, around.unit)[free])[0] > 1e-8
+    if not regular or any(_is_at(estimate, end) for end in target.ends):
+        return Limits(target.name, estimate, np.nan, np.nan, "on the boundary no normal approximation holds")
+    half = z * float(np.sqrt(2.0 * a @ np.linalg.solve(H, a)))
+    return Limits(target.name, estimate, float(target.read(u.value - half)), float(target.read(u.value + half)), "")
 
 
 def signed_roots(around: Profiler, target: Target, zeta: Sequence[float]) -> list[tuple[float, float]]:
@@ -126,6 +139,11 @@ def signed_roots(around: Profiler, target: Target, zeta: Sequence[float]) -> lis
                 break
             start = found.x
     return sorted(out)
+
+
+def _is_held(around: Profiler, target: Target) -> bool:
+    slope = target.curve(around.x).slope
+    return bool(slope.any() and not slope[around.free].any())
 
 
 def _may_vanish(around: Profiler, block: Block, mine: slice, i: int, cut: float) -> bool:
@@ -304,14 +322,3 @@ def find_variance(data: ModelData, which: int | str, kind: Literal["re", "vc"]) 
     if str(which).removesuffix(" Var") not in names:
         raise DataError(f"there is no variance component {which!r}; there are {list(names)}")
     return names[str(which).removesuffix(" Var")]
-
-
-def variance_of(data: ModelData, effect: int) -> tuple[Block, slice, int]:
-    """The block, its place in θ and the effect's number in it, of an effect's place among all effects."""
-    at = 0
-    for term, span in zip(data.terms, data.term_slices, strict=True):
-        mine = slice(at, at + term.block.n_theta)
-        if span.start <= effect < span.stop:
-            return term.block, mine, effect - span.start
-        at = mine.stop
-    raise DataError(f"there is no effect number {effect}")

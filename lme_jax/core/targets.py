@@ -1,5 +1,6 @@
-"""What a profile can be asked of: functions u of x = (θ, [γ,] log σ²) with two derivatives, each on a scale without
-ends, and how u is read back: log for standard deviations, atanh for correlations, logit for shares.
+"""What a profile can be asked of: functions u of x = (θ, [γ,] log σ²) with two derivatives, and how u is read back.
+
+u is on a scale without ends: log for standard deviations, atanh for correlations, logit for shares.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -7,10 +8,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..core import covariance
-from ..core.contour import Curve
-from ..core.structures import Block, Quantity, entry
 from ..errors import DataError
+from . import covariance
+from .contour import Curve
+from .structures import Block, Quantity, entry
 
 # Where a scale without ends counts as its end: relative to the estimate for sizes, absolute for correlations.
 ZERO = 1e-4
@@ -176,9 +177,7 @@ def quantity(name: str, what: Quantity, block: Block, mine: slice) -> Target:
     if what.kind == "range":
         distance = what.distance
         ends = (0.0, np.inf)
-        return correlation(
-            name, block, mine, what.row, what.column, lambda u: -distance / np.log(np.tanh(u)), ends
-        )
+        return correlation(name, block, mine, what.row, what.column, lambda u: -distance / np.log(np.tanh(u)), ends)
     return correlation(name, block, mine, what.row, what.column)
 
 
