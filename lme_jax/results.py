@@ -17,6 +17,7 @@ from .core.optimize import NewtonOptions
 from .core.records import RandomEffects
 from .core.structures import entry
 from .data import Factor, ModelData
+from .diagnostics import Diagnostics
 from .errors import DataError, UnsupportedError
 from .fitting import fit_data, fit_without_lost_columns, read_options, read_reml, read_start, settle
 from .formula.values import namespace
@@ -38,14 +39,13 @@ from .many.bootstrap import Bootstrap, Kind, bootstrap
 from .many.responses import MEMORY_LIMIT, BatchOptions, Responses, fit_observed, fit_responses, read_responses
 from .many.results import ManyFits
 from .many.views import ResponseViews
-from .profiles import Profiles
 from .report import components_table, facts_table, structures_table
 from .summary import Summary
 
 Refitter = Callable[[Mapping[str, Any], Mapping[str, Any]], "MixedLMResults"]
 
 
-class MixedLMResults(Profiles):
+class MixedLMResults(Diagnostics):
     """A fitted linear mixed model.
 
     Results are immutable: refitting the model, or changing the data frame it came from, leaves them as
