@@ -124,7 +124,7 @@ def fit_formula(
 
 
 # What an update keeps that is no argument of the design.
-_NOT_OF_DESIGN = ("reml", "options", "ddf")
+_NOT_OF_DESIGN = ("reml", "options", "ddf", "vcov")
 
 
 def _fitted(design: Design, kept: Mapping[str, Any], start: Any) -> MixedLMResults:
@@ -138,7 +138,7 @@ def _fitted(design: Design, kept: Mapping[str, Any], start: Any) -> MixedLMResul
 
     data = StructuredData.from_design(design, factor_in_names=True)
     assert isinstance(data, StructuredData)
-    return fit_structured(data, *how, ddf=kept.get("ddf"))
+    return fit_structured(data, *how, ddf=kept.get("ddf"), vcov=kept.get("vcov", "asymptotic"))
 
 
 def _fit_again(

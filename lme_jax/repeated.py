@@ -64,6 +64,7 @@ def mmrm(
     *,
     reml: bool = True,
     ddf: str = "satterthwaite",
+    vcov: str = "asymptotic",
     weights: Any = None,
     offset: Any = None,
     contrasts: Mapping[str, Any] | None = None,
@@ -85,6 +86,8 @@ def mmrm(
         Never changed. The order of the visits is that of a Categorical's levels; rows without a response are left out.
     ddf : {"satterthwaite", "kenward-roger", "kenward-roger-linear", "between-within", "residual", "normal"}
         Degrees of freedom of tests and limits where none are named later: ``fit.coefficients(ddf=…)``.
+    vcov : {"asymptotic", "CR0", "CR1", "CR1S", "CR2", "CR3"}
+        Cov β̂ of all tests and limits: the model's own, or a cluster-robust one by subjects.
     weights : column name, expression or (n,), optional
         Covariances are divided by √(w_i w_j), as SAS's WEIGHT.
     reml, offset, contrasts, missing, subset, start, options
@@ -103,7 +106,7 @@ def mmrm(
             "the subject."
         )
     arguments = _arguments(formula, data, residual, variance, weights, offset, contrasts, missing, subset)
-    return fit_formula({**arguments, "ddf": read_ddf(ddf)}, reml, start, options, namespace(1))  # type: ignore[return-value]
+    return fit_formula({**arguments, "ddf": read_ddf(ddf), "vcov": vcov}, reml, start, options, namespace(1))  # type: ignore[return-value]
 
 
 def _arguments(

@@ -392,3 +392,51 @@ def test_pictures_of_serial_correlation(us, exp_power):
     r = next(line.get_ydata() for line in plots.residuals(us).lines if line.get_marker() == "o")
     np.testing.assert_allclose(r, us.residuals("normalized"))
     matplotlib.pyplot.close("all")
+
+
+# clubSandwich 0.5.8 of NLME's `us` fit m: sqrt(diag(vcovCR(m, cluster, type))), and df_Satt of coef_test.
+CLUB = {
+    "CR0": [1.11794745760163, 0.0928843817382682, 1.31560634862236, 0.112785619784607],
+    "CR1": [1.13924360846039, 0.0946537670456647, 1.34066776906794, 0.114934110357487],
+    "CR2": [1.15466002031793, 0.095954725881385, 1.36455110168193, 0.117025545949171],
+    "CR3": [1.1924772881084, 0.0990766738541529, 1.41563712653108, 0.121527047893678],
+}
+CLUB_DF = [15.0000699571756, 15.0000716175341, 21.6537339162402, 21.6537404142354]
+
+
+@pytest.mark.parametrize("kind", sorted(CLUB))
+def test_cluster_robust_covariances(us, kind):
+    """nlme's optimum is 1e-6 off, and so are clubSandwich's figures."""
+    found = us.robust(type=kind)
+    np.testing.assert_allclose(np.sqrt(np.diag(found.cov)), CLUB[kind], rtol=2e-6)
+    assert found.n_clusters == 27
+    chosen = us.update(vcov=kind)
+    np.testing.assert_allclose(chosen.bse_fe, CLUB[kind], rtol=2e-6)
+    np.testing.assert_allclose(chosen.coefficients()[["se", "df", "p"]], found.coefficients[["se", "df", "p"]])
+    if kind == "CR2":
+        np.testing.assert_allclose(found.coefficients.df, CLUB_DF, rtol=1e-5)
+        joint, own = chosen.test("age, age:SexFemale"), found.test("age, age:SexFemale")
+        assert (joint.statistic, joint.df_denom, joint.pvalue) == pytest.approx(
+            (own.statistic, own.df_denom, own.pvalue)
+        )
+        assert "cluster-robust covariance CR2" in str(chosen.summary())
+        with pytest.raises(DataError, match="model's own"):
+            chosen.coefficients(ddf="kenward-roger")
+
+
+def test_robust_covariances_of_one_model_in_two_spellings(orthodont):
+    """A random intercept is compound symmetry: weights, subjects of several sizes, clusters of several subjects."""
+    data = orthodont.iloc[3:].reset_index(drop=True)
+    w = 1.0 + (data.index % 3)
+    mixed = lme.lmer("distance ~ age * Sex + (1 | Subject)", data, weights=w)
+    marginal = lme.lmer("distance ~ age * Sex + (1 | Subject)", data, weights=w, variance="fixed(age / age)")
+    site = data.Subject.astype(str).str[2].rename("site")
+    for kind in ("CR0", "CR2", "CR3"):
+        for cluster in (None, site):
+            ours, theirs = marginal.robust(cluster, kind), mixed.robust(cluster, kind)
+            np.testing.assert_allclose(ours.cov, theirs.cov, rtol=1e-6, atol=1e-10)
+            np.testing.assert_allclose(ours.coefficients.df, theirs.coefficients.df, rtol=1e-5)
+    with pytest.raises(DataError, match="two clusters"):
+        marginal.robust(data.age)
+    with pytest.raises(DataError, match="none of"):
+        marginal.robust("site")

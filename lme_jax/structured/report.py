@@ -63,6 +63,7 @@ def coefficients(result: Any, alpha: float, ddf: str) -> tuple[str, pd.DataFrame
     columns = ["Coef.", "Std.Err.", "df", letter, f"P>|{letter}|", *limits]
     table = result.coefficients(ddf, 1.0 - check_alpha(alpha)).set_axis(columns, axis=1)
     kind = "z tests" if ddf == "normal" else f"t tests, degrees of freedom: {ddf.title()}"
+    kind += "" if result._vcov is None else f"; cluster-robust covariance {result._vcov}"
     return f"Fixed effects ({kind})", table.drop(columns=["df"] if ddf == "normal" else [])
 
 

@@ -29,6 +29,7 @@ from ..formula.values import as_frame
 from ..inference.degrees import Reference, between_within
 from ..inference.prediction import PredictionRows, RandomChoice, interval_table, prediction_rows
 from ..inference.quantities import readings
+from ..inference.robust import RobustEstimates
 from ..inference.simulation import response_for
 from ..inference.wald import covariance_standard_errors
 from ..keeping import has_rows
@@ -42,6 +43,7 @@ from .diagnostics import autocorrelation, semivariogram
 from .outcome import read_start, status_text, tell
 from .parameters import parameter_table
 from .report import summary_of
+from .robust import read_vcov, reference, robust
 
 ResidualType = Literal["response", "pearson", "normalized"]
 RESIDUALS = ("response", "pearson", "normalized")
@@ -61,6 +63,8 @@ class StructuredResults(MixedLMResults):
     reml, options, again : as of ``Estimates``.
     ddf : str, optional
         The degrees of freedom of tests where none are named.
+    vcov : str, optional
+        Type of a cluster-robust Cov β̂ for all tests; the model's own if None.
     """
 
     _data: StructuredData
@@ -74,10 +78,12 @@ class StructuredResults(MixedLMResults):
         options: NewtonOptions = NewtonOptions(),
         again: Callable[[Mapping[str, Any], Mapping[str, Any]], Any] | None = None,
         ddf: str | None = None,
+        vcov: Any = None,
     ) -> None:
         super().__init__(data, as_fit(found, data), reml=reml, options=options, again=again)
         self._found = found
         self._ddf = ddf
+        self._vcov = vcov
 
     # ------------------------------------------------------------ tests
 
@@ -95,11 +101,47 @@ class StructuredResults(MixedLMResults):
         Kenward and Roger's take the observed information of the parameters that SAS estimates, as SAS and mmrm do.
         """
         ddf = read_ddf(self.default_ddf if ddf is None else ddf)
+        if self._vcov is not None:
+            return self._robust_reference(ddf)
         if ddf not in KENWARD_ROGER:
             return super()._reference_of(ddf)
         if not self.reml:
             raise DataError("Kenward and Roger's degrees of freedom are those of a REML fit: fit with reml=True")
         return kenward_roger_observed(self._jets(True), ddf)
+
+    def _robust_reference(self, ddf: str) -> Reference:
+        """What tests refer to where ``mmrm`` was asked for a robust covariance."""
+        if ddf in KENWARD_ROGER:
+            raise DataError(
+                f"ddf={ddf!r} adjusts the model's own covariance: with vcov={self._vcov!r} use 'satterthwaite'"
+            )
+        alike = {"normal": np.inf, "residual": float(self.df_resid)}
+        if ddf == "satterthwaite":
+            return reference(self._robust, ddf, None)
+        df = np.full(self.k_fe, alike[ddf]) if ddf in alike else self._degrees_of_design(ddf)
+        return reference(self._robust, ddf, df)
+
+    @cached_property
+    def _robust(self) -> RobustEstimates:
+        return robust(self._data, self._found, None, self._vcov)
+
+    @handed_out
+    def cov_fe(self) -> pd.DataFrame:
+        """Cov β̂ (p, p): σ̂²(XᵀV⁻¹X)⁻¹, or the robust covariance that ``mmrm(vcov=)`` was asked for."""
+        cov = self.scale * np.asarray(self.fit.unscaled_cov) if self._vcov is None else self._robust.cov.to_numpy()
+        return pd.DataFrame(cov, index=self._exog_names, columns=self._exog_names)
+
+    def robust(self, cluster: Any = None, type: Any = "CR2") -> RobustEstimates:
+        """Fixed effects with a cluster-robust covariance, valid where the model's own is wrong.
+
+        Parameters
+        ----------
+        cluster : name of the subject or of a grouping factor, or labels of the fitted rows (n,), optional
+            Clusters hold whole subjects and levels. None: sets of rows that share subjects or levels, without random
+            effects the subjects.
+        type : as of ``MixedLMResults.robust``.
+        """
+        return robust(self._data, self._found, cluster, type)
 
     def _degrees_of_design(self, method: str) -> np.ndarray:
         if self._data.terms or method != "between-within":
@@ -514,7 +556,7 @@ class StructuredResults(MixedLMResults):
         """Fit the same design to another response (n_rows,), such as a column of ``simulate``."""
         data = self._data.with_response(response_for(self._data, new_y))
         assert isinstance(data, StructuredData)
-        return fit_structured(data, self.reml, start, self._options, ddf=self._ddf)
+        return fit_structured(data, self.reml, start, self._options, ddf=self._ddf, vcov=self._vcov or "asymptotic")
 
     def compare_structures(self, structures: Sequence[str]) -> StructureComparison:
         """Fit other residual structures to the same rows and rank them by AIC and BIC.
@@ -566,15 +608,17 @@ def fit_structured(
     options: Any,
     again: Callable[[Mapping[str, Any], Mapping[str, Any]], Any] | None = None,
     ddf: Any = None,
+    vcov: Any = "asymptotic",
 ) -> StructuredResults:
     """The fit with labels on it, after the warning or the error that its status calls for."""
-    reml, options, ddf = read_reml(reml), read_options(options), None if ddf is None else read_ddf(ddf)
+    reml, options = read_reml(reml), read_options(options)
+    inferred: dict[str, Any] = {"ddf": None if ddf is None else read_ddf(ddf), "vcov": read_vcov(vcov)}
     if options.backend not in (None, "numpy"):
         raise UnsupportedError("models with residual structures are fitted in NumPy: leave out backend=")
     start = read_start(start, data.blocks.model.size)
     with np.errstate(all="ignore"):
         found = core.fit(data.blocks, reml=reml, start=start, options=options)
-    result = StructuredResults(data, found, reml=reml, options=options, again=again, ddf=ddf)
+    result = StructuredResults(data, found, reml=reml, options=options, again=again, **inferred)
     tell(result, data, found)
     return result
 
