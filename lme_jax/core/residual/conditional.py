@@ -124,7 +124,7 @@ def _stack(rows: Rows, sets: np.ndarray, model: Model) -> Stack:
     at, present = rows.map(sets), np.ones((P, n), bool)
     metric = str(model.settings.get("metric", "euclidean"))
     return Stack(
-        count=np.ones(P),
+        copies=np.ones(P),
         present=present,
         at=at,
         owner=np.arange(P),

@@ -8,14 +8,14 @@ import scipy.linalg
 from ...errors import DataError
 from .. import covariance, fixed_effects
 from ..blocks import Block
-from ..criterion import _whitening as whitening
+from ..criterion import whitening
 from ..fixed_effects import Jets
 from ..jets import Jet
 from . import objective
 from .data import BlockData
 from .families import Natural, compose, jet, one, padded
 from .fit import ResidualFit
-from .model import _steps as steps
+from .model import steps
 from .registry import VARIANCES
 from .terms import Parameter
 
@@ -71,7 +71,7 @@ def _of_variances(data: BlockData, fitted: ResidualFit, linear: bool) -> list[_R
         entry, delta = VARIANCES[word], fitted.params[here]
         own = entry.natural(delta, S)
         if linear and entry.linear is not None:
-            own = [(n.index[0], n) for n in entry.linear(delta, S)]
+            own = [(n.place[0], n) for n in entry.linear(delta, S)]
         out += [_Read(n, j, stratum, _at(data, fitted, here, n)) for stratum, n in own]
         if not linear and word == "ident":
             out += _stratum_sds(data, fitted, j, here, S)
@@ -102,7 +102,7 @@ def parameters(fitted: ResidualFit, data: BlockData, *, reml: bool = True) -> li
         on_edge |= n.transform == "logit" and n.low == 0.0 and value < EDGE
         se = np.nan if on_edge or not variance >= 0.0 else float(np.sqrt(variance))
         out.append(
-            Parameter(n.kind, read.term, read.group, n.index, value, se, n.transform, n.low, n.high, slope, on_edge)
+            Parameter(n.kind, read.term, read.group, n.place, value, se, n.transform, n.low, n.high, slope, on_edge)
         )
     return out
 
@@ -145,9 +145,7 @@ def interval(p: Parameter, quantile: float) -> tuple[float, float]:
 # ---------------------------------------------------------------- Cov β̂
 
 
-def jets(
-    fitted: ResidualFit, data: BlockData, *, reml: bool = True, second: bool = True, natural: bool = True
-) -> Jets:
+def jets(fitted: ResidualFit, data: BlockData, *, reml: bool = True, second: bool = True, natural: bool = True) -> Jets:
     """Cov β̂ to second order in the covariance parameters at a fit.
 
     Parameters

@@ -9,8 +9,9 @@ from .data import BlockData
 from .families import Moments
 from .identification import pairs_seen
 from .model import gathered
-from .record import _by_pattern as by_pattern
+from .record import by_pattern
 from .registry import VARIANCES
+from .stacks import Stack
 
 # Quantiles of the distances of two rows of a subject, at which ranges begin.
 QUANTILES = (0.1, 0.5, 0.9)
@@ -40,16 +41,15 @@ def moments(data: BlockData) -> list[ArmMoments]:
             S += gathered(model, s, products * _together(s))
         own = np.diagonal(products, axis1=1, axis2=2)
         squares += np.bincount(s.at.group.ravel(), own.ravel(), A)
-        rows += np.bincount(s.at.group.ravel(), (s.present * s.count[:, None]).ravel(), A)
+        rows += np.bincount(s.at.group.ravel(), (s.present * s.copies[:, None]).ravel(), A)
     size = np.sqrt(np.maximum(squares / np.maximum(rows, 1.0), np.finfo(float).tiny))
     if not model.family.distance:
         N = pairs_seen(model, list(data.stacks))
     return [ArmMoments(_of_arm(S[a], N[a], size[a], gaps), float(size[a])) for a in range(A)]
 
 
-def _together(s: "object") -> np.ndarray | float:
-    own = getattr(s, "together", None)
-    return 1.0 if own is None else own.astype(float)
+def _together(s: Stack) -> np.ndarray | float:
+    return 1.0 if s.together is None else s.together.astype(float)
 
 
 def _of_arm(S: np.ndarray, N: np.ndarray, size: float, gaps: np.ndarray) -> Moments:
