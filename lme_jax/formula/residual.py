@@ -323,8 +323,8 @@ def _refuse_unequal_spacing(spelled: CorrelationSpelling, levels: np.ndarray) ->
 def _refuse_duplicates(
     spelled: CorrelationSpelling, subject: np.ndarray, subjects: np.ndarray, clock: np.ndarray, visits: tuple[Any, ...]
 ) -> None:
-    """Two rows of one subject at one visit, or at one place without a nugget: which is which?"""
-    if not spelled.clock or (not spelled.by_visit and dict(spelled.options).get("nugget")):
+    """Two rows of one subject at one visit, or at one place: which is which?"""
+    if not spelled.clock:
         return
     if visits and np.bincount(subject * len(visits) + clock).max() == 1:
         return
@@ -337,8 +337,6 @@ def _refuse_duplicates(
     where = repr(visits[clock[at]]) if visits else ", ".join(f"{c:g}" for c in np.atleast_1d(clock[at]))
     who = "" if subjects[0] is None else f" of {_names(spelled)[0]} {_plain(subjects[subject[at]])!r}"
     advice = "Keep one, average them, or name a subject that tells them apart (id:part)."
-    if not spelled.by_visit and spelled.word != "car1":
-        advice += " A nugget = TRUE allows several at one place."
     raise DataError(
         f"{spelled.text}: two rows{who} have the same {_names(spelled)[1]}, {where} (rows used {first} and {at}, "
         f"from 0; {len(twice)} in all). {advice}"

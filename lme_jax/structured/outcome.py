@@ -9,7 +9,7 @@ from ..core.residual.fit import ResidualFit
 from ..core.residual.terms import Parameter
 from ..core.types import Status
 from ..errors import ConvergenceError, ConvergenceWarning, DataError, SingularFitWarning, warn_caller
-from ..fitting import ADVICE, no_residual_message
+from ..fitting import ADVICE
 from ..formula.residual import ResidualTerm
 from .data import StructuredData
 from .parameters import group_text, label
@@ -21,7 +21,11 @@ NAMED = 0.3
 def tell(result: Any, data: StructuredData, found: ResidualFit) -> None:
     """The warning or the error that a status calls for."""
     if Status(int(found.status)) is Status.NOT_FINITE:
-        raise ConvergenceError(no_residual_message(data, len(found.beta)))
+        raise ConvergenceError(
+            f"the deviance of {data.endog_name!r} ({data.n_rows} rows, {len(found.beta)} fixed effects) has no "
+            "minimum: the model leaves no residual variation, or none to a stratum. Check for a fixed effect that copies the "
+            "response, and for a response that is constant within subjects or strata."
+        )
     if result.status is Status.SINGULAR:
         warn_caller(
             f"{result.status_text}. It is a valid optimum; a simpler structure would describe these data as well.",

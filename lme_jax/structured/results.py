@@ -17,8 +17,6 @@ from ..core.records import Fit, RandomEffects
 from ..core.residual import fit as core
 from ..core.residual import inference
 from ..core.residual import rows as by_rows
-from ..core.residual.conditional import conditional as conditional_rows
-from ..core.residual.draws import coloured, visit_covariances
 from ..core.residual.fit import ResidualFit
 from ..core.residual.stacks import Rows
 from ..core.residual.terms import Parameter
@@ -241,7 +239,7 @@ class StructuredResults(MixedLMResults):
         """R of all visits by arm (None: of everyone), or of the typical subject."""
         if not self._by_visit:
             return {None: self._covariance_of(self.typical_subject)[0]}
-        matrices = [self._labelled(M, self.visits) for M in visit_covariances(self._found, self._data.blocks)]
+        matrices = [self._labelled(M, self.visits) for M in by_rows.visit_covariances(self._found, self._data.blocks)]
         return dict(zip(self._data.term.arms or (None,), matrices, strict=True))
 
     @cached_property
@@ -478,7 +476,7 @@ class StructuredResults(MixedLMResults):
         if newdata is None:
             return pd.Series(self._data.y, index=self._data.index, name="predicted")
         rows, new, missing = self._new_rows(newdata, allow_new_levels, offset)
-        mean = rows.X @ self.fit.beta + rows.offset + conditional_rows(self._found, self._data.blocks, new).effect
+        mean = by_rows.predict(self._found, self._data.blocks, rows.X, new).mean + rows.offset
         return pd.Series(np.where(missing, np.nan, mean), index=rows.labels, name="predicted")
 
     def _new_rows(self, newdata: Any, allow_new_levels: bool, offset: Any) -> tuple[PredictionRows, Rows, np.ndarray]:
@@ -529,10 +527,8 @@ class StructuredResults(MixedLMResults):
         if not conditional:
             nobody = [np.full(len(codes), -1) for codes in (new.subject, *new.codes)]
             new = new._replace(subject=nobody[0], codes=tuple(nobody[1:]))
-        found = conditional_rows(self._found, self._data.blocks, new)
-        mean = rows.X @ self.fit.beta + rows.offset + found.effect
-        x = rows.X - found.shift
-        table = interval_table(mean, np.einsum("ni,ij,nj->n", x, self.cov_fe.to_numpy(), x), found.variance, level)
+        found = by_rows.predict(self._found, self._data.blocks, rows.X, new)
+        table = interval_table(found.mean + rows.offset, found.error, found.variance - found.error, level)
         return pd.DataFrame(np.where(missing[:, None], np.nan, table), index=rows.labels, columns=table.columns)
 
     def simulate(
@@ -549,7 +545,8 @@ class StructuredResults(MixedLMResults):
         rng = np.random.default_rng(seed)
         new = random_effects == "new"
         mean = self.fittedvalues.to_numpy() if not new else self._data.X @ self.fit.beta + self._data.offset
-        noise = coloured(self._found, self._data.blocks, rng.standard_normal((self.nobs, n)), marginal=new)
+        z = rng.standard_normal((self.nobs, n))
+        noise = by_rows.correlated(self._found, self._data.blocks, z, given_effects=not new)
         return pd.DataFrame(mean[:, None] + noise, index=self._data.index)
 
     def refit(self, new_y: Any, *, start: Any = None) -> StructuredResults:
