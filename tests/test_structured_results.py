@@ -11,7 +11,7 @@ import scipy.stats
 from reference_data import load_frame
 
 import lme_jax as lme
-from lme_jax.errors import DataError, FormulaError, SingularFitWarning, UnsupportedError
+from lme_jax.errors import ConvergenceWarning, DataError, FormulaError, SingularFitWarning, UnsupportedError
 
 NLME = json.loads((Path(__file__).parent / "reference" / "residual_results.json").read_text())
 BOX = "weight ~ Diet * Time"
@@ -440,3 +440,14 @@ def test_robust_covariances_of_one_model_in_two_spellings(orthodont):
         marginal.robust(data.age)
     with pytest.raises(DataError, match="none of"):
         marginal.robust("site")
+
+
+def test_parameters_that_the_data_do_not_tell_are_named(orthodont):
+    """Compound symmetry beside a random intercept: one covariance, two parameters."""
+    with pytest.warns(ConvergenceWarning, match=r"do not tell these parameters apart: rho, θ Subject\.\(Intercept\)"):
+        twice = lme.lmer("distance ~ age + (1 | Subject)", orthodont, residual="cs(1 | Subject)")
+    once = lme.lmer("distance ~ age + (1 | Subject)", orthodont)
+    assert twice.deviance == pytest.approx(once.deviance, abs=1e-8)
+    assert twice.residual_params.se.isna().all() or (twice.residual_params.se > 1e2).any()
+    with pytest.warns(ConvergenceWarning, match="grows without bound.*Too few subjects"):
+        lme.gls("distance ~ age", orthodont[:16], residual="us(visit | Subject)")

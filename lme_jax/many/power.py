@@ -15,7 +15,7 @@ from ..core.parameterizations import convert
 from ..core.records import Fit
 from ..core.types import Status
 from ..data import ModelData
-from ..errors import DataError, LmeJaxWarning
+from ..errors import DataError, LmeJaxWarning, UnsupportedError
 from ..fitting import read_reml
 from ..formula import design_from_formula
 from ..formula.values import as_frame, namespace
@@ -284,6 +284,10 @@ def power(
     from tqdm.auto import tqdm
 
     data: ModelData = fit._data
+    if not data.factors:
+        raise UnsupportedError(
+            "power() simulates random effects, and this model has none: simulate() and refit() it"
+        )
     _check_numbers(n_sim, alpha, level, method)
     asked, names = _hypothesis(test, data), list(data.exog_names)
     truth = dataclasses.replace(fit.fit, beta=_effect(np.asarray(fit.fit.beta, float), effect, asked, names))

@@ -21,7 +21,8 @@ def parameter_table(parameters: Sequence[Parameter], term: ResidualTerm, alpha: 
     rows = []
     quantile = float(scipy.special.ndtri(1.0 - check_alpha(alpha) / 2.0))
     for parameter in parameters:
-        lower, upper = interval(parameter, quantile)
+        with np.errstate(over="ignore", invalid="ignore"):
+            lower, upper = interval(parameter, quantile)
         note = "" if np.isfinite(parameter.se) else _BOUNDARY if parameter.boundary else _UNTOLD
         where = (term_text(parameter, term), group_text(parameter, term), label(parameter, term))
         rows.append((*where, parameter.estimate, parameter.se, lower, upper, note))

@@ -175,7 +175,7 @@ class StructuredResults(MixedLMResults):
     @cached_property
     def status_text(self) -> str:
         """How the search ended, with the names of what stands on a boundary or is hardly told by the data."""
-        return status_text(self._found, self._parameters, self._data.term)
+        return status_text(self._found, self._parameters, self._data)
 
     @cached_property
     def _parameters(self) -> list[Parameter]:
@@ -359,7 +359,7 @@ class StructuredResults(MixedLMResults):
         """
         terms = zip(self._data.term_labels, self._data.terms, strict=True)
         blocks = [(label, term.block, term.columns) for label, term in terms]
-        lines = readings(self._bars[0], blocks, self._bars[1])[:-1]
+        lines = readings(self._bars[0], blocks, self._bars[1])[:-1] if blocks else []
         return pd.DataFrame(lines, columns=["grp", "parameter", "estimate", "se", "note"])
 
     @cached_property
@@ -480,7 +480,10 @@ class StructuredResults(MixedLMResults):
         return pd.Series(np.where(missing, np.nan, mean), index=rows.labels, name="predicted")
 
     def _new_rows(self, newdata: Any, allow_new_levels: bool, offset: Any) -> tuple[PredictionRows, Rows, np.ndarray]:
-        """New rows as the fixed effects and as the covariance see them, and which lack a value."""
+        """Rows (the fitted ones if None) as X and as the covariance see them, and which lack a value."""
+        if newdata is None:
+            rows = prediction_rows(self._data, None, True)
+            return rows, self._data.blocks.rows, rows.missing
         frame = as_frame(newdata)
         rows = prediction_rows(self._data, frame, True, allow_new_levels=allow_new_levels, offset=offset)
         state: Any = self._data.design.state
@@ -491,7 +494,7 @@ class StructuredResults(MixedLMResults):
 
     def prediction(  # type: ignore[override]
         self,
-        newdata: Any,
+        newdata: Any = None,
         *,
         random_effects: bool = False,
         conditional: bool = False,
@@ -503,7 +506,8 @@ class StructuredResults(MixedLMResults):
 
         Parameters
         ----------
-        newdata : DataFrame or mapping of columns
+        newdata : DataFrame or mapping of columns, optional
+            The rows that were fitted if None.
         random_effects : bool
             BLUPs alone have no intervals here: leave it False, and use ``conditional``.
         conditional : bool
@@ -527,7 +531,8 @@ class StructuredResults(MixedLMResults):
         if not conditional:
             nobody = [np.full(len(codes), -1) for codes in (new.subject, *new.codes)]
             new = new._replace(subject=nobody[0], codes=tuple(nobody[1:]))
-        found = by_rows.predict(self._found, self._data.blocks, rows.X, new)
+        weights = self._data.design.weights if newdata is None else None
+        found = by_rows.predict(self._found, self._data.blocks, rows.X, new, weights)
         table = interval_table(found.mean + rows.offset, found.error, found.variance - found.error, level)
         return pd.DataFrame(np.where(missing[:, None], np.nan, table), index=rows.labels, columns=table.columns)
 
