@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -39,13 +39,16 @@ from lme_jax.formula.known import (
 )
 from lme_jax.formula.matrix import FactorCoding, Piece, Value, factor_codings, model_matrix, recode
 from lme_jax.formula.notes import warn
-from lme_jax.formula.residual import ResidualTerm, evaluate_residual, resolve_residual
-from lme_jax.formula.residual_words import ResidualSpelling, read_residual
 from lme_jax.formula.syntax import Name, Node, parse
 from lme_jax.formula.term_blocks import resolve
 from lme_jax.formula.terms import Bar, MixedFormula, parse_mixed
 from lme_jax.formula.values import Factor, as_frame, namespace, take
 from lme_jax.formula.wrappers import Spelled
+
+if TYPE_CHECKING:
+    # Imported where a residual structure is named: few formulas have one.
+    from lme_jax.formula.residual import ResidualTerm
+    from lme_jax.formula.residual_words import ResidualSpelling
 
 
 @dataclass(frozen=True)
@@ -196,7 +199,7 @@ def design_from_formula(
     """
     check_missing_argument(missing, ("drop", "raise"))
     whole = as_frame(data)
-    spelling = read_residual(residual, variance)
+    spelling = None if residual is None and variance is None else _spelled_residual(residual, variance)
     subjects = frozenset() if spelling is None else spelling.subjects
     parsed = parse_mixed(formula, [c for c in whole.columns if str(c) not in subjects], bars=bars is True)
     if parsed.bars and bars is False:
@@ -214,7 +217,7 @@ def design_from_formula(
     known = _known(parsed.bars, memberships or {}, relatedness or {}, len(whole))
     given = [_given_numbers(whole, v, what, evaluator, rows) for v, what in ((weights, "weights"), (offset, "offset"))]
     variables = _evaluate(parsed, evaluator, given[0], given[1], frozenset(known.shares))
-    variables = variables if spelling is None else replace(variables, residual=evaluate_residual(spelling, evaluator))
+    variables = variables if spelling is None else _with_residual(variables, spelling, evaluator)
     keep = variables.usable_rows(frame.index, missing)
     variables = (variables if keep is None else variables.take(keep)).without_unused_levels()
     known = known.take(rows).take(keep)
@@ -238,7 +241,7 @@ def _assemble(
     structures = _structures(parsed.bars, how.structures)
     terms, crossings = _random_terms(parsed.bars, structures, variables, codings, known, evaluator)
     check_design(variables.y, variables.endog_name, variables.weights, X, terms)
-    residual = None if how.spelling is None else resolve_residual(how.spelling, variables.residual, len(variables.y))
+    residual = None if how.spelling is None else _residual_term(how.spelling, variables)
     widths = {k: v.shape[1] if v.ndim == 2 else 1 for k, v in variables.values.items() if not isinstance(v, Factor)}
     seen = _columns(parsed.fixed, how.offset_text, evaluator, whole, kept_columns, keep)
     state = Lme4State(
@@ -424,6 +427,24 @@ def _random_terms(
         terms.append(RandomTerm(bar.label, columns, levels, codes, Z, block.structure, rows, root, block.detail))
         crossings.append(crossing)
     return tuple(terms), tuple(crossings)
+
+
+def _spelled_residual(residual: Any, variance: Any) -> ResidualSpelling:
+    from lme_jax.formula.residual_words import read_residual
+
+    return read_residual(residual, variance)
+
+
+def _with_residual(variables: _Variables, spelling: ResidualSpelling, evaluator: Evaluator) -> _Variables:
+    from lme_jax.formula.residual import evaluate_residual
+
+    return replace(variables, residual=evaluate_residual(spelling, evaluator))
+
+
+def _residual_term(spelling: ResidualSpelling, variables: _Variables) -> ResidualTerm:
+    from lme_jax.formula.residual import resolve_residual
+
+    return resolve_residual(spelling, variables.residual, len(variables.y))
 
 
 def _linears(parsed: MixedFormula) -> Iterable[Linear]:

@@ -105,10 +105,8 @@ class ResidualSpelling:
         return " × ".join(parts + [v.text for v in self.variances])
 
 
-def read_residual(residual: Any, variance: Any) -> ResidualSpelling | None:
-    """Both texts parsed; None where neither says anything."""
-    if residual is None and variance is None:
-        return None
+def read_residual(residual: Any, variance: Any) -> ResidualSpelling:
+    """Both texts parsed."""
     for what, given in (("residual", residual), ("variance", variance)):
         if given is not None and not isinstance(given, str):
             raise FormulaError(f"{what}={given!r} must be text such as 'ar1(visit | id)' or 'ident(sex)'.")
