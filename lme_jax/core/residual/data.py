@@ -10,10 +10,11 @@ from .. import covariance, moments
 from ..checks import check_codes, check_rows, real_array
 from ..compression import dependent_columns
 from ..moments import Basis
-from . import identification
+from . import identification, markov
+from .markov import Sums
 from .model import Model
 from .registry import VARIANCES, family, read_options, variance_family
-from .stacks import Rows, Stack, build, components
+from .stacks import Later, Rows, Stack, build, components
 from .terms import Correlation, RandomTerm, Variance
 
 # Of every visit structure's n rows, no more distinct visits than this: the matrix of all of them is formed.
@@ -26,6 +27,7 @@ class BlockData(NamedTuple):
     Attributes
     ----------
     model : the parameters and what they mean. stacks : the patterns.
+    sums : what stands for them in the search where AR(1) or CAR(1) meets many rows, else None.
     basis : conditioned [X y] = [X y]·map. n_rows : n, NaN where X explains all of y. log_weights : Σ log w.
     unit : (k,) x = params ∘ unit is searched.
     y : (n,) less the offset; X : (n, p); weights : (n,) or None. rows : per row what V depends on, user's units.
@@ -33,7 +35,8 @@ class BlockData(NamedTuple):
     """
 
     model: Model
-    stacks: tuple[Stack, ...]
+    stacks: Sequence[Stack]
+    sums: Sums | None
     basis: Basis
     n_rows: np.float64
     log_weights: np.float64
@@ -51,8 +54,8 @@ class BlockData(NamedTuple):
 
     @property
     def n_patterns(self) -> int:
-        """Distinct covariance matrices."""
-        return sum(len(s.copies) for s in self.stacks)
+        """Distinct covariance matrices; with ``sums`` distinct levels, or 1 without a bar."""
+        return sum(len(s.copies) for s in self.stacks) if self.sums is None else max(len(self.sums.copies), 1)
 
 
 def compress(
@@ -97,14 +100,31 @@ def compress(
     block = components(rows.subject, rows.codes)
     alone = not terms and not variances and not model.family.distance
     metric = str(model.settings.get("metric", "euclidean")) if model.family.distance else None
-    stacks = build(block, scaled, W, model.n_visits if alone else 0, metric)
-    stacks, basis = conditioned(stacks, len(y))
-    n_rows = _check(stacks, basis, len(y))
-    identification.check_patterns(model, stacks)
-    unit = _units(model, z_scale)
+    engine = _as_sums if markov.serves(model, rows, len(y)) else _as_blocks
+    stacks, sums, basis, WtW = engine(model, block, scaled, W, model.n_visits if alone else 0, metric)
+    _check(WtW)
+    n_rows, unit = moments.rows_with_residual(len(y), WtW, basis), _units(model, z_scale)
     return BlockData(
-        model, tuple(stacks), basis, n_rows, np.float64(log_weights), unit, y, X, weights, rows, block
+        model, stacks, sums, basis, n_rows, np.float64(log_weights), unit, y, X, weights, rows, block
     )  # fmt: skip
+
+
+def _as_blocks(
+    model: Model, block: np.ndarray, rows: Rows, W: np.ndarray, n_visits: int, metric: str | None
+) -> tuple[Sequence[Stack], Sums | None, Basis, np.ndarray]:
+    stacks, basis = conditioned(build(block, rows, W, n_visits, metric), len(W))
+    identification.check_patterns(model, stacks)
+    flat = [s.C.reshape(-1, s.C.shape[2]) for s in stacks]
+    return tuple(stacks), None, basis, sum((C.T @ C for C in flat), np.zeros((W.shape[1],) * 2))
+
+
+def _as_sums(
+    model: Model, block: np.ndarray, rows: Rows, W: np.ndarray, n_visits: int, metric: str | None
+) -> tuple[Sequence[Stack], Sums | None, Basis, np.ndarray]:
+    basis = moments.pilot_basis(W[:, -1], W[:, :-1], np.zeros((len(W), 0)), ())
+    W = W @ basis.map
+    sums = markov.build(model, rows, W)
+    return Later(block, rows, W, n_visits, metric), sums, basis, sums.W[0]
 
 
 def _none(n: int) -> Correlation:
@@ -211,17 +231,14 @@ def conditioned(stacks: list[Stack], n: int) -> tuple[list[Stack], Basis]:
     return [s._replace(C=s.C @ basis.map) for s in stacks], basis
 
 
-def _check(stacks: list[Stack], basis: Basis, n: int) -> np.float64:
-    """The number of rows, NaN where X leaves nothing of y; dependent columns of X are refused."""
-    flat = [s.C.reshape(-1, s.C.shape[2]) for s in stacks]
-    WtW = sum((C.T @ C for C in flat), np.zeros((flat[0].shape[1],) * 2))
+def _check(WtW: np.ndarray) -> None:
+    """Refuses dependent columns of X."""
     lost = dependent_columns(WtW[:-1, :-1])
     if len(lost):
         raise DataError(
             f"columns {lost.tolist()} of X (from 0) are combinations of the earlier ones, so their effects cannot be "
             "told apart: leave them out"
         )
-    return moments.rows_with_residual(n, WtW, basis)
 
 
 def _units(model: Model, z_scale: list[np.ndarray]) -> np.ndarray:

@@ -112,7 +112,9 @@ def _search(data: BlockData, xs: list[np.ndarray], tol: Any, max_iter: Any, *, r
 
     plan = multistart.Plan(again, lambda s: further[int(s.attempt) + 1]) if len(further) > 1 else None
     first = multistart.begin(further[0], nothing_kept(data.n_fixed, further[0]))
-    done = multistart.minimise(lambda x: objective.evaluate(x, data, reml), first, plan, tol, max_iter)
+    # Where the likelihood has no bound a search goes until numbers overflow.
+    with np.errstate(all="ignore"):
+        done = multistart.minimise(lambda x: objective.evaluate(x, data, reml), first, plan, tol, max_iter)
     return done.found, done.optima
 
 

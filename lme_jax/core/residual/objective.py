@@ -6,7 +6,7 @@ import numpy as np
 
 from .. import likelihood, linalg
 from ..profiled import AtOptimum, deviance_of_root
-from . import record
+from . import markov, record
 from .data import BlockData
 from .record import Moved, Solved
 
@@ -14,16 +14,19 @@ from .record import Moved, Solved
 class Point(NamedTuple):
     """At one x: what was solved, the Cholesky factor of H, the deviance, N = n or n − p."""
 
-    solved: Solved
+    solved: Solved | markov.Solved
     R: np.ndarray
     value: Any
     N: float
 
 
-def point(x: np.ndarray, data: BlockData, reml: bool) -> Point | None:
-    """``Point`` at x, or None where the deviance is not finite."""
+def point(x: np.ndarray, data: BlockData, reml: bool, blocks: bool = False) -> Point | None:
+    """``Point`` at x, or None where the deviance is not finite; from blocks, though sums stand for them, if asked."""
     with np.errstate(all="ignore"):
-        solved = record.solve(data.model, x, data.stacks)
+        if data.sums is None or blocks:
+            solved: Any = record.solve(data.model, x, data.stacks)
+        else:
+            solved = markov.solve(data.model, x, data.sums)
     R = None if solved is None else linalg.cholesky(solved.H)
     if solved is None or R is None or not np.isfinite(R[-1, -1]):
         return None
@@ -33,7 +36,10 @@ def point(x: np.ndarray, data: BlockData, reml: bool) -> Point | None:
 
 
 def moved(at: Point, data: BlockData, reml: bool, second: bool = False) -> Moved:
-    """The sums for derivatives there."""
+    """The sums for derivatives there; ``second`` needs a point from blocks."""
+    if isinstance(at.solved, markov.Solved):
+        found, X_a = markov.record(at.solved, record.whitening(at.R), float(at.R[-1, -1] ** 2))
+        return Moved(found, X_a, None, None)
     return record.moved(data.model, at.solved, data.stacks, at.R, at.N, reml, second)
 
 

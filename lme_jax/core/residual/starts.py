@@ -8,15 +8,19 @@ from .. import covariance
 from .data import BlockData
 from .families import Moments
 from .identification import pairs_seen
+from .markov import Sums
 from .model import gathered
 from .record import by_pattern
 from .registry import VARIANCES
 from .stacks import Stack
+from .visits import shrunk
 
 # Quantiles of the distances of two rows of a subject, at which ranges begin.
 QUANTILES = (0.1, 0.5, 0.9)
 # Standard deviations of effects, relative to the residual's, and shares of the correlations that a bar leaves.
 SPREADS, SHARES = (1.0, 0.3, 3.0), (1.0, 0.4, 0.1)
+# Steps of EM, and complete patients per visit from which they help.
+EM_STEPS, COMPLETE = 3, 2
 # Pairs of rows whose distances are looked at.
 PAIRS = 200_000
 
@@ -31,6 +35,8 @@ class ArmMoments(NamedTuple):
 def moments(data: BlockData) -> list[ArmMoments]:
     """Of every arm; the residuals of least squares are the last column of C."""
     model = data.model
+    if data.sums is not None:
+        return [_of_neighbours(data.sums, data)]
     gaps = _distances(data) if model.family.distance else np.zeros(0)
     A, T = model.n_groups, max(model.n_visits, 1)
     S, N = np.zeros((A, T, T)), np.zeros((A, T, T))
@@ -45,7 +51,8 @@ def moments(data: BlockData) -> list[ArmMoments]:
     size = np.sqrt(np.maximum(squares / np.maximum(rows, 1.0), np.finfo(float).tiny))
     if not model.family.distance:
         N = pairs_seen(model, list(data.stacks))
-    return [ArmMoments(_of_arm(S[a], N[a], size[a], gaps), float(size[a])) for a in range(A)]
+    found = [ArmMoments(_of_arm(S[a], N[a], size[a], gaps), float(size[a])) for a in range(A)]
+    return [_improved(arm, a, data) for a, arm in enumerate(found)] if model.family.each else found
 
 
 def _together(s: Stack) -> np.ndarray | float:
@@ -59,6 +66,44 @@ def _of_arm(S: np.ndarray, N: np.ndarray, size: float, gaps: np.ndarray) -> Mome
     R = np.where(N > 0, S / np.maximum(N, 1e-300) / np.outer(sd, sd), 0.0)
     np.fill_diagonal(R, 1.0)
     return Moments(sd, R, N, gaps)
+
+
+def _of_neighbours(sums: Sums, data: BlockData) -> ArmMoments:
+    """Of an AR(1) or CAR(1) whose neighbours' correlation is all that is known; T = 2 visits that gap apart."""
+    r, gap = sums.correlation
+    size = np.sqrt(sums.W[0][-1, -1] / len(data.y))
+    rho = np.sign(r) * min(abs(r), 0.95) ** (1.0 / gap) if data.model.word == "ar1" else r
+    R = np.array([[1.0, rho], [rho, 1.0]])
+    ranges = np.quantile(sums.nodes, (0.0, 0.5, 1.0)) / -np.log(np.clip(r, 0.05, 0.95))
+    return ArmMoments(Moments(np.full(2, size), R, np.ones((2, 2)), ranges), float(size))
+
+
+def _improved(arm: ArmMoments, a: int, data: BlockData) -> ArmMoments:
+    """The moments of an unstructured Σ after a few EM steps over the patterns of an arm.
+
+    Moments of pairs do not fit together where correlations are high and visits missing. Not where few patients are
+    complete: EM would follow an unbounded likelihood into its corner.
+    """
+    model, stack = data.model, data.stacks[0]
+    T = model.n_visits
+    if model.bars or len(data.stacks) > 1 or stack.present.shape[1] != T:
+        return arm
+    mine = (stack.at.group[np.arange(len(stack.copies)), stack.present.argmax(1)] == a) & stack.present.any(1)
+    complete, present, copies = stack.present.all(1) & mine, stack.present[mine], stack.copies[mine]
+    if stack.copies[complete].sum() < COMPLETE * T or complete.sum() == mine.sum():
+        return arm
+    squares = by_pattern(stack.C[:, :, -1:], stack)[mine]
+    Sigma = np.outer(arm.moments.sd, arm.moments.sd) * shrunk(arm.moments.R)
+    both = present[:, :, None] & present[:, None, :]
+    for _ in range(EM_STEPS):
+        V = np.where(both, Sigma, np.eye(T) * ~present[:, :, None])
+        gain = Sigma @ (np.linalg.inv(V) * both)
+        known = gain @ squares @ gain.swapaxes(1, 2)
+        missing = Sigma - gain @ Sigma
+        Sigma = (known + copies[:, None, None] * missing).sum(0) / copies.sum()
+        Sigma = 0.5 * (Sigma + Sigma.T)
+    sd = np.sqrt(np.diagonal(Sigma))
+    return arm._replace(moments=arm.moments._replace(sd=sd, R=Sigma / np.outer(sd, sd)))
 
 
 def _distances(data: BlockData) -> np.ndarray:

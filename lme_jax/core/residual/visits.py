@@ -257,12 +257,15 @@ def _us_bend(rho: np.ndarray, T: int, options: Options, S: np.ndarray) -> np.nda
     return np.where(same, (S + S.T)[np.ix_(rows, rows)], 0.0)
 
 
-def _us_starts(m: Moments, T: int, options: Options) -> list[np.ndarray]:
-    """The moments, shrunk towards no correlation only as far as a least eigenvalue needs."""
-    least = float(np.linalg.eigvalsh(m.R)[0])
+def shrunk(R: np.ndarray) -> np.ndarray:
+    """Correlations shrunk towards none only as far as a least eigenvalue needs."""
+    least = float(np.linalg.eigvalsh(R)[0])
     share = 1.0 if least >= FLOOR else (1.0 - FLOOR) / (1.0 - least)
-    R = np.eye(T) + share * (m.R - np.diag(np.diagonal(m.R)))
-    L = np.linalg.cholesky(R * np.outer(m.sd, m.sd) / m.sd[0] ** 2)
+    return np.eye(len(R)) + share * (R - np.diag(np.diagonal(R)))
+
+
+def _us_starts(m: Moments, T: int, options: Options) -> list[np.ndarray]:
+    L = np.linalg.cholesky(shrunk(m.R) * np.outer(m.sd, m.sd) / m.sd[0] ** 2)
     return [L[_places(T)[:2]]]
 
 
