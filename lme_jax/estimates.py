@@ -309,7 +309,7 @@ class Estimates(Tested, Derived):
             self._check_comparable(restricted)
         return restricted
 
-    def _check_comparable(self, other: Estimates) -> None:
+    def _check_same_rows(self, other: Estimates) -> None:
         if self.nobs != other.nobs:
             raise DataError(f"compare_lr_test needs two fits of the same rows: here are {self.nobs} and {other.nobs}")
         if has_rows(self._data) and has_rows(other._data):
@@ -317,6 +317,9 @@ class Estimates(Tested, Derived):
         elif self._data.endog_name != other._data.endog_name:
             names = f"{self._data.endog_name!r} and {other._data.endog_name!r}"
             raise DataError(f"the two fits have different responses, {names}: their likelihoods cannot be compared")
+
+    def _check_comparable(self, other: Estimates) -> None:
+        self._check_same_rows(other)
         if self.reml and tuple(self._exog_names) != tuple(other._exog_names):
             raise DataError(
                 "under REML models with different fixed effects cannot be compared: fit both with reml=False, such as "

@@ -125,6 +125,17 @@ def _linear(found: Jets, params: np.ndarray, p: int, data: Statistics) -> Jets:
     return found._replace(slope=slope, curve=curve, expected=expected, bend=None)
 
 
+def expected_information_at(params: np.ndarray, data: Statistics, *, reml: bool) -> np.ndarray:
+    """(k + 1, k + 1) of (Ψ, σ²), at packed (β, Ψ, σ²) on the natural scale; variances may be zero."""
+    _, first, moves, _ = likelihood.expand(params, data, scale="natural", reml=reml)
+    p, s2 = data.n_fixed, float(params[-1])
+    N = float(likelihood.totals_of(data).n_rows)
+    of_fixed = likelihood.fixed_traces(first.M, moves) if reml and p else None
+    own = expected_information(moves.trace, moves.trace2, of_fixed, N - p if reml else N, s2)
+    J = to_profile(np.asarray(params, float), "natural", p, data.template)[0][p:, p:]
+    return J.T @ own @ J
+
+
 def expected_information(
     trace: np.ndarray,
     trace2: np.ndarray,
