@@ -12,7 +12,7 @@ from ..data import Factor, ModelData
 from .influence import Influence
 
 # Rows from which a test finds what does not matter: what is told of must also be large.
-SKEWED, HEAVY, CORRELATED, INFLATED, INFLUENTIAL, FEW = 1.0, 2.0, 0.2, 10.0, 0.5, 5
+SKEWED, HEAVY, CORRELATED, INFLATED, INFLUENTIAL, FEW, ROWS = 1.0, 2.0, 0.2, 10.0, 0.5, 5, 3
 LEVEL = 0.01
 
 
@@ -171,5 +171,6 @@ def of_data(data: ModelData) -> Iterator[Finding]:
     """Whether there are rows enough."""
     effects = data.X.shape[1] + len(data.theta_names) + 1
     ratio = data.n_rows / effects
-    text = f"{data.n_rows} rows for {effects} parameters"
-    yield Finding("rows", ratio >= FEW, text)
+    few = ratio < ROWS
+    advice = f", fewer than {ROWS} each: estimates and tests lean on the model alone" if few else ""
+    yield Finding("number of rows", not few, f"{data.n_rows} rows for {effects} parameters{advice}")
