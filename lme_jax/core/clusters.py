@@ -94,8 +94,8 @@ def batches(rows: Rows) -> Iterator[Batch]:
         yield from _reduced(rows, effects, reducible)
 
 
-def products(rows: Rows) -> tuple[np.ndarray, np.ndarray]:
-    """XᵀV⁻¹X (G, p, p) and XᵀV⁻¹e (G, p) of every cluster, whatever its size.
+def products(rows: Rows) -> np.ndarray:
+    """[X e]ᵀV⁻¹[X e] (G, p+1, p+1) of every cluster, whatever its size.
 
     By V⁻¹ = W − WG(I + GᵀWG)⁻¹GᵀW, W the prior weights.
     """
@@ -103,15 +103,15 @@ def products(rows: Rows) -> tuple[np.ndarray, np.ndarray]:
     WY = Y if rows.weights is None else Y * rows.weights[:, None]
     WG = rows.G if rows.weights is None else scipy.sparse.diags(rows.weights) @ rows.G
     right = rows.G.T @ WY
-    own = _own_products(rows, WY)
+    own = _own_products(rows, Y, WY)
     if rows.G.shape[1]:
         P = (scipy.sparse.identity(rows.G.shape[1]) + rows.G.T @ WG).tocsc()
         solved = scipy.sparse.linalg.splu(
             P, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True}
         ).solve(np.ascontiguousarray(right))
         number = np.repeat(np.arange(len(rows.first) - 1), np.diff(rows.first))
-        own -= _summed(right[:, :-1], solved, number, len(own))
-    return own[:, :, :-1], own[:, :, -1]
+        own -= _summed(right, solved, number, len(own))
+    return own
 
 
 def _pieces(which: np.ndarray, size: int) -> list[np.ndarray]:
@@ -145,17 +145,17 @@ def _summed(left: np.ndarray, right: np.ndarray, number: np.ndarray, n: int) -> 
     return out
 
 
-def _own_products(rows: Rows, WY: np.ndarray) -> np.ndarray:
-    """XᵀW[X e] (G, p, p+1) of every cluster."""
+def _own_products(rows: Rows, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """leftᵀright (G, a, b) of every cluster's rows."""
     number = np.repeat(np.arange(len(rows.ends) - 1), np.diff(rows.ends))
-    return _summed(rows.X, WY, number, len(rows.ends) - 1)
+    return _summed(left, right, number, len(rows.ends) - 1)
 
 
 # ---------------------------------------------------------------- in the space of the columns
 
 
 def _reduced(rows: Rows, effects: np.ndarray, reducible: np.ndarray) -> Iterator[Batch]:
-    own_products = _own_products(rows, np.column_stack([rows.X, rows.e]))
+    own_products = _own_products(rows, rows.X, np.column_stack([rows.X, rows.e]))
     XtX, Xte = own_products[:, :, :-1], own_products[:, :, -1]
     GtG = scipy.sparse.coo_matrix(rows.G.T @ rows.G)
     GtX, Gte = rows.G.T @ rows.X, rows.G.T @ rows.e

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from . import surface
 from .surface import Surface
 
 # A reduced curvature below minus this is a saddle; it is left where −2ℓ is lower by LEAVE, about.
@@ -201,7 +202,7 @@ def local(x: np.ndarray, curve: CurveAt, evaluate: Evaluate, unit: np.ndarray) -
     size = float(a @ a)
     multiplier = float(a @ g) / size
     H = (there.hessian - multiplier * u.bend) * np.outer(unit, unit)
-    Z = np.linalg.qr(a[:, None], mode="complete")[0][:, 1:]
+    Z = surface.last_along(a / np.sqrt(size))[:, :-1]
     along = a / size
     if Z.shape[1] == 0:
         return Local(x, u.value, there.value, multiplier, np.zeros(1), 0.0, along, False)

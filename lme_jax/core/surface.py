@@ -76,7 +76,7 @@ def _whiten(H: np.ndarray, gamma: float | None, at: Problem) -> _Whitened | None
     if at.direction is not None:
         weights = basis.map[:p, :p].T @ at.direction
         length = float(np.linalg.norm(weights))
-        T[:p, :p] = _last_along(weights / length)
+        T[:p, :p] = last_along(weights / length)
     R = linalg.cholesky(T.T @ H @ T)
     if not np.isfinite(R[-1, -1]):
         return None
@@ -90,7 +90,7 @@ def _whiten(H: np.ndarray, gamma: float | None, at: Problem) -> _Whitened | None
     return _Whitened(A, Q + kappa**2, log_det_x, kappa, float(R[p - 1, p - 1]) / length)
 
 
-def _last_along(unit: np.ndarray) -> np.ndarray:
+def last_along(unit: np.ndarray) -> np.ndarray:
     """An orthogonal matrix (p, p) with ``unit`` as its last column."""
     v = unit.copy()
     v[-1] -= -1.0 if unit[-1] > 0 else 1.0

@@ -194,7 +194,10 @@ def function(
             L = covariance.factor(x[mine], template)
             psi[factor] = s2 * (L @ L.T)
         with np.errstate(all="ignore"):
-            return float(to(float(of(psi, s2))))
+            try:
+                return float(to(np.float64(of(psi, s2))))
+            except ZeroDivisionError:  # of Python's numbers, far from the estimate
+                return np.nan
 
     def curve(x: np.ndarray) -> Curve:
         m, here = len(x), value(x)

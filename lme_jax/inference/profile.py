@@ -4,7 +4,7 @@ By ML or REML; nothing is interpolated. A combination of β has a profile by ML 
 likelihood of β. See ``core.surface`` for −2ℓ and ``core.contour`` for the search.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -43,7 +43,7 @@ class Profiler(NamedTuple):
     Attributes
     ----------
     x : (m,) the optimum, all entries; free : (m,) bool, those that move. unit : (m,) their standard errors, roughly.
-    least : −2ℓ there; H : (m, m) its Hessian.
+    least : −2ℓ there; H : (m, m) its Hessian; root : S over the free entries with SSᵀ = H⁻¹, where H > 0.
     """
 
     problem: surface.Problem
@@ -53,6 +53,7 @@ class Profiler(NamedTuple):
     unit: np.ndarray
     least: float
     H: np.ndarray
+    root: np.ndarray
 
     def full(self, x: np.ndarray) -> np.ndarray:
         """All entries from the free ones."""
@@ -65,11 +66,15 @@ class Profiler(NamedTuple):
         found = surface.evaluate(self.full(x) * self.scale, self.problem)
         if found is None:
             return None
-        scale, free = self.scale[self.free], np.ix_(self.free, self.free)
-        return Surface(found.value, found.gradient[self.free] * scale, found.hessian[free] * np.outer(scale, scale))
+        gradient, hessian = found.gradient * self.scale, found.hessian * self.scale * self.scale[:, None]
+        if self.free.all():
+            return Surface(found.value, gradient, hessian)
+        return Surface(found.value, gradient[self.free], hessian[np.ix_(self.free, self.free)])
 
-    def curve(self, target: Target) -> Callable[[np.ndarray], contour.Curve]:
+    def curve(self, target: Target) -> contour.CurveAt:
         """u of the free entries."""
+        if self.free.all():
+            return target.curve
 
         def at(x: np.ndarray) -> contour.Curve:
             u = target.curve(self.full(x))
@@ -95,55 +100,67 @@ def profiler(
     H = found.hessian * np.outer(scale, scale)
     size = np.diagonal(H)
     unit = np.where(size > 0, 1.0 / np.sqrt(np.where(size > 0, size, 1.0)), 1.0 / scale)
-    return Profiler(at, scale, x, free, unit, found.value, H)
+    values, vectors = np.linalg.eigh((H * np.outer(unit, unit))[np.ix_(free, free)])
+    root = unit[free][:, None] * vectors / np.sqrt(np.maximum(np.abs(values), 1e-3))
+    return Profiler(at, scale, x, free, unit, found.value, H, root)
+
+
+class _Aim(NamedTuple):
+    """A target at the optimum: u there over all entries, the estimate, and whether u has no slope to follow."""
+
+    target: Target
+    here: contour.Curve
+    estimate: float
+    flat: bool
+
+
+def _aim(around: Profiler, target: Target) -> _Aim:
+    here = target.curve(around.x)
+    flat = not (np.isfinite(here.value) and np.isfinite(here.slope).all() and here.slope.any())
+    with np.errstate(all="ignore"):
+        return _Aim(target, here, float(target.read(here.value)), flat)
 
 
 def limits(around: Profiler, target: Target, level: float) -> Limits:
     """Where the profile has risen by the χ²₁ quantile of ``level``."""
-    cut = float(scipy.special.chdtri(1, 1.0 - level))
-    estimate = _read(target, around)
-    if _is_held(around, target):
-        return Limits(target.name, estimate, np.nan, np.nan, "held, not estimated")
+    cut, aim = float(scipy.special.chdtri(1, 1.0 - level)), _aim(around, target)
+    if aim.here.slope.any() and not aim.here.slope[around.free].any():
+        return Limits(target.name, aim.estimate, np.nan, np.nan, "held, not estimated")
     if any(_may_vanish(around, *effect, cut) for effect in target.needs):
         note = "both limits at the bounds: a standard deviation it is made of may be zero"
-        return Limits(target.name, estimate, *target.ends, note)
-    (lower, below), (upper, above) = (_limit(around, target, sign, cut) for sign in (-1.0, 1.0))
-    return Limits(target.name, estimate, lower, upper, "; ".join(filter(None, (below, above))))
+        return Limits(target.name, aim.estimate, *target.ends, note)
+    (lower, below), (upper, above) = (_limit(around, aim, sign, cut) for sign in (-1.0, 1.0))
+    return Limits(target.name, aim.estimate, lower, upper, "; ".join(filter(None, (below, above))))
 
 
 def wald_limits(around: Profiler, target: Target, level: float) -> Limits:
     """Estimate ± z standard errors on the scale without ends, read back; NaN at an end, where it does not hold."""
-    z, free = float(scipy.special.ndtri(0.5 + 0.5 * level)), np.ix_(around.free, around.free)
-    u, estimate = target.curve(around.x), _read(target, around)
-    a, H = u.slope[around.free], around.H[free]
+    z, free, aim = float(scipy.special.ndtri(0.5 + 0.5 * level)), np.ix_(around.free, around.free), _aim(around, target)
+    a, H = aim.here.slope[around.free], around.H[free]
     regular = np.isfinite(a).all() and np.linalg.eigvalsh(H * np.outer(around.unit, around.unit)[free])[0] > 1e-8
-    if not regular or any(_is_at(estimate, end) for end in target.ends):
-        return Limits(target.name, estimate, np.nan, np.nan, "on the boundary no normal approximation holds")
+    if not regular or any(_is_at(aim.estimate, end) for end in target.ends):
+        return Limits(target.name, aim.estimate, np.nan, np.nan, "on the boundary no normal approximation holds")
     half = z * float(np.sqrt(2.0 * a @ np.linalg.solve(H, a)))
-    return Limits(target.name, estimate, float(target.read(u.value - half)), float(target.read(u.value + half)), "")
+    lower, upper = (float(target.read(aim.here.value + sign * half)) for sign in (-1.0, 1.0))
+    return Limits(target.name, aim.estimate, lower, upper, "")
 
 
 def signed_roots(around: Profiler, target: Target, zeta: Sequence[float]) -> list[tuple[float, float]]:
     """(parameter, ζ) at the wanted ζ = ±√rise, ascending, as far as the profile goes; with the estimate at 0."""
-    out = [(_read(target, around), 0.0)]
+    aim = _aim(around, target)
+    out = [(aim.estimate, 0.0)]
     for sign in (-1.0, 1.0):
-        start = None
+        end, start = target.ends[0 if sign < 0 else 1], None
         for root in sorted(abs(z) for z in zeta if z * sign > 0):
-            found = _search(around, target, sign, root**2, start)
+            found = _search(around, aim, sign, root**2, start)
             if not found.ended:
                 break
-            end = target.ends[0 if sign < 0 else 1]
-            reached = sign * float(np.sqrt(max(found.value - around.least, 0.0)))
-            out.append((end, reached) if found.bounded else (float(target.read(found.u)), sign * root))
             if found.bounded:
+                out.append((end, sign * float(np.sqrt(max(found.value - around.least, 0.0)))))
                 break
+            out.append((float(target.read(found.u)), sign * root))
             start = found.x
     return sorted(out)
-
-
-def _is_held(around: Profiler, target: Target) -> bool:
-    slope = target.curve(around.x).slope
-    return bool(slope.any() and not slope[around.free].any())
 
 
 def _may_vanish(around: Profiler, block: Block, mine: slice, i: int, cut: float) -> bool:
@@ -152,42 +169,32 @@ def _may_vanish(around: Profiler, block: Block, mine: slice, i: int, cut: float)
     return found.ended and found.value < around.least + cut
 
 
-def _read(target: Target, around: Profiler) -> float:
-    with np.errstate(all="ignore"):
-        return float(target.read(target.curve(around.x).value))
-
-
-def _limit(around: Profiler, target: Target, sign: float, cut: float) -> tuple[float, str]:
-    side, end = ("lower", target.ends[0]) if sign < 0 else ("upper", target.ends[1])
-    if _is_at(_read(target, around), end):
+def _limit(around: Profiler, aim: _Aim, sign: float, cut: float) -> tuple[float, str]:
+    side, end = ("lower", aim.target.ends[0]) if sign < 0 else ("upper", aim.target.ends[1])
+    if _is_at(aim.estimate, end):
         return end, f"{side} limit at the bound {end:g}, where the estimate is"
-    found = _search(around, target, sign, cut, None)
+    found = _search(around, aim, sign, cut, None)
     if not found.ended:
         return np.nan, f"no {side} limit was found: the search did not end"
     if found.bounded:
         return end, f"{side} limit at the bound {end:g}: the profile stays below the cut up to there"
-    return float(target.read(found.u)), ""
+    return float(aim.target.read(found.u)), ""
 
 
 def _is_at(estimate: float, end: float) -> bool:
     return bool(np.isfinite(end) and (np.isnan(estimate) or abs(estimate - end) < 1e-6 * max(1.0, abs(end))))
 
 
-def _search(around: Profiler, target: Target, sign: float, rise: float, start: np.ndarray | None) -> Found:
+def _search(around: Profiler, aim: _Aim, sign: float, rise: float, start: np.ndarray | None) -> Found:
     """The point where the profile has risen by ``rise``."""
-    curve, unit, flat = around.curve(target), around.unit[around.free], _is_flat(around, target)
-    base = (_off_zero(around, rise) if flat else around.x)[around.free]
-    here = curve(base).value
+    target, curve, unit = aim.target, around.curve(aim.target), around.unit[around.free]
+    base = (_off_zero(around, rise) if aim.flat else around.x)[around.free]
+    here = curve(base).value if aim.flat else aim.here.value
     low = target.low if target.below is None else here - target.below
-    goal = Goal(around.least, rise, sign, here - sign if flat else here, low, target.high)
+    goal = Goal(around.least, rise, sign, here - sign if aim.flat else here, low, target.high)
     if start is None:
-        start = base if flat else _first(around, target, base, sign, goal)
+        start = base if aim.flat else _first(around, aim, base, goal)
     return contour.find(start, curve, around.evaluate, unit, goal)
-
-
-def _is_flat(around: Profiler, target: Target) -> bool:
-    u = target.curve(around.x)
-    return not (np.isfinite(u.value) and np.isfinite(u.slope).all() and u.slope.any())
 
 
 def _off_zero(around: Profiler, rise: float) -> np.ndarray:
@@ -198,24 +205,19 @@ def _off_zero(around: Profiler, rise: float) -> np.ndarray:
     return x
 
 
-def _first(around: Profiler, target: Target, base: np.ndarray, sign: float, goal: Goal) -> np.ndarray:
+def _first(around: Profiler, aim: _Aim, base: np.ndarray, goal: Goal) -> np.ndarray:
     """Where the quadratic at the estimate has risen by the goal's rise, not too far away."""
-    unit, curve = around.unit[around.free], around.curve(target)
-    here, rise = curve(base), float(goal.rise or 0.0)
-    values, vectors = np.linalg.eigh(around.H[np.ix_(around.free, around.free)] * np.outer(unit, unit))
-    root = np.sqrt(np.maximum(np.abs(values), 1e-3))
-    a = vectors.T @ (here.slope * unit) / root
-    length = float(np.linalg.norm(a))
+    unit, curve, here = around.unit[around.free], around.curve(aim.target), aim.here
+    a = around.root.T @ here.slope[around.free]
+    length, stretch = float(np.linalg.norm(a)), np.sqrt(2.0 * float(goal.rise or 0.0))
     if not np.isfinite(length) or length == 0.0:
         return base
-    step, reach = unit * (vectors @ (a / root)) / length, length * np.sqrt(2.0 * rise)
-    share = 1.0 if target.read is targets.same else min(1.0, FIRST_STEP / reach)
-    end = goal.high if sign > 0 else goal.low
-    share = min(share, 0.5 * abs(end - here.value) / reach)
+    step, reach = around.root @ a / length * stretch, length * stretch
+    share = 1.0 if aim.target.read is targets.same else min(1.0, FIRST_STEP / reach)
+    share = min(share, 0.5 * abs((goal.high if goal.sign > 0 else goal.low) - here.value) / reach)
     for _ in range(10):
-        there = contour.restored(
-            base + sign * share * np.sqrt(2.0 * rise) * step, curve, unit, here.value + sign * share * reach
-        )
+        way = goal.sign * share
+        there = contour.restored(base + way * step, curve, unit, here.value + way * reach)
         if there is not None:
             return there
         share *= 0.5
@@ -225,9 +227,9 @@ def _first(around: Profiler, target: Target, base: np.ndarray, sign: float, goal
 def at_variances(around: Profiler, block: Block, mine: slice, i: int, variances: np.ndarray) -> np.ndarray:
     """−2ℓ (m,) at its best with the variance of effect i of a block at each of ``variances`` (m,), which ascend."""
     target = targets.deviation("", block, mine, i)
-    middle = int(np.searchsorted(variances, _read(target, around) ** 2))
-    out = np.empty(len(variances))
-    start = (_off_zero(around, 1.0) if _is_flat(around, target) else around.x)[around.free]
+    aim, out = _aim(around, target), np.empty(len(variances))
+    middle = int(np.searchsorted(variances, aim.estimate**2))
+    start = (_off_zero(around, 1.0) if aim.flat else around.x)[around.free]
     for places in (range(middle - 1, -1, -1), range(middle, len(variances))):
         x = start
         for j in places:
@@ -257,7 +259,8 @@ def _without(around: Profiler, block: Block, mine: slice, i: int, far: float = n
     there, target = around._replace(x=x, free=free), targets.coordinate("", int(own[0]))
     if np.isfinite(far):
         first = contour.local(x[free], there.curve(target), there.evaluate, there.unit[free])
-        if first is not None and first.profile > far:
+        near = first is not None and np.linalg.norm(first.tangent) < 0.99 * contour.RADIUS
+        if first is not None and near and first.profile > far:
             return Found(0.0, x[free], first.profile, False, True, 1)
     return _held_at(there, target, x[free], 0.0)
 

@@ -119,13 +119,19 @@ def robust(data: ModelData, fitted: Fit, cluster: Any, kind: Kind) -> RobustEsti
     sandwich.check_kind(kind)
     name, codes, n = _clusters(data, cluster)
     beta, unscaled = np.asarray(fitted.beta), np.asarray(fitted.unscaled_cov)
-    residual = data.y - data.offset - data.X @ beta
-    rows = clusters.arrange(data.X, residual, data.equations(fitted).G, data.design.weights, codes, n)
+    rows = arranged(data, fitted, codes, n)
     if kind == "CR2":
         found = sandwich.scores(clusters.batches(rows), unscaled, n, data.n_rows, kind)
     else:
-        found = sandwich.scores_of_products(*clusters.products(rows), unscaled, data.n_rows, kind)
+        both = clusters.products(rows)
+        found = sandwich.scores_of_products(both[:, :-1, :-1], both[:, :-1, -1], unscaled, data.n_rows, kind)
     return RobustEstimates(beta, tuple(data.exog_names), kind, name, found)
+
+
+def arranged(data: ModelData, fitted: Fit, codes: np.ndarray, n: int) -> clusters.Rows:
+    """The rows of a fit, marginal residuals with them, by cluster."""
+    residual = data.y - data.offset - data.X @ np.asarray(fitted.beta)
+    return clusters.arrange(data.X, residual, data.equations(fitted).G, data.design.weights, codes, n)
 
 
 def _clusters(data: ModelData, given: Any) -> tuple[str, np.ndarray, int]:

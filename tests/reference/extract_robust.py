@@ -31,7 +31,6 @@ def entry(e: dict[str, Any]) -> dict[str, Any]:
     for method in ("profile_ml", "profile_reml"):
         out[method] = {name(k, l): bounds(l) for k, l in e[method]["value"]["limits"].items() if l["kind"] != "theta"}
     out["robust"] = robust(e["cluster_robust"])
-    out["group"] = e["influence_group"] if "na" not in e["influence_group"] else None
     out["rows"] = e["influence_obs"]["value"]
     out["r2"] = e["r2_icc"].get("formula", {}).get("value")
     if "value" in e["influence_group"].get("full_refit", {}):
