@@ -2,8 +2,8 @@
 
 Cov β̂ = σ²M⁻¹(θ) with M = XᵀV⁻¹X of the design alone, and ∂M⁻¹/∂θ_a = M⁻¹WᵀΨ_aWM⁻¹ level by level, with
 W = ZᵀV⁻¹X = (I + ZᵀZΨ)⁻¹ZᵀX and Ψ_a = ∂(LLᵀ)/∂θ_a: for a contrast l only Σ uuᵀ over the levels counts, u = WM⁻¹l.
-The covariance of (θ̂, log σ̂²) comes from the profiled deviance, as in ``wald.variance_parameter_covariance``, without its
-flat directions: a variance at zero counts as known, as in ``degrees.satterthwaite``.
+The covariance of (θ̂, log σ̂²) comes from the profiled deviance, as in ``wald.variance_parameter_covariance``, without
+its flat directions: a variance at zero counts as known, as in ``degrees.satterthwaite``.
 """
 
 from typing import NamedTuple

@@ -187,7 +187,7 @@ def _nearness(root: np.ndarray, seed: int) -> np.ndarray:
     """Means of h (BINS,) over equal shares of the directions, in order of h."""
     from scipy.stats import qmc
 
-    points = qmc.Sobol(root.shape[1], rng=seed).random(POINTS)
+    points = qmc.Sobol(root.shape[1], seed=seed).random(POINTS)
     u = special.ndtri(np.clip(points, 1e-12, 1.0 - 1e-12))
     h = np.abs(u @ root.T).max(1) / np.sqrt((u * u).sum(1))
     return np.sort(h).reshape(BINS, -1).mean(1)
