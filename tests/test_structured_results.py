@@ -342,13 +342,26 @@ def test_what_needs_independent_residuals_is_refused(exp_power):
         lambda: exp_power.bootstrap(10, seed=1),
         lambda: exp_power.profile_re(0, "re"),
         lambda: exp_power.prediction(load_frame("BodyWeight")[:2], random_effects=True),
+        lambda: exp_power.r2(),
+        lambda: exp_power.icc(),
+        lambda: exp_power.influence("Rat", refit=False),
+        lambda: exp_power.hatvalues,
+        lambda: exp_power.check(),
+        lambda: exp_power.profile_ci(),
+        lambda: exp_power.conf_int(method="profile"),
+        lambda: lme.power(exp_power, "Time", 5, seed=1),
     ):
         with pytest.raises(UnsupportedError):
             call()
+    np.testing.assert_allclose(exp_power.residuals("marginal") - exp_power.resid, _blup_rows(exp_power))
     with pytest.raises(DataError, match="there is no Rat 'x'"):
         exp_power.residual_cov("x")
     with pytest.raises(DataError, match="type='studentized'"):
         exp_power.residuals("studentized")
+
+
+def _blup_rows(fit):
+    return fit.fittedvalues - fit.predict(random_effects=False)
 
 
 def test_results_keep(exp_power, us, orthodont):

@@ -17,7 +17,7 @@ from ..formula import design_new_data
 from ..formula.residual import ResidualRows, ResidualTerm
 from ..keeping import NoRows
 
-WITHOUT = "the engine of independent residuals does not serve a model with a residual structure"
+WITHOUT = "this is there for independent residuals of one variance only, and the model has a residual structure"
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import pandas as pd
 from ..core.residual import fit as core
 from ..core.residual import rows as by_rows
 from ..core.residual.stacks import Rows
+from ..diagnostics import Residuals
 from ..errors import DataError, UnsupportedError
 from ..fitting import read_options, read_reml
 from ..formula.values import as_frame
@@ -18,7 +19,7 @@ from ..inference.prediction import PredictionRows, RandomChoice, interval_table,
 from ..inference.simulation import response_for
 from ..summary import Summary
 from .comparison import StructureComparison, compare_structures
-from .data import StructuredData, new_rows, without_residual_rows
+from .data import WITHOUT, StructuredData, new_rows, without_residual_rows
 from .degrees import read_ddf
 from .diagnostics import autocorrelation, semivariogram
 from .outcome import read_start, tell
@@ -26,8 +27,7 @@ from .report import summary_of
 from .robust import read_vcov
 from .structure import ResidualStructure
 
-ResidualType = Literal["response", "pearson", "normalized"]
-RESIDUALS = ("response", "pearson", "normalized")
+RESIDUALS = ("response", "conditional", "marginal", "pearson", "normalized")
 
 
 class StructuredResults(ResidualStructure):
@@ -50,21 +50,23 @@ class StructuredResults(ResidualStructure):
 
     # ------------------------------------------------------------ residuals
 
-    def residuals(self, type: ResidualType = "response", *, random_effects: bool = True) -> pd.Series:
+    def residuals(self, type: Residuals = "response", *, random_effects: bool = True) -> pd.Series:
         """Residuals of the rows that were fitted.
 
         Parameters
         ----------
-        type : {"response", "pearson", "normalized"}
-            y − fitted; that over the standard deviation of each residual; that with the correlations taken away too,
-            L⁻¹r with LLᵀ the covariance of a subject's residuals, L lower triangular in the order of the clock
-            (SAS's ScaledResid, nlme's and mmrm's "normalized"): independent N(0, 1) if the model is right.
+        type : {"response", "conditional", "marginal", "pearson", "normalized"}
+            y − fitted ("conditional" is another name); y − offset − Xβ̂; y − fitted over the standard deviation of each
+            residual; that with the correlations taken away too, L⁻¹r with LLᵀ the covariance of a subject's residuals,
+            L lower triangular in the order of the clock (SAS's ScaledResid, nlme's and mmrm's "normalized"):
+            independent N(0, 1) if the model is right.
         random_effects : bool
-            Whether the fitted values hold the BLUPs.
+            Whether the fitted values hold the BLUPs ("marginal": they do not).
         """
         if type not in RESIDUALS:
             raise DataError(f"type={type!r} is unknown; use {', '.join(map(repr, RESIDUALS))}")
-        r = (self.resid if random_effects else self._marginal_residuals).to_numpy()
+        given = random_effects and type != "marginal"
+        r = (self.resid if given else self._marginal_residuals).to_numpy()
         if type == "pearson":
             r = r / by_rows.residual_sd(self._found, self._data.blocks)
         elif type == "normalized":
@@ -76,9 +78,7 @@ class StructuredResults(ResidualStructure):
         values = self._data.y - self._data.offset - self._data.X @ self.fit.beta
         return pd.Series(values, index=self._data.index)
 
-    def acf(
-        self, max_lag: int | None = None, type: ResidualType = "normalized", *, alpha: float = 0.05
-    ) -> pd.DataFrame:
+    def acf(self, max_lag: int | None = None, type: Residuals = "normalized", *, alpha: float = 0.05) -> pd.DataFrame:
         """Empirical autocorrelation of the residuals within subjects: columns lag, acf, pairs, limit.
 
         Lags count visits, or rows in the order of time for structures of distances. ``limit`` is where an
@@ -101,7 +101,7 @@ class StructuredResults(ResidualStructure):
         out[order] = place
         return out
 
-    def variogram(self, type: ResidualType = "pearson", *, bins: int = 20) -> pd.DataFrame:
+    def variogram(self, type: Residuals = "pearson", *, bins: int = 20) -> pd.DataFrame:
         """Semivariogram of the residuals within subjects: columns distance, semivariance, pairs.
 
         Distances are those of the structure's clock or coordinates. Classes hold equally many pairs; where no more
@@ -235,6 +235,19 @@ class StructuredResults(ResidualStructure):
             whole spellings, ``"car1(time | id)"``.
         """
         return compare_structures(self, structures)
+
+    def _refused(self, *arguments: Any, **options: Any) -> NoReturn:
+        """Not there for structured residuals: its formula takes them as independent and of one variance."""
+        raise UnsupportedError(WITHOUT)
+
+    def compare(self, *others: Any, **options: Any) -> NoReturn:
+        """Not there for structured residuals: ``compare_lr_test`` of two, ``compare_structures`` of many."""
+        raise UnsupportedError("models with residual structures are compared by compare_lr_test and compare_structures")
+
+    # What would give numbers of another model.
+    hatvalues = property(_refused)
+    cooks_distance = influence = check = profile_ci = profile = ranova = _refused
+    variance_partition = r2 = icc = repeatability = design_effect = _refused
 
     def refit_many(self, Y: Any, **options: Any) -> NoReturn:
         """Not there for structured residuals: refit column by column with ``refit``."""
