@@ -273,7 +273,7 @@ class StructuredResults(ResidualStructure):
     # ------------------------------------------------------------ keeping
 
     def _keep_before_removal(self) -> None:
-        _ = self.subject_sizes, self._shown_covariances, self.status_text, self._bars
+        _ = self.subject_sizes, self.status_text, self._bars
         super()._keep_before_removal()
 
     def remove_data(self) -> None:
