@@ -2,8 +2,8 @@
 
 Cov β̂ = σ²M⁻¹(θ) with M = XᵀV⁻¹X of the design alone, and ∂M⁻¹/∂θ_a = M⁻¹WᵀΨ_aWM⁻¹ level by level, with
 W = ZᵀV⁻¹X = (I + ZᵀZΨ)⁻¹ZᵀX and Ψ_a = ∂(LLᵀ)/∂θ_a: for a contrast l only Σ uuᵀ over the levels counts, u = WM⁻¹l.
-The covariance of (θ̂, log σ̂²) comes from the profiled deviance, as in ``wald.variance_parameter_covariance``, without its
-flat directions: a variance at zero counts as known, as in ``degrees.satterthwaite``.
+The covariance of (θ̂, log σ̂²) comes from the profiled deviance, as in ``wald.variance_parameter_covariance``, without
+its flat directions: a variance at zero counts as known, as in ``degrees.satterthwaite``.
 """
 
 from typing import NamedTuple
@@ -12,10 +12,11 @@ import numpy as np
 import scipy.special as special
 
 from ..core.covariance import Template, packed_positions, squared_derivatives
+from ..core.likelihood import FLAT
 from ..core.records import Fit
 from ..data import ModelData
 from ..errors import UnsupportedError
-from .degrees import FLAT, SAME
+from .degrees import SAME
 from .linear_tests import t_pvalue
 
 # Crossed designs of more effects than this would take a dense system of that size in every lane.
