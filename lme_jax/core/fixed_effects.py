@@ -56,14 +56,9 @@ def jets(fitted: Fit, data: Statistics, *, reml: bool = True, second: bool = Fal
     scale: Scale = "natural" if natural else "sqrt"
     whole, first, moves, bends = likelihood.expand(params, data, scale=scale, reml=reml)
     found = _of_moves(first, moves, bends, sigma2, data, second)._replace(
-        information=_without_beta(-whole.hessian, p), expected=_expected(first, moves, sigma2, data, reml)
+        information=likelihood.without_beta(-whole.hessian, p), expected=_expected(first, moves, sigma2, data, reml)
     )
     return _linear(found, params, p, data) if natural else found
-
-
-def _without_beta(information: np.ndarray, p: int) -> np.ndarray:
-    own, across = information[p:, p:], information[:p, p:]
-    return own - across.T @ np.linalg.solve(information[:p, :p], across) if p else own
 
 
 def _of_moves(
