@@ -58,16 +58,10 @@ def jets(fitted: Fit, data: Statistics, *, reml: bool = True, second: bool = Fal
     N = float(likelihood.totals_of(data).n_rows)
     of_fixed = likelihood.fixed_traces(first.M, moves) if reml and p else None
     found = _of_moves(first, moves, bends, sigma2, data, second)._replace(
-        information=without_beta(-whole.hessian, p),
+        information=likelihood.without_beta(-whole.hessian, p),
         expected=expected_information(moves.trace, moves.trace2, of_fixed, N - p if reml else N, sigma2),
     )
     return _linear(found, params, p, data) if natural else found
-
-
-def without_beta(information: np.ndarray, p: int) -> np.ndarray:
-    """Of (β, others) the information of the others, β profiled out."""
-    own, across = information[p:, p:], information[:p, p:]
-    return own - across.T @ np.linalg.solve(information[:p, :p], across) if p else own
 
 
 def _of_moves(

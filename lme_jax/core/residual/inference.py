@@ -6,7 +6,7 @@ import numpy as np
 import scipy.linalg
 
 from ...errors import DataError
-from .. import covariance, fixed_effects
+from .. import covariance, fixed_effects, likelihood
 from ..blocks import Block
 from ..criterion import whitening
 from ..fixed_effects import Jets
@@ -171,7 +171,7 @@ def jets(fitted: ResidualFit, data: BlockData, *, reml: bool = True, second: boo
     X_a = m.X_a * unit[:, None, None]
     sigma2 = float(fitted.sigma) ** 2
     own = fixed_effects.of_products(m.record.M, X_a, F, bent, back, sigma2)
-    own = own._replace(information=fixed_effects.without_beta(-hessian, p), expected=expected)
+    own = own._replace(information=likelihood.without_beta(-hessian, p), expected=expected)
     return transformed(own, *natural_map(fitted, data)) if natural else own
 
 
