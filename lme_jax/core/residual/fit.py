@@ -16,6 +16,8 @@ from .starts import starts
 
 # Further searches where an end is in doubt, and always where a range and a nugget make several optima likely.
 FURTHER = 3
+# Rows from which a range alone is searched once.
+MANY_ROWS = 10_000
 # A deviance that falls by this for each tenth of what vanishes has no minimum there.
 FALLS = 0.1
 # What a search that stalled on an edge might still have gained, at most.
@@ -102,7 +104,7 @@ def _search(data: BlockData, xs: list[np.ndarray], tol: Any, max_iter: Any, *, r
         value, gradient, hessian, kept = objective.evaluate(xs[0], data, reml)
         state = initial_state(xs[0], kept)._replace(value=value, gradient=gradient, hessian=hessian)
         return state._replace(decrease=np.float64(0.0), iterations=np.int32(1), status=np.int32(Status.CONVERGED)), 1
-    always = len(xs) > 1 and bool(data.model.settings.get("nugget") or data.model.word == "arma")
+    always = len(xs) > 1 and _has_several_optima(data)
     further = _apart(xs)[: FURTHER + 1]
 
     def again(s: multistart.Multistart) -> Any:
@@ -116,6 +118,13 @@ def _search(data: BlockData, xs: list[np.ndarray], tol: Any, max_iter: Any, *, r
     with np.errstate(all="ignore"):
         done = multistart.minimise(lambda x: objective.evaluate(x, data, reml), first, plan, tol, max_iter)
     return done.found, done.optima
+
+
+def _has_several_optima(data: BlockData) -> bool:
+    """Whether an optimum is to be earned twice: range beside nugget, AR beside MA, constant beside power; any range."""
+    model = data.model
+    doubtful = model.settings.get("nugget") or model.word == "arma" or "constpower" in dict(model.variances)
+    return bool(doubtful or (model.family.distance and len(data.y) <= MANY_ROWS))
 
 
 def _apart(xs: list[np.ndarray]) -> list[np.ndarray]:
@@ -169,11 +178,25 @@ def _status(found: NewtonState, gls: Any, data: BlockData, reml: bool) -> int:
     converged = found.status == Status.CONVERGED
     if converged:
         return int(Status.SINGULAR if least < covariance.SINGULAR_BELOW else Status.CONVERGED)
-    if least < NEAR_EDGE and _is_unbounded(found, data, reml):
+    if least < NEAR_EDGE and (_lacks_patients(data) or _is_unbounded(found, data, reml)):
         return int(Status.UNBOUNDED)
     # A deviance that only approaches its infimum leaves a search nothing to gain and no curvature to trust.
     plateau = least < covariance.SINGULAR_BELOW and found.decrease < GAINED
     return int(Status.SINGULAR if plateau else found.status)
+
+
+def _lacks_patients(data: BlockData) -> bool:
+    """Whether fewer subjects of an arm than visits are complete, so that an unstructured Σ has no maximum of ℓ.
+
+    What ℓ gains from their null direction nothing outweighs; a search may all the same have ended in a local maximum.
+    """
+    model = data.model
+    if not model.family.each or model.bars or len(data.stacks) > 1:
+        return False
+    stack = data.stacks[0]
+    complete = stack.copies * (stack.present.sum(1) == model.n_visits)
+    arm = stack.at.group[np.arange(len(complete)), stack.present.argmax(1)]
+    return bool((np.bincount(arm, complete, model.n_groups) < model.n_visits).any())
 
 
 def _is_unbounded(found: NewtonState, data: BlockData, reml: bool) -> bool:

@@ -10,6 +10,9 @@ from . import markov, record
 from .data import BlockData
 from .record import Moved, Solved
 
+# √(rᵀV⁻¹r) in conditioned units whose fourth power would underflow: a likelihood that has run off to infinity.
+NOTHING = 1e-70
+
 
 class Point(NamedTuple):
     """At one x: what was solved, the Cholesky factor of H, the deviance, N = n or n − p."""
@@ -28,7 +31,7 @@ def point(x: np.ndarray, data: BlockData, reml: bool, blocks: bool = False) -> P
         else:
             solved = markov.solve(data.model, x, data.sums)
     R = None if solved is None else linalg.cholesky(solved.H)
-    if solved is None or R is None or not np.isfinite(R[-1, -1]):
+    if solved is None or R is None or not R[-1, -1] > NOTHING:
         return None
     value = deviance_of_root(solved.log_det, R, data, reml)
     N = float(data.n_rows) - (len(R) - 1 if reml else 0)

@@ -15,8 +15,9 @@ from .registry import VARIANCES
 from .stacks import Stack
 from .visits import shrunk
 
-# Quantiles of the distances of two rows of a subject, at which ranges begin.
-QUANTILES = (0.1, 0.5, 0.9)
+# Quantiles of the distances of two rows of a subject, at which ranges begin; and a share of the least one, which leaves
+# no correlation to speak of: where two rows happen to be near each other a barrier may lie between.
+QUANTILES, NONE = (0.1, 0.5, 0.9), 0.3
 # Standard deviations of effects, relative to the residual's, and shares of the correlations that a bar leaves.
 SPREADS, SHARES = (1.0, 0.3, 3.0), (1.0, 0.4, 0.1)
 # Steps of EM, and complete patients per visit from which they help.
@@ -114,7 +115,8 @@ def _distances(data: BlockData) -> np.ndarray:
         both = (s.present[:, :, None] & s.present[:, None, :] & (d > 0)) if s.together is None else s.together & (d > 0)
         both = both & s.present[:, :, None] & s.present[:, None, :]
         found.append(d[both][: PAIRS // len(data.stacks) + 1])
-    return np.quantile(np.concatenate(found), QUANTILES)
+    d = np.concatenate(found)
+    return np.append(np.quantile(d, QUANTILES), NONE * d.min())
 
 
 def starts(data: BlockData) -> list[np.ndarray]:
