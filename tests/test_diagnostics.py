@@ -266,3 +266,14 @@ def test_refusals(fitted):
         fit.influence("Days")
     with pytest.raises(DataError, match="give one of Subject"):
         fit.icc("g")
+
+
+def test_examples_of_the_page_run():
+    page = Path(__file__).parents[1] / "docs" / "diagnostics.md"
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    names: dict = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SingularFitWarning)  # of bootstrap samples, and of fits without a level
+        for block in blocks:
+            exec(compile(block, str(page), "exec"), names)
+    assert names["robust"].n_clusters == 18 and names["out"].refitted

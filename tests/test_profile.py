@@ -222,6 +222,18 @@ def test_one_method_for_all_intervals(sleep):
     assert sleep.profile_ci("Days", level=0.5).loc["Days", "lower"] > table.loc["Days", "lower"]
 
 
+def test_units_do_not_matter(sleep):
+    data = datasets.load("sleepstudy")
+    scaled = data.assign(Reaction=1e-9 * data.Reaction, Days=1e6 * data.Days)
+    fit = lme.lmer("Reaction ~ Days + (Days | Subject)", scaled, reml=False)
+    # The order of profile_ci: two fixed effects, two standard deviations, their correlation, σ.
+    unit = np.array([1e-9, 1e-15, 1e-9, 1e-15, 1.0, 1e-9])[:, None]
+    columns = ["estimate", "lower", "upper"]
+    np.testing.assert_allclose(fit.profile_ci()[columns] / unit, sleep.profile_ci()[columns], rtol=1e-6)
+    small = lme.lmer("Yield ~ 1 + (1 | Batch)", datasets.load("dyestuff").assign(Yield=lambda d: 1e-9 * d.Yield))
+    assert list(small.profile_ci()["note"]) == ["", ""]
+
+
 def test_refusals(sleep):
     reml = sleep.update(reml=True)
     assert "Days" not in reml.profile_ci().index
