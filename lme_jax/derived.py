@@ -28,6 +28,8 @@ class Derived:
 
         @property
         def fit(self) -> Fit: ...
+        @property
+        def singular(self) -> bool: ...
         def _reference_of(self, ddf: str | None) -> Reference: ...
 
     def emmeans(
@@ -62,7 +64,7 @@ class Derived:
         Returns
         -------
         MarginalMeans
-            ``.table``, ``.contrast()``, ``.test()``, ``.conf_int()``, ``.letters()``, ``.plot()``.
+            ``.table``, ``.contrast()``, ``.test()``, ``.conf_int()``, ``.letters()``; ``lme_jax.plots.means`` draws it.
 
         References
         ----------
@@ -70,7 +72,7 @@ class Derived:
         """
         inner, outer = read_specs(specs, by)
         keys, functions = means(self._data.design, inner, outer, at, weights)
-        remarks = (*_averaging(self._data, inner + outer, at, weights), *_response(self._data.endog_name))
+        remarks = (*_averaging(self._data, inner + outer, at, weights), *self._cautions())
         return MarginalMeans(keys, functions, self._basis(ddf), tuple(outer), "mean", level, remarks=remarks)
 
     def emtrends(
@@ -94,7 +96,7 @@ class Derived:
         inner, outer = read_specs(specs, by)
         keys, functions = means(self._data.design, inner, outer, at, weights, var)
         remarks = (f"Slopes of {var}.", *_averaging(self._data, inner + outer, at, weights))
-        remarks += _response(self._data.endog_name)
+        remarks += self._cautions()
         return MarginalMeans(keys, functions, self._basis(ddf), tuple(outer), "slope", level, remarks=remarks)
 
     # ------------------------------------------------------------ tidy frames
@@ -145,7 +147,7 @@ class Derived:
         row["REMLcrit" if result.reml else "deviance"] = result.deviance
         return pd.DataFrame([row | {"df.residual": result.nobs - result.n_params}])
 
-    def augment(self, data: pd.DataFrame | None = None) -> pd.DataFrame:
+    def augment(self, data: Any = None) -> pd.DataFrame:
         """The rows that were fitted, with what the model says of each, as broom.mixed's ``augment`` names it.
 
         Parameters
@@ -174,6 +176,14 @@ class Derived:
         }
         return rows.assign(**more)
 
+    def _cautions(self) -> tuple[str, ...]:
+        """What a reader of means should know of the fit: a transformed response, a variance at zero."""
+        name = self._data.endog_name
+        plain = name.startswith("`") or not any(mark in name for mark in "()+-*/^")
+        out = () if plain else (f"On the scale of the response, {name}.",)
+        singular = "The fit is singular: Satterthwaite's degrees of freedom count what is at its bound as known."
+        return (*out, singular) if self.singular else out
+
     def _basis(self, ddf: Ddf | None) -> Basis:
         beta, cov = np.asarray(self.fit.beta), self.cov_fe.to_numpy()
         if callable(ddf):
@@ -192,9 +202,3 @@ def _averaging(data: ModelData, shown: list[str], at: Mapping[str, Any] | None, 
     kind = "" if weights == "equal" else f" with {weights} weights"
     out = [f"Averaged over the levels of {', '.join(others)}{kind}."] if others else []
     return (*out, *([f"At the mean of {', '.join(held)}."] if held else []))
-
-
-def _response(name: str) -> tuple[str, ...]:
-    """A note where the response is not a plain column."""
-    plain = not any(mark in name for mark in "()+-*/^")
-    return () if plain else (f"On the scale of the response, {name}.",)

@@ -167,6 +167,10 @@ def test_values_that_the_person_chooses() -> None:
     np.testing.assert_allclose(means.estimate, fit.predict(rows, random_effects=False), rtol=1e-12)
     np.testing.assert_allclose(fit.emmeans([], at=at).estimate, means.estimate.mean(), rtol=1e-12)
     assert "At the mean of x." in means.notes
+    skew = frame.assign(x=np.where(frame.index == 3, 1e5, frame.x))
+    slope = lme_jax.lmer("y ~ log(x) + (1 | g)", skew)
+    at_two = slope.emtrends("x", "x", at={"x": [0.01, 2.0]})
+    np.testing.assert_allclose(at_two.estimate, slope.fe_params["log(x)"] / np.array([0.01, 2.0]), rtol=1e-10)
     log = lme_jax.lmer("log(y + 20) ~ word + (1 | g)", frame).emmeans("word")
     assert "On the scale of the response, log(y + 20)." in log.notes
 
@@ -215,6 +219,8 @@ def test_mistakes_are_explained() -> None:
         (lambda: fit.emmeans("k").contrast("trt.vs.ctrl", ref="7"), "none of 1, 2, 3"),
         (lambda: fit.emmeans("k").contrast(by="word"), "no column"),
         (lambda: fit.emmeans("k", ddf="welch"), "unknown"),
+        (lambda: fit.emmeans([]).contrast(), "two means or more"),
+        (lambda: fit.emmeans("k", "word").contrast(by=["k", "word"]), "nothing is left"),
     ]
     for call, message in mistakes:
         with pytest.raises(DataError, match=message):
@@ -360,3 +366,19 @@ def test_tidy_frames() -> None:
     assert list(rows)[:3] == list(frame)[:3]
     np.testing.assert_allclose(rows[".fitted"] + rows[".resid"], frame["Reaction"])
     np.testing.assert_allclose(rows[".fixed"], fit.predict(frame, random_effects=False))
+
+
+def test_columns_with_gaps_and_columns_of_two_uses() -> None:
+    """Rows whose own value is missing are used by is.na() and ifelse(); a number may be a factor beside."""
+    frame = mixed_frame()
+    x = frame.x.where(frame.index % 7 > 0)
+    word = frame.word.where(frame.index % 5 > 0)
+    frame = frame.assign(x=x, word=word, month=pd.PeriodIndex(frame.day.dt.to_period("M")))
+    fit = lme_jax.lmer("y ~ ifelse(is.na(x), 0, x) + is.na(word) + k + factor(k):b + factor(month) + (1 | g)", frame)
+    columns = columns_of(fit._data.design)
+    assert columns.variables["x"].mean == pytest.approx(float(x.mean()), rel=1e-14)
+    assert columns.variables["word"].levels.tolist() == ["p", "q", "r"]
+    assert columns.counts.sum() == word.notna().sum()
+    means = fit.emmeans("k", at={"b": 1, "month": "2020-01"})
+    rows = pd.DataFrame({"k": [1, 2, 3], "b": 1, "x": x.mean(), "word": "p", "month": pd.Period("2020-01", "M")})
+    np.testing.assert_allclose(means.estimate, fit.predict(rows, random_effects=False), rtol=1e-12)

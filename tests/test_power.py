@@ -140,6 +140,7 @@ def test_mistakes_are_explained() -> None:
         return lme_jax.design("~ time + (time | subject)", frame, **(good | changes))
 
     mistakes = [
+        (lambda: lme_jax.power(frame, "time", seed=1), "not DataFrame"),
         (lambda: curve("times"), "cannot read the hypothesis"),
         (lambda: curve("time", 0), "whole number"),
         (lambda: curve("time", method="kr"), "unknown"),
@@ -162,3 +163,25 @@ def test_mistakes_are_explained() -> None:
     large = lme_jax.design("~ x + (1 | a) + (1 | b)", wide, beta=[0, 0], cov={"a": 1.0, "b": 1.0}, sigma=1.0)
     with pytest.raises(UnsupportedError, match="method='z'"):
         lane_degrees.level_sums(large._data)
+
+
+def test_coefficients_of_many_fits() -> None:
+    """Those of single fits: complete responses together, incomplete ones and data sets one by one; adjusted by term."""
+    fit = DESIGNS["slopes"]()
+    Y = fit.simulate(6, seed=8)
+    Y.iloc[3, 1] = np.nan
+    many = fit.refit_many(Y, progress=False)
+    for ddf in (None, "kenward-roger", "residual", "normal"):
+        found = many.coefficients(ddf)
+        single = pd.concat([many.one(name).coefficients(ddf) for name in Y], ignore_index=True)
+        pd.testing.assert_frame_equal(found[list(single)], single, rtol=1e-7)
+    assert found["response"].tolist() == np.repeat(np.arange(6), 2).tolist() and set(found["term"]) == set(
+        fit.fe_params.index
+    )
+    p, adjusted = many.coefficients()["p"].to_numpy(), many.coefficients(p_adjust="fdr")["p"].to_numpy()
+    np.testing.assert_allclose(adjusted[1::2], scipy.stats.false_discovery_control(p[1::2]), rtol=1e-12)
+    sets = lme_jax.lmer_many("Weight ~ Time + (1 | Pig)", datasets.load("dietox"), by="Cu", progress=False)
+    single = pd.concat([sets.one(name).coefficients() for name in sets.names], ignore_index=True)
+    pd.testing.assert_frame_equal(sets.coefficients()[list(single)], single, rtol=1e-7)
+    with pytest.raises(DataError, match="of p-values alone"):
+        many.coefficients(p_adjust="mvt")

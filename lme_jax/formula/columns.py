@@ -52,7 +52,7 @@ class Variable:
             return pd.Timestamp(0) + pd.to_timedelta(values, unit="D")
         if self.kind == "duration":
             return pd.to_timedelta(values, unit="D")
-        if self.is_factor and not self.text and self.levels is not None and self.levels.dtype.kind not in "bf":
+        if self.is_factor and not self.text and self.levels is not None and self.levels.dtype.kind not in "biuf":
             return pd.Categorical(values, categories=list(self.levels), ordered=self.ordered)
         return values
 
@@ -102,7 +102,6 @@ def _made_factor(node: Node) -> set[str]:
 
 def read_columns(
     columns: Mapping[str, Any],
-    made_factor: Mapping[str, bool],
     kinds: Mapping[str, Kind],
     X: np.ndarray,
     keep: np.ndarray,
@@ -112,8 +111,7 @@ def read_columns(
 
     Parameters
     ----------
-    columns : their values, as ``plain_values`` gives them.
-    made_factor : whether the formula makes a factor of a column of numbers.
+    columns : their values, as ``plain_values`` gives them; of those that the formula makes a factor of, the factor.
     kinds : of those that hold times.
     X : (n, P) fixed effects before dependent columns go; keep : positions of those that stay.
     rows : positions of the rows that are fitted among those of ``columns``; None is all.
@@ -121,26 +119,28 @@ def read_columns(
     variables, codes = {}, []
     for name, value in columns.items():
         value = value if isinstance(value, Factor) or rows is None else np.asarray(value)[rows]
-        variables[name], own = _summary(value, name, made_factor.get(name, False), kinds.get(name, "number"), rows)
+        variables[name], own = _summary(value, name, kinds.get(name, "number"), rows)
         codes += [] if own is None else [own]
     cells, counts = _cells(codes, [len(v.levels) for v in variables.values() if v.levels is not None], len(X))
     return Columns(variables, cells, counts, dependence(X, keep))
 
 
-def _summary(
-    value: Any, name: str, made_factor: bool, kind: Kind, rows: np.ndarray | None
-) -> tuple[Variable, np.ndarray | None]:
+def _summary(value: Any, name: str, kind: Kind, rows: np.ndarray | None) -> tuple[Variable, np.ndarray | None]:
     """A variable and the codes of its levels in the rows that are fitted."""
+    n = len(value.codes if isinstance(value, Factor) else value)
     if isinstance(value, Factor):
         factor = (value if rows is None else value.take(rows)).without_unused_levels()
         return Variable(factor.levels, True, factor.ordered, factor.text), factor.codes
-    if made_factor or value.dtype == bool:
-        factor = factorize(pd.Series(value), name)
-        return Variable(factor.levels, True), factor.codes
+    if value.dtype == bool:
+        return _summary(factorize(pd.Series(value), name), name, kind, None)
+    # Functions such as is.na() and ifelse() may have used rows whose own value is missing.
+    value = value if np.isfinite(value.sum()) else value[np.isfinite(value)]
+    if len(value) == 0:
+        return Variable(None, kind=kind), None
     low, high = float(value.min()), float(value.max())
     upper = value == high
     mean = float(value.mean()) if low < high else low
-    if kind == "number" and low < high and bool((upper | (value == low)).all()):
+    if kind == "number" and low < high and len(value) == n and bool((upper | (value == low)).all()):
         return Variable(np.array([low, high]), mean=mean, low=low, high=high), upper.astype(np.int64)
     return Variable(None, mean=mean, low=low, high=high, kind=kind), None
 
@@ -151,8 +151,9 @@ def _cells(codes: list[np.ndarray], sizes: list[int], n: int) -> tuple[np.ndarra
         return np.zeros((1, 0), int), np.array([n])
     if float(np.prod(np.array(sizes, float))) > MAX_CELLS:
         return None, np.zeros(0, int)
-    joint = np.ravel_multi_index(codes, sizes)
-    counts = np.bincount(joint)
+    known = np.all([own >= 0 for own in codes], axis=0)
+    joint = np.ravel_multi_index([own[known] for own in codes], sizes)
+    counts = np.bincount(joint, minlength=1)
     found = np.flatnonzero(counts)
     return np.column_stack(np.unravel_index(found, sizes)), counts[found]
 

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from lme_jax.core.structures import REGISTRY, suggestion
-from lme_jax.errors import DataError, FormulaError, LmeJaxWarning
+from lme_jax.errors import DataError, FormulaError, LmeJaxError, LmeJaxWarning
 from lme_jax.formula.columns import Columns, read_columns, used_columns
 from lme_jax.formula.crossing import Crossing, interact, meet_new_rows
 from lme_jax.formula.design import (
@@ -238,14 +238,19 @@ def _assemble(
 
 def _columns(
     fixed: Linear, offset: str | None, evaluator: Evaluator, X: np.ndarray, keep: np.ndarray, rows: np.ndarray | None
-) -> Columns:
-    """What marginal means ask of the columns behind the fixed effects and the offset."""
+) -> Columns | None:
+    """What marginal means ask of the columns behind the fixed effects and the offset; None where one cannot be read."""
     nodes = [node for _, node in fixed.variables] + list(fixed.offsets)
     nodes += [] if offset is None else [Name(offset) if offset in evaluator.frame.columns else _expression(offset)]
     arrays = [name for name, value in evaluator.used.items() if isinstance(value, list | np.ndarray | pd.Series)]
     made_factor = used_columns(nodes, [*evaluator.frame.columns, *arrays])
-    columns = {name: evaluator.name(name) for name in made_factor}
-    return read_columns(columns, made_factor, evaluator.time_kinds(), X, keep, rows)
+    try:
+        columns = {
+            name: evaluator.grouping(Name(name)) if made else evaluator.name(name) for name, made in made_factor.items()
+        }
+    except LmeJaxError:
+        return None
+    return read_columns(columns, evaluator.time_kinds(), X, keep, rows)
 
 
 def _given_numbers(

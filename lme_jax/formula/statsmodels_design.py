@@ -15,7 +15,7 @@ from formulaic.errors import FactorEvaluationError, FormulaicError
 from formulaic.parser.types import Term
 from formulaic.transforms import TRANSFORMS
 
-from lme_jax.errors import DataError, FormulaError, UnsupportedError
+from lme_jax.errors import DataError, FormulaError, LmeJaxError, UnsupportedError
 from lme_jax.formula.columns import Columns, read_columns
 from lme_jax.formula.crossing import Crossing, interact, meet_new_rows
 from lme_jax.formula.design import (
@@ -223,13 +223,20 @@ def build(
     )
 
 
-def _columns(fixed: Matrix, offset: Sequence[str], frame: pd.DataFrame, X: np.ndarray, keep: np.ndarray) -> Columns:
-    """What marginal means ask of the columns behind the fixed effects and the offset."""
+def _columns(
+    fixed: Matrix, offset: Sequence[str], frame: pd.DataFrame, X: np.ndarray, keep: np.ndarray
+) -> Columns | None:
+    """What marginal means ask of the columns behind the fixed effects and the offset; None where one cannot be read."""
     used = [str(v) for v in fixed.spec.required_variables if str(v) in frame.columns]
-    coded = [f.expr for term in fixed.spec.formula for f in term.factors if _is_categorical(f.expr, frame)]
-    made_factor = {name: name in map(_factor_column, coded) for name in dict.fromkeys([*used, *offset])}
-    columns = {name: plain_values(column(frame, name), name) for name in made_factor}
-    return read_columns(columns, made_factor, {}, X, keep, None)
+    coded = {_factor_column(f.expr) for t in fixed.spec.formula for f in t.factors if _is_categorical(f.expr, frame)}
+    try:
+        columns = {
+            name: factorize(frame[name], name) if name in coded else plain_values(column(frame, name), name)
+            for name in dict.fromkeys([*used, *offset])
+        }
+    except LmeJaxError:
+        return None
+    return read_columns(columns, {}, X, keep, None)
 
 
 def _random_terms(

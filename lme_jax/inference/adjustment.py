@@ -15,6 +15,7 @@ Adjust = Literal["none", "tukey", "mvt", "sidak", "bonferroni", "holm", "fdr"]
 ADJUSTMENTS: tuple[str, ...] = get_args(Adjust)
 # These order p-values and have no intervals of their own.
 STEPWISE = ("holm", "fdr")
+BY_P_VALUES = ("none", "sidak", "bonferroni", "holm", "fdr")
 NAMES = {
     "tukey": "Tukey's method",
     "mvt": "multivariate t",
@@ -60,8 +61,10 @@ class Tests:
     def p(self) -> np.ndarray:
         """Adjusted p-values (m,); each test keeps its own degrees of freedom."""
         raw = t_pvalue(self.t, self.df)
+        if len(raw) < 2:
+            return raw
         if self._greatest is None:
-            return _ordered(raw, self.adjust)
+            return ordered(raw, self.adjust)
         # Between one p-value and Bonferroni's, whatever rounding says of probabilities near zero.
         return np.clip(self._greatest.tail(np.abs(self.t), self.df), raw, np.minimum(len(raw) * raw, 1.0))
 
@@ -89,8 +92,10 @@ def check_adjust(adjust: str, all_pairs: bool) -> str:
     return adjust
 
 
-def _ordered(raw: np.ndarray, adjust: str) -> np.ndarray:
-    """Adjusted p-values that depend on the p-values alone."""
+def ordered(raw: np.ndarray, adjust: str) -> np.ndarray:
+    """Adjusted p-values by a method that asks for the p-values alone."""
+    if adjust not in BY_P_VALUES:
+        raise DataError(f"adjust={adjust!r} of p-values alone is unknown; use {', '.join(map(repr, BY_P_VALUES))}")
     m = len(raw)
     if adjust == "sidak":
         return -np.expm1(m * np.log1p(-np.minimum(raw, 1.0 - 1e-16)))

@@ -32,6 +32,8 @@ def family(method: Any, labels: Sequence[str], ref: Any = None) -> Family:
             raise DataError(f"contrast: the method {method!r} is unknown; use {', '.join(METHODS)}, or coefficients")
         if ref is not None and not method.startswith("trt.vs.ctrl"):
             raise DataError(f"contrast: ref= belongs to 'trt.vs.ctrl', not to {method!r}")
+        if len(labels) < 2:
+            raise DataError(f"contrast: {method!r} compares two means or more, and there is one in each family")
         return METHODS[method](list(labels), ref)
     return _given(method, labels)
 

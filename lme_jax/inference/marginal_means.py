@@ -189,7 +189,7 @@ class MarginalMeans:
             if name not in self.keys:
                 raise DataError(f"by={name!r} is no column of the table; there are {', '.join(map(str, self.keys))}")
         base = replace(self, by=outer, adjust="none", pairs_of=None)
-        if not base.compared:
+        if outer and not base.compared:
             raise DataError("contrast: by= holds every column, so that nothing is left to compare")
         parts = [base._contrasts_in(rows, method, ref, interaction) for rows in base._families]
         keys = pd.concat([labels for _, labels, _ in parts], ignore_index=True)
@@ -213,9 +213,14 @@ class MarginalMeans:
         outer = {name: [self.keys[name].iloc[rows[0]]] * len(labels) for name in self.by}
         return self.functions.rows(rows).combined(made.K), labels.assign(**outer), made
 
+    def row_labels(self) -> list[str]:
+        """A label for each row, from all its columns."""
+        parts = [_texts(self.keys[name]) for name in self.keys]
+        return [" ".join(row) for row in zip(*parts, strict=True)] if parts else ["mean"]
+
     def _labels(self, rows: np.ndarray) -> list[str]:
         columns = [_texts(self.keys[name].iloc[rows]) for name in self.compared]
-        return [" ".join(parts) for parts in zip(*columns, strict=True)]
+        return [" ".join(parts) for parts in zip(*columns, strict=True)] if columns else ["mean"]
 
     def _crossed(self, rows: np.ndarray, interaction: Any) -> tuple[Family, pd.DataFrame]:
         """Products of a family of contrasts for every compared column, the first fastest."""
@@ -303,20 +308,6 @@ class MarginalMeans:
     def _repr_html_(self) -> str:
         table = self.table.to_html(index=False, float_format=lambda v: f"{v:.4g}")
         return table + "".join(f"<p>{note}</p>" for note in self.notes)
-
-    def plot(self, ax: Any = None) -> Any:
-        """Estimates with their intervals, a line each; needs matplotlib. Returns the axes."""
-        import matplotlib.pyplot as plt
-
-        table = self.table
-        ax = plt.subplots()[1] if ax is None else ax
-        places = np.arange(len(table))[::-1]
-        half = table["upper"] - table["estimate"]
-        ax.errorbar(table["estimate"], places, xerr=half, fmt="o", capsize=3)
-        labels = [" ".join(parts) for parts in zip(*(_texts(self.keys[n]) for n in self.keys), strict=True)]
-        ax.set_yticks(places, labels if labels else [""] * len(table))
-        ax.set_xlabel(self.kind)
-        return ax
 
 
 def _texts(values: pd.Series) -> list[str]:

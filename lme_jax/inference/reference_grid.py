@@ -18,7 +18,7 @@ from ..formula.values import level_labels
 Weights = Literal["equal", "proportional", "outer", "cells"]
 WEIGHTS = ("equal", "proportional", "outer", "cells")
 MAX_BYTES = 2**30
-# The step of a numerical derivative, relative to the range of the variable; its error is of fourth order.
+# The step of a numerical derivative, relative to the scale of the variable; its error is of fourth order.
 STEP = 1e-3
 
 
@@ -68,7 +68,9 @@ def columns_of(design: Design) -> Columns:
     """What the design remembers of its columns; refuses designs of arrays."""
     found = getattr(design.state, "columns", None)
     if found is None:
-        raise UnsupportedError("marginal means need a model with a formula: arrays do not say what their columns mean")
+        raise UnsupportedError(
+            "marginal means need a formula whose columns can be read one by one: arrays do not say what theirs mean"
+        )
     lost = len(design.dropped_columns)
     if found.dependence.shape != (len(design.exog_names), lost):
         raise UnsupportedError(
@@ -143,7 +145,10 @@ def labels_of(axis: Axis) -> list[Any]:
     """The values of an axis as they are shown."""
     if axis.variable.kind == "time":
         return list(pd.Timestamp(0) + pd.to_timedelta(axis.values, unit="D"))
-    return [value.item() if hasattr(value, "item") else value for value in axis.values]
+    values = axis.values
+    if axis.variable.is_factor and values.dtype.kind == "f" and (values == np.round(values)).all():
+        values = values.astype(np.int64)
+    return [value.item() if hasattr(value, "item") else value for value in values]
 
 
 def means(
@@ -226,13 +231,20 @@ def _slopes(design: Design, grid: Sequence[Axis], var: str) -> Any:
     if axis is None or axis.variable.is_factor:
         kind = "no variable of the fixed effects" if axis is None else "a factor, which has no slope"
         raise DataError(f"emtrends: {var!r} is {kind}")
-    variable = axis.variable
-    step = STEP * ((variable.high - variable.low) or abs(variable.mean) or 1.0)
+    step = STEP * _scale(axis)
     halves = []
     for h in (step, step / 2.0):
         (up, above), (down, below) = (_evaluated(design, grid, {var: move}) for move in (h, -h))
         halves.append(((up - down) / (2.0 * h), (above - below) / (2.0 * h)))
     return tuple((4.0 * fine - coarse) / 3.0 for coarse, fine in zip(*halves, strict=True))
+
+
+def _scale(axis: Axis) -> float:
+    """The range of the variable; of one that is never negative its smallest value here, if less: log(x) stays known."""
+    variable = axis.variable
+    spread = (variable.high - variable.low) or abs(variable.mean) or 1.0
+    near = axis.values[axis.values > 0] if variable.low >= 0 else axis.values[:0]
+    return float(np.min(near, initial=spread))
 
 
 def _averages(found: Columns, grid: Sequence[Axis], n_shown: int, weights: str) -> np.ndarray:

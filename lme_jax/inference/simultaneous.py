@@ -22,7 +22,7 @@ import scipy.special as special
 from .linear_tests import t_pvalue, t_quantile
 
 SEED = 20201
-REPLICATES, POINTS, BINS = 16, 2**14, 512
+REPLICATES, POINTS, BINS = 16, 2**14, 1024
 # Beyond this share of the common factor its integrand is too sharp for the nodes.
 SHARPEST = 0.9
 _DF_NORMAL = 1e7
@@ -162,31 +162,32 @@ def _one_factor(c: np.ndarray, df: np.ndarray, shares: np.ndarray) -> np.ndarray
 
 
 def _sphere(root: np.ndarray, seed: int) -> MaxT:
-    """Directions once; then every tail is a weighted sum of F probabilities over binned h."""
+    """Directions once; then every tail is a sum of F probabilities over binned h."""
     rank = root.shape[1]
-    h = np.stack([_nearness(root, seed + replicate) for replicate in range(REPLICATES)])
+    parts = np.stack([_nearness(root, seed + replicate) for replicate in range(REPLICATES)])
 
-    def parts(c: np.ndarray, df: np.ndarray) -> np.ndarray:
-        square = (c[:, None, None] / h) ** 2
-        nu = np.where(np.isfinite(df), df, 1.0)[:, None, None]
-        student = special.fdtrc(rank, nu, square / rank)
-        normal = special.chdtrc(rank, square)
-        return np.where(np.isposinf(df)[:, None, None], normal, student).mean(2)
+    def tails(c: np.ndarray, df: np.ndarray, h: np.ndarray) -> np.ndarray:
+        """(m, ·) probabilities that the length exceeds c/h."""
+        square = (c[:, None] / h) ** 2
+        infinite = np.isinf(df)[:, None]
+        if infinite.all():
+            return special.chdtrc(rank, square)
+        student = special.fdtrc(rank, np.where(infinite, 1.0, df[:, None]), square / rank)
+        return np.where(infinite, special.chdtrc(rank, square), student) if infinite.any() else student
 
-    def tail(c: np.ndarray, df: np.ndarray) -> np.ndarray:
-        return np.concatenate([parts(c[i : i + 1], df[i : i + 1]).mean(1) for i in range(len(c))])
-
-    typical = parts(t_quantile(1.0 - 0.025 / len(root), np.array([np.inf])), np.array([np.inf]))[0]
-    error = float(typical.std(ddof=1) / np.sqrt(REPLICATES) / typical.mean())
+    h = np.sort(parts.ravel()).reshape(BINS, -1).mean(1)
+    typical = t_quantile(1.0 - 0.025 / len(root), np.array([np.inf]))
+    each = tails(typical, np.array([np.inf]), parts.ravel()[None]).reshape(REPLICATES, -1).mean(1)
+    error = float(each.std(ddof=1) / np.sqrt(REPLICATES) / each.mean())
     words = f"quasi-Monte Carlo, {REPLICATES} × {POINTS} directions, relative standard error {error:.0e}"
-    return MaxT(tail, words, error)
+    return MaxT(lambda c, df: tails(c, df, h).mean(1), words, error)
 
 
 def _nearness(root: np.ndarray, seed: int) -> np.ndarray:
     """Means of h (BINS,) over equal shares of the directions, in order of h."""
     from scipy.stats import qmc
 
-    points = qmc.Sobol(root.shape[1], rng=seed).random(POINTS)
+    points = qmc.Sobol(root.shape[1], seed=seed).random(POINTS)
     u = special.ndtri(np.clip(points, 1e-12, 1.0 - 1e-12))
     h = np.abs(u @ root.T).max(1) / np.sqrt((u * u).sum(1))
     return np.sort(h).reshape(BINS, -1).mean(1)
@@ -197,19 +198,21 @@ def quantile(
 ) -> np.ndarray:
     """c (m,) with tail(c, df) = 1 − level, between bounds (m,) each, by the secant method kept within a bracket."""
     low, high = (np.array(b, float) * np.ones(len(df)) for b in bounds)
-    goal = np.log(1.0 - level)
-    f_low, f_high = (np.log(np.maximum(tail(c, df), 1e-300)) - goal for c in (low, high))
+
+    def excess(c: np.ndarray) -> np.ndarray:
+        return np.log(np.maximum(tail(c, df), 1e-300)) - np.log(1.0 - level)
+
+    f_low, f_high, side, c = excess(low), excess(high), np.zeros(len(df)), low
     for _ in range(60):
-        span = f_low - f_high
         with np.errstate(divide="ignore", invalid="ignore"):
-            c = np.where(span > 0, low + (high - low) * f_low / span, low)
+            c = np.where(f_low > f_high, low + (high - low) * f_low / (f_low - f_high), low)
         c = np.clip(c, low, high)
-        f = np.log(np.maximum(tail(c, df), 1e-300)) - goal
-        if (np.abs(f) < 1e-11).all() or ((high - low) <= 1e-13 * high).all():
+        f = excess(c)
+        if ((np.abs(f) < 1e-11) | (high - low <= 1e-13 * high)).all():
             break
         above = f > 0
-        # Illinois: the end that stays counts half, so that the other does not stall.
-        f_high = np.where(above, f_high * 0.5, f)
-        f_low = np.where(above, f, f_low * 0.5)
-        low, high = np.where(above, c, low), np.where(above, high, c)
+        # Illinois: the end that stays a second time counts half, so that the other does not stall.
+        f_high = np.where(above, np.where(side > 0, 0.5 * f_high, f_high), f)
+        f_low = np.where(above, f, np.where(side < 0, 0.5 * f_low, f_low))
+        low, high, side = np.where(above, c, low), np.where(above, high, c), np.where(above, 1.0, -1.0)
     return c

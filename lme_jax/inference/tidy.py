@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from ..data import ModelData
+from ..formula.values import as_frame
 from .marginal_means import Basis, MarginalMeans
 from .reference_grid import unit_functions
 
@@ -58,10 +59,10 @@ def level_rows(ranef: Mapping[str, pd.DataFrame], cov: Mapping[str, np.ndarray])
     return pd.concat(parts, ignore_index=True)
 
 
-def row_frame(data: ModelData, given: pd.DataFrame | None) -> pd.DataFrame:
+def row_frame(data: ModelData, given: Any) -> pd.DataFrame:
     """The rows that were fitted: of the person's data frame, or the response and the groups."""
     if given is not None:
-        return given.loc[data.index].copy()
+        return as_frame(given).loc[data.index].copy()
     columns: dict[str, Any] = {data.endog_name: data.y}
     columns |= {f.name: np.asarray(f.levels)[f.codes] for f in data.factors if f.membership is None}
     return pd.DataFrame(columns, index=data.index)

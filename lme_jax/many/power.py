@@ -15,7 +15,7 @@ from ..core.parameterizations import convert
 from ..core.records import Fit
 from ..core.types import Status
 from ..data import ModelData
-from ..errors import DataError, LmeJaxWarning
+from ..errors import DataError, LmeJaxWarning, UnsupportedError
 from ..fitting import read_reml
 from ..formula import design_from_formula
 from ..formula.values import as_frame, namespace
@@ -23,6 +23,7 @@ from ..inference.hypotheses import hypotheses
 from ..inference.lane_degrees import f_tail, lane_tests
 from ..inference.simulation import simulate_responses
 from ..inference.terms import fixed_terms
+from ..keeping import has_rows
 from .cases import Cases
 from .responses import BatchOptions, fit_responses, read_responses
 
@@ -217,17 +218,6 @@ class PowerCurve:
     def _repr_html_(self) -> str:
         return f"{self.table.to_html(index=False, float_format='{:.4g}'.format)}<p>{self.note}</p>"
 
-    def plot(self, ax: Any = None) -> Any:
-        """Power with its intervals by size; needs matplotlib. Returns the axes."""
-        import matplotlib.pyplot as plt
-
-        ax = plt.subplots()[1] if ax is None else ax
-        table = self.table
-        below, above = table["power"] - table["lower"], table["upper"] - table["power"]
-        ax.errorbar(table["size"], table["power"], yerr=[below, above], fmt="o-", capsize=3)
-        ax.set(xlabel="size", ylabel="power", ylim=(0.0, 1.0))
-        return ax
-
 
 def clopper_pearson(successes: Any, n: Any, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
     """Exact limits of a binomial probability."""
@@ -283,7 +273,7 @@ def power(
     """
     from tqdm.auto import tqdm
 
-    data: ModelData = fit._data
+    data = _data_of(fit)
     _check_numbers(n_sim, alpha, level, method)
     asked, names = _hypothesis(test, data), list(data.exog_names)
     truth = dataclasses.replace(fit.fit, beta=_effect(np.asarray(fit.fit.beta, float), effect, asked, names))
@@ -305,6 +295,18 @@ def power(
         lines.append(line)
     note = f"{asked.name}: {WORDS[method]}, at {alpha:g}; {n_sim} simulations each, {100 * level:g} % intervals."
     return PowerCurve(pd.DataFrame(lines), note)
+
+
+def _data_of(fit: Any) -> ModelData:
+    """The design of a model whose residuals are independent."""
+    data = getattr(fit, "_data", None)
+    if not isinstance(data, ModelData):
+        raise DataError(f"power takes a result of lmer or mixedlm, or what design() returns, not {type(fit).__name__}")
+    if type(data) is not ModelData:
+        raise UnsupportedError("power draws independent residuals: it cannot simulate correlated or unequal ones yet")
+    if not has_rows(data):
+        raise DataError("power reads the rows, which remove_data() took away")
+    return data
 
 
 def _check_numbers(n_sim: Any, alpha: Any, level: Any, method: Any) -> None:
