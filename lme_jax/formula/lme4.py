@@ -250,7 +250,12 @@ def _columns(
         }
     except LmeJaxError:
         return None
-    return read_columns(columns, evaluator.time_kinds(), X, keep, rows)
+    numbers = [name for name, made in made_factor.items() if made and _holds_numbers(evaluator, name)]
+    return read_columns(columns, numbers, evaluator.time_kinds(), X, keep, rows)
+
+
+def _holds_numbers(evaluator: Evaluator, name: str) -> bool:
+    return name not in evaluator.frame.columns or pd.api.types.is_numeric_dtype(evaluator.frame[name].dtype)
 
 
 def _given_numbers(
