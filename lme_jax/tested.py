@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from .comparison import Comparison, compare, conditional_aic, quietly, random_anova
-from .core.fixed_effects import Jets, jets
+from .core.fixed_effects import Jets, first_jets, jets
 from .core.optimize import NewtonOptions
 from .core.records import Fit
 from .data import ModelData
@@ -88,7 +88,10 @@ class Tested:
 
     def _new_jets(self, natural: bool) -> Jets:
         held = self._held.any()
-        found = jets(self.fit, self._data.compressed, reml=self.reml, second=natural, natural=natural and not held)
+        if natural:
+            found = jets(self.fit, self._data.compressed, reml=self.reml, second=True, natural=not held)
+        else:
+            found = first_jets(self.fit, self._data.compressed, reml=self.reml)
         return degrees.of_parameters(found, np.append(~self._held, True)) if held else found
 
     @property

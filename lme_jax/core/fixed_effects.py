@@ -62,6 +62,27 @@ def jets(fitted: Fit, data: Statistics, *, reml: bool = True, second: bool = Fal
     return _linear(found, params, p, data) if natural else found
 
 
+def first_jets(fitted: Fit, data: Statistics, *, reml: bool = True) -> Jets:
+    """``jets`` of the first order in (θ, σ²) at a fit, its information from the fit's Hessian; ``expected`` is empty.
+
+    Notes
+    -----
+    With H the Hessian of the profiled deviance and g = ∂log σ̂²/∂θ: I_θθ = ½H + ½Nggᵀ, I_θσ² = −½Ng/σ², and I_σ²σ² is
+    ½N/σ⁴. One ``solve`` and one ``project`` of an engine.
+    """
+    theta, sigma2, p = np.asarray(fitted.theta, float), float(fitted.sigma) ** 2, len(np.asarray(fitted.beta))
+    Ls, k = likelihood.roots(theta, "sqrt", data), len(theta)
+    X_a = likelihood.along_fixed_effects(Ls, likelihood.slopes_of_psi(theta, data), data)
+    inverse = np.asarray(fitted.unscaled_cov, float)
+    slope = np.concatenate([sigma2 * inverse @ X_a @ inverse, inverse[None]])
+    N, g = float(likelihood.totals_of(data).n_rows) - (p if reml else 0), np.asarray(fitted.log_scale_slope, float)
+    information = np.empty((k + 1, k + 1))
+    information[:k, :k] = 0.5 * np.asarray(fitted.hessian) + 0.5 * N * np.outer(g, g)
+    information[:k, k] = information[k, :k] = -0.5 * N * g / sigma2
+    information[k, k] = 0.5 * N / sigma2**2
+    return Jets(sigma2 * inverse, slope, None, information, np.empty((0, 0)))
+
+
 def _of_moves(
     first: likelihood.Sums,
     moves: likelihood.Moves,
