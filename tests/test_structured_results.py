@@ -347,6 +347,7 @@ def test_what_needs_independent_residuals_is_refused(exp_power):
         lambda: exp_power.influence("Rat", refit=False),
         lambda: exp_power.hatvalues,
         lambda: exp_power.check(),
+        lambda: exp_power.report(),
         lambda: exp_power.profile_ci(),
         lambda: exp_power.conf_int(method="profile"),
         lambda: lme.power(exp_power, "Time", 5, seed=1),

@@ -247,7 +247,7 @@ class StructuredResults(ResidualStructure):
     # What would give numbers of another model.
     hatvalues = property(_refused)
     cooks_distance = influence = check = profile_ci = profile = ranova = _refused
-    variance_partition = r2 = icc = repeatability = design_effect = _refused
+    variance_partition = r2 = icc = repeatability = design_effect = report = conditional_aic = _refused
 
     def refit_many(self, Y: Any, **options: Any) -> NoReturn:
         """Not there for structured residuals: refit column by column with ``refit``."""
