@@ -138,7 +138,7 @@ def _linear(found: Jets, params: np.ndarray, p: int, data: Statistics) -> Jets:
     return found._replace(slope=slope, curve=curve, expected=expected, bend=None)
 
 
-def expected_information(params: np.ndarray, data: Statistics, *, reml: bool) -> np.ndarray:
+def expected_information_at(params: np.ndarray, data: Statistics, *, reml: bool) -> np.ndarray:
     """(k + 1, k + 1) of (Ψ, σ²), at packed (β, Ψ, σ²) on the natural scale; variances may be zero."""
     _, first, moves, _ = likelihood.expand(params, data, scale="natural", reml=reml)
     p = data.n_fixed
@@ -149,10 +149,10 @@ def expected_information(params: np.ndarray, data: Statistics, *, reml: bool) ->
 def _expected(first: likelihood.Sums, m: likelihood.Moves, sigma2: float, data: Statistics, reml: bool) -> np.ndarray:
     p, N = len(first.M), float(likelihood.totals_of(data).n_rows)
     of_fixed = likelihood.fixed_traces(first.M, m) if reml and p else None
-    return expected_of(m.trace, m.trace2, of_fixed, N - p if reml else N, sigma2)
+    return expected_information(m.trace, m.trace2, of_fixed, N - p if reml else N, sigma2)
 
 
-def expected_of(
+def expected_information(
     trace: np.ndarray,
     trace2: np.ndarray,
     of_fixed: tuple[np.ndarray, np.ndarray, np.ndarray] | None,

@@ -188,7 +188,6 @@ def visit_covariances(fitted: ResidualFit, data: BlockData) -> np.ndarray:
     return fitted.sigma**2 * grids(data.model, fitted.params * data.unit)[0]
 
 
-
 def covariance_of(
     fitted: ResidualFit, data: BlockData, rows: Rows, weights: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
