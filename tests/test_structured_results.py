@@ -338,8 +338,6 @@ def test_doors_refuse_in_words(orthodont):
 
 def test_what_needs_independent_residuals_is_refused(exp_power):
     for call in (
-        lambda: exp_power.refit_many(np.zeros((exp_power.nobs, 2))),
-        lambda: exp_power.bootstrap(10, seed=1),
         lambda: exp_power.profile_re(0, "re"),
         lambda: exp_power.prediction(load_frame("BodyWeight")[:2], random_effects=True),
         lambda: exp_power.r2(),
@@ -465,3 +463,24 @@ def test_parameters_that_the_data_do_not_tell_are_named(orthodont):
     assert twice.residual_params.se.isna().all() or (twice.residual_params.se > 1e2).any()
     with pytest.warns(ConvergenceWarning, match="grows without bound.*Too few subjects"):
         lme.gls("distance ~ age", orthodont[:16], residual="us(visit | Subject)")
+
+
+def test_many_responses_are_single_fits_and_the_bootstrap_has_the_right_spread(ar1_ident, exp_power):
+    Y = exp_power.simulate(3, seed=8).rename(columns="r{}".format)
+    many = exp_power.refit_many(Y, progress=False)
+    one = exp_power.refit(Y["r1"])
+    np.testing.assert_allclose(many.estimates.loc["r1"].iloc[:6], one.fe_params)
+    np.testing.assert_allclose(many.bse.loc["r1"], one.bse_fe)
+    assert many.info.deviance["r1"] == one.deviance
+    assert many.estimates.loc["r1", "Rat (Intercept) Var"] == pytest.approx(one.varcorr.vcov[0])
+    with pytest.warns(ConvergenceWarning, match="1 of 2 fits"):
+        lost = exp_power.refit_many(Y[["r0"]].assign(flat=1.0), progress=False)
+    assert lost.estimates.loc["flat"].isna().all()
+    assert "constant" in lost.info.reason["flat"]
+    drawn = ar1_ident.bootstrap(200, seed=4, progress=False)
+    spread = drawn.standard_errors()[list(ar1_ident.fe_params.index)]
+    np.testing.assert_allclose(spread, ar1_ident.bse_fe, rtol=0.2)  # four standard errors of 200 draws
+    limits = drawn.intervals().loc["ar1(visit | Subject) rho"]
+    assert limits.lower < limits.estimate < limits.upper
+    with pytest.raises(DataError, match="give 108 rows"):
+        ar1_ident.refit_many(np.zeros((3, 2)))
