@@ -59,14 +59,10 @@ class ManyStructured:
 
 def estimates_of(result: Any) -> pd.Series:
     """Everything that was estimated, by name."""
-    rows, columns = result._data.covariance_positions
-    covariance = result._covariance
-    variances = {
-        name: covariance[i, j] for name, i, j in zip(result._data.covariance_names, rows, columns, strict=True)
-    }
-    table = result.residual_params
+    data, table = result._data, result.residual_params
+    variances = pd.Series(result._covariance[data.covariance_positions], list(data.covariance_names), dtype=float)
     names = [" ".join(filter(None, parts)) for parts in zip(table.term, table.group, table.parameter, strict=True)]
-    return pd.concat([result.fe_params, pd.Series(variances, dtype=float), pd.Series(table.estimate.to_numpy(), names)])
+    return pd.concat([result.fe_params, variances, pd.Series(table.estimate.to_numpy(), names)])
 
 
 def refits(result: Any, Y: pd.DataFrame, refit: Callable[[np.ndarray], Any], progress: bool) -> ManyStructured:

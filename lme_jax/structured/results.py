@@ -245,6 +245,9 @@ class StructuredResults(ResidualStructure):
         """Not there for structured residuals: ``compare_lr_test`` of two, ``compare_structures`` of many."""
         raise UnsupportedError("models with residual structures are compared by compare_lr_test and compare_structures")
 
+    def _bootstrapped(self, *arguments: Any) -> NoReturn:
+        raise UnsupportedError("of structured residuals bootstrap(n, seed=…).intervals() has the limits")
+
     # What would give numbers of another model.
     hatvalues = property(_refused)
     cooks_distance = influence = check = profile_ci = profile = ranova = _refused
