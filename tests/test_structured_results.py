@@ -9,8 +9,10 @@ import pandas as pd
 import pytest
 import scipy.stats
 from reference_data import load_frame
+from scipy.optimize import brentq, minimize, minimize_scalar
 
 import lme_jax as lme
+from lme_jax.core.residual import fit as core
 from lme_jax.errors import ConvergenceWarning, DataError, FormulaError, SingularFitWarning, UnsupportedError
 
 NLME = json.loads((Path(__file__).parent / "reference" / "residual_results.json").read_text())
@@ -484,3 +486,35 @@ def test_many_responses_are_single_fits_and_the_bootstrap_has_the_right_spread(a
     assert limits.lower < limits.estimate < limits.upper
     with pytest.raises(DataError, match="give 108 rows"):
         ar1_ident.refit_many(np.zeros((3, 2)))
+
+
+def test_profile_limits_are_where_the_deviance_has_risen(ar1_ident, exp_power):
+    """The other parameters minimised out by a search of scipy's; σ's limits from −2ℓ at a σ that is held."""
+    found, blocks, cut = ar1_ident._found, ar1_ident._data.blocks, scipy.stats.chi2.ppf(0.95, 1)
+    table = ar1_ident.residual_intervals(method="profile").set_index(["group", "parameter"])
+
+    def risen(rho):
+        other = minimize_scalar(lambda d: core.deviance(np.array([np.arcsin(rho), d]), blocks), (-1.0, 0.0), tol=1e-12)
+        return other.fun - found.deviance - cut
+
+    row = table.loc[("", "rho")]
+    np.testing.assert_allclose(row.lower, brentq(risen, 0.3, row.estimate, xtol=1e-12), rtol=1e-8)
+    np.testing.assert_allclose(row.upper, brentq(risen, row.estimate, 0.97, xtol=1e-12), rtol=1e-8)
+
+    def at_sigma(sigma):
+        def deviance(params):
+            at = core.fit_at(params, blocks)
+            ratio, n = (at.sigma / sigma) ** 2, ar1_ident.df_resid
+            return at.deviance + n * (ratio - 1.0 - np.log(ratio))
+
+        return minimize(deviance, found.params, method="Nelder-Mead", options={"xatol": 1e-8, "fatol": 1e-11}).fun
+
+    for limit in table.loc[("", "SD"), ["lower", "upper"]]:
+        assert at_sigma(limit) - found.deviance == pytest.approx(cut, abs=1e-7)
+    np.testing.assert_allclose(table.loc["Male", "lower"], table.loc[("", "SD"), "lower"])
+    narrow = exp_power.residual_intervals(0.5, method="profile")
+    wide = exp_power.residual_intervals(0.05, method="profile")
+    assert ((wide.lower < narrow.lower) & (narrow.upper < wide.upper)).all()
+    assert (wide.note == "").all()
+    with pytest.raises(DataError, match="method='wald'"):
+        exp_power.residual_intervals(method="wald")
