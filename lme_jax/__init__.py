@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .core.records import Fit
     from .core.types import Status
     from .many.doors import fit_many, lmer_many
+    from .many.power import design, power
     from .many.results import ManyFits, compare
     from .results import MixedLMResults
 
@@ -43,6 +44,7 @@ __all__ = [
     "compress",
     "convert_params",
     "datasets",
+    "design",
     "deviance",
     "enable_compilation_cache",
     "errors",
@@ -56,6 +58,7 @@ __all__ = [
     "mixedlm",
     "params_jacobian",
     "plots",
+    "power",
     "predict",
     "random_effects",
     "score_and_hessian",
@@ -74,6 +77,7 @@ _HOMES = {
     "compare": "many.results",
     "compress": "core.compression",
     "convert_params": "core.parameterizations:convert",
+    "design": "many.power",
     "deviance": "core.fit",
     "enable_compilation_cache": "cache",
     "fit": "core.fit",
@@ -84,6 +88,7 @@ _HOMES = {
     "merge": "core.moments",
     "mixedlm": "compat.mixed_lm",
     "params_jacobian": "core.parameterizations:jacobian",
+    "power": "many.power",
     "predict": "core.fit",
     "random_effects": "core.fit",
     "score_and_hessian": "core.likelihood",

@@ -89,7 +89,6 @@ class Diagnostics(Profiles):
         values = influence.residuals(self._whole, self.fit, conditional, type, lambda: self._row_terms.leverage)
         return pd.Series(values, index=self._data.index, name=f"resid_{type}")
 
-    @property
     def hatvalues(self) -> pd.Series:
         """Leverage (n,): how far a response moves its own fitted value, θ kept. Its sum counts effective parameters."""
         return pd.Series(self._row_terms.leverage, index=self._data.index, name="hatvalues")

@@ -47,8 +47,8 @@ def test_rows(fitted, name):
     table = pd.DataFrame(parts["rows"]["values"], columns=parts["rows"]["cols"])
     n = len(table)
     # θ̂ of both fits holds to 1e-9; residuals and leverages move with it.
-    close(fit.hatvalues[:n], table["hat"])
-    assert fit.hatvalues.sum() == pytest.approx(parts["hat_sum"], rel=1e-8)
+    close(fit.hatvalues()[:n], table["hat"])
+    assert fit.hatvalues().sum() == pytest.approx(parts["hat_sum"], rel=1e-8)
     close(fit.residuals("scaled")[:n], table["pearson_scaled"])
     close(fit.residuals("marginal")[:n], table["resid_marginal"])
     close(fit.residuals("studentized")[:n], table["rstudent"])
@@ -146,7 +146,7 @@ def test_leverage_is_how_far_a_response_moves_its_fitted_value(formula):
     P = W - W @ X @ np.linalg.inv(X.T @ W @ X) @ X.T @ W
     # y − fitted = diag(1/w) P y.
     expected = 1.0 - np.diag(P) / data.design.weights
-    np.testing.assert_allclose(fit.hatvalues, expected, rtol=1e-9)
+    np.testing.assert_allclose(fit.hatvalues(), expected, rtol=1e-9)
 
 
 def test_distances_of_effects():
