@@ -310,6 +310,9 @@ def test_information_and_ratios_of_fixed_effects(fitted, name):
     assert full["chisq"] == pytest.approx(entry["fixed"][names[0]]["chisq"], abs=1e-6)
     assert full["p"] == pytest.approx(entry["fixed"][names[0]]["p_chisq"], rel=1e-5)
     assert found.table["weight"].sum() == pytest.approx(1.0)
+    left_out = result.drop1(test="lrt").iloc[1:]
+    assert list(left_out.index) == names[:1]
+    np.testing.assert_allclose(left_out[["chisq", "p"]].iloc[0], full[["chisq", "p"]].astype(float), rtol=1e-6)
 
 
 def test_comparison_says_what_it_does(fitted):

@@ -188,6 +188,8 @@ def indicators(design: Design) -> tuple[np.ndarray, dict[str, slice], np.ndarray
     whole = np.linalg.lstsq(X, every, rcond=None)[0]
     keep = np.asarray(state.keep)
     lost = np.setdiff1d(np.arange(len(whole)), keep)
+    if len(lost) and state.columns.dependence.shape != (len(keep), len(lost)):
+        raise UnsupportedError("type III is not known where missing responses took columns away: fit with lmer()")
     combined = whole[keep] + (state.columns.dependence @ whole[lost] if len(lost) else 0.0)
     spans, masks, at = {}, [np.ones(int(linear.intercept), bool)], int(linear.intercept)
     for labels, full in terms:
