@@ -273,6 +273,27 @@ def test_missing_cells_have_the_type_three_of_sas():
     np.testing.assert_allclose(other.anova(3)["den_df"], first.anova(3)["den_df"], rtol=1e-8)
 
 
+def test_formulas_of_statsmodels_have_all_types():
+    """Written with other contrasts, an expression, in another order: the tests that lmer has."""
+    frame = load_frame("Oats").rename(columns={"yield": "y"})
+    frame["x"] = np.random.default_rng(0).uniform(1, 2, len(frame))
+    frame = frame.iloc[:65]
+    theirs = lme.mixedlm(
+        "y ~ np.log(x) * C(Variety, Sum) + C(Variety, Sum):nitro_f + nitro_f", frame, groups=frame["Block"]
+    )
+    ours = lme.lmer("y ~ log(x) * Variety + Variety:nitro_f + nitro_f + (1 | Block)", frame)
+    names = {"np.log(x)": "log(x)", "np.log(x):C(Variety, Sum)": "log(x):Variety", "C(Variety, Sum)": "Variety"}
+    names |= {"C(Variety, Sum):nitro_f": "Variety:nitro_f"}
+    fit = theirs.fit(reml=True)
+    for kind, method in ((2, "kr"), (3, "kr"), (3, "satterthwaite")):
+        expected = ours.anova(kind, method)
+        found = fit.anova(kind, method).rename(index=names).loc[expected.index]
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+    other = lme.mixedlm("y ~ Variety + Variety:x", frame, groups=frame["Block"]).fit()
+    with pytest.raises(UnsupportedError, match="term of its own"):
+        other.anova(3)
+
+
 # ---------------------------------------------------------------- models beside models
 
 
