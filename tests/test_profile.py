@@ -149,7 +149,7 @@ def test_limits_of_fixed_effects(crossed):
 
 
 def test_average_information_finds_the_same_limits(monkeypatch):
-    """Where the exact Hessian costs too much another curvature serves: with the same gradient, the roots are the same."""
+    """Where the exact Hessian costs too much another curvature serves: the gradient, and so the roots, are the same."""
     rng = np.random.default_rng(3)
     frame = pd.DataFrame({"g": rng.integers(0, 60, 400), "h": rng.integers(0, 40, 400), "x": rng.normal(size=400)})
     frame["y"] = rng.normal(size=60)[frame.g] + 0.7 * rng.normal(size=40)[frame.h] * frame.x + rng.normal(size=400)
