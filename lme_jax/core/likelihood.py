@@ -75,6 +75,32 @@ class Moves(NamedTuple):
     BB: np.ndarray
 
 
+class Record(NamedTuple):
+    """What the derivatives of ℓ in k directions of V are made of, whatever made it; β in any basis.
+
+    Attributes
+    ----------
+    M : (p, p) XᵀV⁻¹X; Xr : (p,) XᵀV⁻¹r; Q : rᵀV⁻¹r.
+    trace : (k,) tr V⁻¹V_a; XB : (k, p) XᵀV⁻¹V_aV⁻¹r; B : (k,) rᵀV⁻¹V_aV⁻¹r.
+    trace2 : (k, k) tr V⁻¹V_aV⁻¹V_b; BB : (k, k) rᵀV⁻¹V_aV⁻¹V_bV⁻¹r.
+    own, F, products : tr M⁻¹X_a (k,), tr M⁻¹F_ab (k, k), tr M⁻¹X_aM⁻¹X_b (k, k); see ``fixed_traces``.
+    bend : (k, k) the derivative of ℓ along V_ab.
+    """
+
+    M: np.ndarray
+    Xr: np.ndarray
+    Q: float
+    trace: np.ndarray
+    XB: np.ndarray
+    B: np.ndarray
+    trace2: np.ndarray
+    BB: np.ndarray
+    own: np.ndarray
+    F: np.ndarray
+    products: np.ndarray
+    bend: np.ndarray
+
+
 def loglike(params: Any, data: Statistics, *, scale: Scale = "natural", reml: bool = True) -> float:
     """Log-likelihood, or restricted log-likelihood, at packed (β, ω[, σ²]).
 
@@ -286,6 +312,16 @@ def sums(held: criterion.Engine, Ls: list[np.ndarray], beta: np.ndarray, data: S
     )  # fmt: skip
 
 
+def along_fixed_effects(Ls: list[np.ndarray], steps: list[np.ndarray], data: Statistics) -> np.ndarray:
+    """XᵀV⁻¹V_aV⁻¹X (k, p, p), user's units, in the directions ``steps`` (q_j, q_j, k_j) of every factor's Ψ."""
+    held, p = engine(data), data.n_fixed
+    D = held.project(_solved(held, Ls).kept, np.eye(p + 1)[:, :p])
+    back = np.linalg.inv(totals_of(data).basis.map[:p, :p])
+    parts = [np.tensordot(step, np.einsum("icm,jdm->icjd", d, d, optimize=True), ((0, 1), (0, 2)))
+             for step, d in zip(steps, D, strict=True)]  # fmt: skip
+    return back.T @ np.concatenate(parts) @ back
+
+
 def second_order(held: criterion.Engine, at: Sums, Ls: list[np.ndarray], steps: list[np.ndarray]) -> Moves:
     """``Moves`` in the directions ``steps`` (q_j, q_j, k_j) of every factor's Ψ."""
     p, k = len(at.M), sum(step.shape[2] for step in steps)
@@ -334,27 +370,38 @@ def _derivatives(
     p, k, s2 = len(at.beta), len(m.trace), at.sigma2
     N = float(totals_of(data).n_rows) - (p if reml else 0)
     back = np.linalg.inv(totals_of(data).basis.map[:p, :p])
-    Xr, XB, B = back.T @ first.Xr, m.B[:, :p, p] @ back, m.B[:, p, p]
-    slope = -0.5 * m.trace + 0.5 * B / s2
-    curvature = 0.5 * m.trace2 - m.BB[:, p, :, p] / s2 + _bend(first, bends, k, s2, reml)
+    record = Record(
+        M=back.T @ first.M @ back,
+        Xr=back.T @ first.Xr,
+        Q=first.Q,
+        trace=m.trace,
+        XB=m.B[:, :p, p] @ back,
+        B=m.B[:, p, p],
+        trace2=m.trace2,
+        BB=m.BB[:, p, :, p],
+        **dict(zip(("own", "F", "products"), fixed_traces(first.M, m), strict=True)),
+        bend=_bend(first, bends, k, s2, reml),
+    )
+    return assembled(record, _value(first.log_det, first.M, first.Q, s2, data, reml), s2, N, reml)
+
+
+def assembled(m: Record, value: float, s2: float, N: float, reml: bool) -> Likelihood:
+    """ℓ = ``value`` with its derivatives in (β, k directions, σ²), at σ² = ``s2``; N = n or, under REML, n − p."""
+    p, k = len(m.M), len(m.trace)
+    slope = -0.5 * m.trace + 0.5 * m.B / s2
+    curvature = 0.5 * m.trace2 - m.BB / s2 + m.bend
     if reml and p:
-        own, across = _of_fixed_effects(first.M, m)
-        slope, curvature = slope + 0.5 * own, curvature + across
-    score = np.concatenate([Xr / s2, slope, [0.5 * (first.Q / s2 - N) / s2]])
+        slope = slope + 0.5 * m.own
+        curvature = curvature + 0.5 * m.products - 0.5 * (m.F + m.F.T)
+    score = np.concatenate([m.Xr / s2, slope, [0.5 * (m.Q / s2 - N) / s2]])
     hessian = np.empty((p + k + 1,) * 2)
-    hessian[:p, :p], hessian[p:-1, p:-1] = -back.T @ first.M @ back / s2, 0.5 * (curvature + curvature.T)
-    hessian[p:-1, :p] = -XB / s2
-    hessian[-1, :p], hessian[-1, p:-1] = -Xr / s2**2, -0.5 * B / s2**2
+    hessian[:p, :p], hessian[p:-1, p:-1] = -m.M / s2, 0.5 * (curvature + curvature.T)
+    hessian[p:-1, :p] = -m.XB / s2
+    hessian[-1, :p], hessian[-1, p:-1] = -m.Xr / s2**2, -0.5 * m.B / s2**2
     hessian[:p, p:] = hessian[p:, :p].T
     hessian[p:-1, -1] = hessian[-1, p:-1]
-    hessian[-1, -1] = (0.5 * N - first.Q / s2) / s2**2
-    return Likelihood(_value(first.log_det, first.M, first.Q, s2, data, reml), score, hessian)
-
-
-def _of_fixed_effects(M: np.ndarray, m: Moves) -> tuple[np.ndarray, np.ndarray]:
-    """tr M⁻¹X_a (k,) and what log|XᵀV⁻¹X| adds to the Hessian of ℓ (k, k)."""
-    own, twice, products = fixed_traces(M, m)
-    return own, 0.5 * products - 0.5 * (twice + twice.T)
+    hessian[-1, -1] = (0.5 * N - m.Q / s2) / s2**2
+    return Likelihood(value, score, hessian)
 
 
 def fixed_traces(M: np.ndarray, m: Moves) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -407,7 +454,9 @@ def without_beta(curvature: np.ndarray, p: int) -> np.ndarray:
 
 
 def flat_inverse(information: np.ndarray) -> np.ndarray:
-    """The inverse (r, r) of a symmetric matrix, its flat and its negative directions left out."""
+    """The inverse (r, r) of a symmetric matrix without its flat and negative directions; NaN of what is not finite."""
+    if not np.isfinite(information).all():
+        return np.full_like(information, np.nan)
     size = np.sqrt(np.abs(np.diag(information)))
     size[size == 0] = 1.0
     values, vectors = np.linalg.eigh(information / np.outer(size, size))
