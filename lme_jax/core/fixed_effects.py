@@ -55,8 +55,11 @@ def jets(fitted: Fit, data: Statistics, *, reml: bool = True, second: bool = Fal
         params = convert(params, "sqrt", "natural", n_fixed=p, template=data.template)
     scale: Scale = "natural" if natural else "sqrt"
     whole, first, moves, bends = likelihood.expand(params, data, scale=scale, reml=reml)
+    N = float(likelihood.totals_of(data).n_rows)
+    of_fixed = likelihood.fixed_traces(first.M, moves) if reml and p else None
     found = _of_moves(first, moves, bends, sigma2, data, second)._replace(
-        information=likelihood.without_beta(-whole.hessian, p), expected=_expected(first, moves, sigma2, data, reml)
+        information=likelihood.without_beta(-whole.hessian, p),
+        expected=expected_information(moves.trace, moves.trace2, of_fixed, N - p if reml else N, sigma2),
     )
     return _linear(found, params, p, data) if natural else found
 
@@ -71,20 +74,35 @@ def _of_moves(
 ) -> Jets:
     """Cov β̂ and its derivatives in the parameters of the moves and σ²; the informations are left empty."""
     p, k = len(first.M), len(moves.trace)
+    F = moves.BB[:, :p, :, :p] if second else None
+    bent = likelihood.bent(first, bends, k)[:, :, :p, :p] if second else None
     back = likelihood.totals_of(data).basis.map[:p, :p]
-    inverse = back @ np.linalg.inv(first.M) @ back.T
-    user = np.linalg.inv(back)
-    X_a = user.T @ moves.B[:, :p, :p] @ user
-    slope = np.concatenate([sigma2 * inverse @ X_a @ inverse, inverse[None]])
-    found = Jets(sigma2 * inverse, slope, None, np.empty((0, 0)), np.empty((0, 0)))
-    if not second:
+    return of_products(first.M, moves.B[:, :p, :p], F, bent, back, sigma2)
+
+
+def of_products(
+    M: np.ndarray, X_a: np.ndarray, F: np.ndarray | None, bent: np.ndarray | None, back: np.ndarray, sigma2: float
+) -> Jets:
+    """Cov β̂ and its derivatives in k parameters of V/σ² and σ², whatever engine moved V; the informations left empty.
+
+    Parameters
+    ----------
+    M : (p, p) XᵀV⁻¹X; X_a : (k, p, p); F : (k, p, k, p) F_ab and bent : (k, k, p, p) X_ab, None where no second
+        derivatives are asked for. back : (p, p), X is conditioned, X·back of the user's.
+    """
+    p, k = len(M), len(X_a)
+    inverse = np.linalg.inv(M)
+    left = back @ inverse
+    slope = np.concatenate([sigma2 * left @ X_a @ left.T, (left @ back.T)[None]])
+    found = Jets(sigma2 * left @ back.T, slope, None, np.empty((0, 0)), np.empty((0, 0)))
+    if F is None or bent is None:
         return found
     curve, bend = np.zeros((2, k + 1, k + 1, p, p))
-    F = np.einsum("ci,acbd,dj->abij", user, moves.BB[:, :p, :, :p], user, optimize=True)
-    products = np.einsum("aij,jk,bkl->abil", X_a, inverse, X_a, optimize=True)
-    inner = products + np.swapaxes(products, 0, 1) - F - np.swapaxes(F, 0, 1)
-    bent = user.T @ likelihood.bent(first, bends, k)[:, :, :p, :p] @ user
-    curve[:k, :k], bend[:k, :k] = sigma2 * inverse @ (inner + bent) @ inverse, sigma2 * inverse @ bent @ inverse
+    inner = (X_a @ inverse).reshape(k * p, p) @ np.moveaxis(X_a, 1, 0).reshape(p, k * p)
+    inner = np.swapaxes(inner.reshape(k, p, k, p) - F, 1, 2)
+    inner = inner + np.swapaxes(inner, 0, 1)
+    bend[:k, :k] = sigma2 * left @ bent @ left.T
+    curve[:k, :k] = sigma2 * left @ inner @ left.T + bend[:k, :k]
     for out in (curve, bend):
         out[:k, k] = out[k, :k] = slope[:k] / sigma2
     return found._replace(curve=curve, bend=bend)
@@ -101,23 +119,35 @@ def _linear(found: Jets, params: np.ndarray, p: int, data: Statistics) -> Jets:
     return found._replace(slope=slope, curve=curve, expected=expected, bend=None)
 
 
-def expected_information(params: np.ndarray, data: Statistics, *, reml: bool) -> np.ndarray:
+def expected_information_at(params: np.ndarray, data: Statistics, *, reml: bool) -> np.ndarray:
     """(k + 1, k + 1) of (Ψ, σ²), at packed (β, Ψ, σ²) on the natural scale; variances may be zero."""
     _, first, moves, _ = likelihood.expand(params, data, scale="natural", reml=reml)
-    p = data.n_fixed
-    J = to_profile(np.asarray(params, float), "natural", p, data.template)[0][p:, p:]
-    return J.T @ _expected(first, moves, float(params[-1]), data, reml) @ J
-
-
-def _expected(first: likelihood.Sums, m: likelihood.Moves, sigma2: float, data: Statistics, reml: bool) -> np.ndarray:
-    """½tr(V⁻¹V_aV⁻¹V_b), with P in the place of V⁻¹ under REML; V in the units of σ²."""
-    p, k = len(first.M), len(m.trace)
-    out = np.empty((k + 1, k + 1))
-    trace, trace2 = m.trace, m.trace2
+    p, s2 = data.n_fixed, float(params[-1])
     N = float(likelihood.totals_of(data).n_rows)
-    if reml and p:
-        X_a, twice, products = likelihood.fixed_traces(first.M, m)
-        trace, trace2, N = trace - X_a, trace2 - twice - twice.T + products, N - p
+    of_fixed = likelihood.fixed_traces(first.M, moves) if reml and p else None
+    own = expected_information(moves.trace, moves.trace2, of_fixed, N - p if reml else N, s2)
+    J = to_profile(np.asarray(params, float), "natural", p, data.template)[0][p:, p:]
+    return J.T @ own @ J
+
+
+def expected_information(
+    trace: np.ndarray,
+    trace2: np.ndarray,
+    of_fixed: tuple[np.ndarray, np.ndarray, np.ndarray] | None,
+    N: float,
+    sigma2: float,
+) -> np.ndarray:
+    """(k + 1, k + 1) ½tr(V⁻¹V_aV⁻¹V_b) with σ² last; with P in the place of V⁻¹ where ``fixed_traces`` are given.
+
+    Parameters
+    ----------
+    trace : (k,); trace2 : (k, k); see ``likelihood.Moves``. N : n or, under REML, n − p.
+    """
+    k = len(trace)
+    if of_fixed is not None:
+        X_a, twice, products = of_fixed
+        trace, trace2 = trace - X_a, trace2 - twice - twice.T + products
+    out = np.empty((k + 1, k + 1))
     out[:k, :k] = 0.5 * trace2
     out[:k, k] = out[k, :k] = 0.5 * trace / sigma2
     out[k, k] = 0.5 * N / sigma2**2

@@ -75,6 +75,32 @@ class Moves(NamedTuple):
     BB: np.ndarray
 
 
+class Record(NamedTuple):
+    """What the derivatives of ℓ in k directions of V are made of, whatever made it; β in any basis.
+
+    Attributes
+    ----------
+    M : (p, p) XᵀV⁻¹X; Xr : (p,) XᵀV⁻¹r; Q : rᵀV⁻¹r.
+    trace : (k,) tr V⁻¹V_a; XB : (k, p) XᵀV⁻¹V_aV⁻¹r; B : (k,) rᵀV⁻¹V_aV⁻¹r.
+    trace2 : (k, k) tr V⁻¹V_aV⁻¹V_b; BB : (k, k) rᵀV⁻¹V_aV⁻¹V_bV⁻¹r.
+    own, F, products : tr M⁻¹X_a (k,), tr M⁻¹F_ab (k, k), tr M⁻¹X_aM⁻¹X_b (k, k); see ``fixed_traces``.
+    bend : (k, k) the derivative of ℓ along V_ab.
+    """
+
+    M: np.ndarray
+    Xr: np.ndarray
+    Q: float
+    trace: np.ndarray
+    XB: np.ndarray
+    B: np.ndarray
+    trace2: np.ndarray
+    BB: np.ndarray
+    own: np.ndarray
+    F: np.ndarray
+    products: np.ndarray
+    bend: np.ndarray
+
+
 def loglike(params: Any, data: Statistics, *, scale: Scale = "natural", reml: bool = True) -> float:
     """Log-likelihood, or restricted log-likelihood, at packed (β, ω[, σ²]).
 
@@ -298,7 +324,7 @@ def second_order(held: criterion.Engine, at: Sums, Ls: list[np.ndarray], steps: 
     ]
     BB = criterion.contract(Y, held.apply(at.solved, Y)).reshape(k, p + 1, k, p + 1)
     trace, B = (np.concatenate(parts) for parts in zip(*map(_along, steps, at.U, at.DD), strict=True))
-    return Moves(trace, B, _trace_products(held, at.solved, Ls, owner, moves), BB)
+    return Moves(trace, B, trace_products(held, at.solved, Ls, owner, moves), BB)
 
 
 def _along(step: np.ndarray, U: np.ndarray, DD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -306,9 +332,10 @@ def _along(step: np.ndarray, U: np.ndarray, DD: np.ndarray) -> tuple[np.ndarray,
     return np.tensordot(step, U, ((0, 1), (0, 1))), np.einsum("ija,icjd->acd", step, DD, optimize=True)
 
 
-def _trace_products(
+def trace_products(
     held: criterion.Engine, solved: Any, Ls: list[np.ndarray], owner: tuple[int, ...], moves: list[np.ndarray]
 ) -> np.ndarray:
+    """tr(V⁻¹V_aV⁻¹V_b) (k, k) at the roots Ls, where these are singular a hair inside if the engine divides by them."""
     if isinstance(held, Dense) and any(np.linalg.svd(L, compute_uv=False)[-1] < 10.0 * NUDGE for L in Ls):
         solved = held.solve([L + NUDGE * np.eye(len(L)) for L in Ls])
     return held.trace_products(solved, owner, moves)
@@ -333,27 +360,38 @@ def _derivatives(
     p, k, s2 = len(at.beta), len(m.trace), at.sigma2
     N = float(totals_of(data).n_rows) - (p if reml else 0)
     back = np.linalg.inv(totals_of(data).basis.map[:p, :p])
-    Xr, XB, B = back.T @ first.Xr, m.B[:, :p, p] @ back, m.B[:, p, p]
-    slope = -0.5 * m.trace + 0.5 * B / s2
-    curvature = 0.5 * m.trace2 - m.BB[:, p, :, p] / s2 + _bend(first, bends, k, s2, reml)
+    record = Record(
+        M=back.T @ first.M @ back,
+        Xr=back.T @ first.Xr,
+        Q=first.Q,
+        trace=m.trace,
+        XB=m.B[:, :p, p] @ back,
+        B=m.B[:, p, p],
+        trace2=m.trace2,
+        BB=m.BB[:, p, :, p],
+        **dict(zip(("own", "F", "products"), fixed_traces(first.M, m), strict=True)),
+        bend=_bend(first, bends, k, s2, reml),
+    )
+    return assembled(record, _value(first.log_det, first.M, first.Q, s2, data, reml), s2, N, reml)
+
+
+def assembled(m: Record, value: float, s2: float, N: float, reml: bool) -> Likelihood:
+    """ℓ = ``value`` with its derivatives in (β, k directions, σ²), at σ² = ``s2``; N = n or, under REML, n − p."""
+    p, k = len(m.M), len(m.trace)
+    slope = -0.5 * m.trace + 0.5 * m.B / s2
+    curvature = 0.5 * m.trace2 - m.BB / s2 + m.bend
     if reml and p:
-        own, across = _of_fixed_effects(first.M, m)
-        slope, curvature = slope + 0.5 * own, curvature + across
-    score = np.concatenate([Xr / s2, slope, [0.5 * (first.Q / s2 - N) / s2]])
+        slope = slope + 0.5 * m.own
+        curvature = curvature + 0.5 * m.products - 0.5 * (m.F + m.F.T)
+    score = np.concatenate([m.Xr / s2, slope, [0.5 * (m.Q / s2 - N) / s2]])
     hessian = np.empty((p + k + 1,) * 2)
-    hessian[:p, :p], hessian[p:-1, p:-1] = -back.T @ first.M @ back / s2, 0.5 * (curvature + curvature.T)
-    hessian[p:-1, :p] = -XB / s2
-    hessian[-1, :p], hessian[-1, p:-1] = -Xr / s2**2, -0.5 * B / s2**2
+    hessian[:p, :p], hessian[p:-1, p:-1] = -m.M / s2, 0.5 * (curvature + curvature.T)
+    hessian[p:-1, :p] = -m.XB / s2
+    hessian[-1, :p], hessian[-1, p:-1] = -m.Xr / s2**2, -0.5 * m.B / s2**2
     hessian[:p, p:] = hessian[p:, :p].T
     hessian[p:-1, -1] = hessian[-1, p:-1]
-    hessian[-1, -1] = (0.5 * N - first.Q / s2) / s2**2
-    return Likelihood(_value(first.log_det, first.M, first.Q, s2, data, reml), score, hessian)
-
-
-def _of_fixed_effects(M: np.ndarray, m: Moves) -> tuple[np.ndarray, np.ndarray]:
-    """tr M⁻¹X_a (k,) and what log|XᵀV⁻¹X| adds to the Hessian of ℓ (k, k)."""
-    own, twice, products = fixed_traces(M, m)
-    return own, 0.5 * products - 0.5 * (twice + twice.T)
+    hessian[-1, -1] = (0.5 * N - m.Q / s2) / s2**2
+    return Likelihood(value, score, hessian)
 
 
 def fixed_traces(M: np.ndarray, m: Moves) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

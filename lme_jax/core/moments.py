@@ -190,6 +190,13 @@ def pilot_basis(y: np.ndarray, X: np.ndarray, Z: np.ndarray, template: Template,
     return Basis(to_w, np.linalg.slogdet(to_w[:p, :p])[1], z_scale)
 
 
+def basis_of_rows(y: np.ndarray, X: np.ndarray, z_scale: np.ndarray, n_rows: float) -> Basis:
+    """The conditioned basis of all these rows, which stand for ``n_rows``."""
+    to_w = _pilot_map(*_scaled_qr(X), y) * np.sqrt(n_rows / max(len(y), 1))
+    p = X.shape[1]
+    return Basis(to_w, np.linalg.slogdet(to_w[:p, :p])[1], z_scale)
+
+
 # ---------------------------------------------------------------- moments
 
 

@@ -60,6 +60,7 @@ class Status(enum.IntEnum):
     NOT_FINITE = 4
     INTERRUPTED = 5
     NOT_IDENTIFIED = 6
+    UNBOUNDED = 7
 
     @property
     def is_optimum(self) -> bool:
@@ -76,4 +77,5 @@ class Status(enum.IntEnum):
             Status.NOT_FINITE: "failed: the deviance is not finite",
             Status.INTERRUPTED: "not fitted: the batch was interrupted",
             Status.NOT_IDENTIFIED: "not fitted: the rows do not identify the model",
+            Status.UNBOUNDED: "has no maximum: the likelihood grows without bound as the covariance becomes singular",
         }[self]

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..core.fixed_effects import expected_information
+from ..core.fixed_effects import expected_information_at
 from ..core.records import Fit
 from ..core.structures import entry
 from ..data import ModelData
@@ -69,7 +69,7 @@ def boundary_law(
     if len(variances) <= 1:
         return mixture(np.eye(len(variances)), df - len(variances)), ""
     params = np.array([*np.zeros(larger.X.shape[1]), *(values.get(key, 0.0) for key in keys), sigma**2])
-    spread = np.linalg.inv(expected_information(params, larger.compressed, reml=reml))
+    spread = np.linalg.inv(expected_information_at(params, larger.compressed, reml=reml))
     bounded = [variances[0], *joint, variances[1]] if joint else variances
     where = [keys.index(key) for key in bounded]
     law = correlated_pair if joint else mixture

@@ -1,0 +1,65 @@
+"""The deviance with β and σ profiled out, its gradient and exact Hessian in the search's units."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .. import likelihood, linalg
+from ..profiled import AtOptimum, deviance_of_root
+from . import markov, record
+from .data import BlockData
+from .record import Moved, Solved
+
+
+class Point(NamedTuple):
+    """At one x: what was solved, the Cholesky factor of H, the deviance, N = n or n − p."""
+
+    solved: Solved | markov.Solved
+    R: np.ndarray
+    value: Any
+    N: float
+
+
+def point(x: np.ndarray, data: BlockData, reml: bool, blocks: bool = False) -> Point | None:
+    """``Point`` at x, or None where the deviance is not finite; from blocks, though sums stand for them, if asked."""
+    with np.errstate(all="ignore"):
+        if data.sums is None or blocks:
+            solved: Any = record.solve(data.model, x, data.stacks)
+        else:
+            solved = markov.solve(data.model, x, data.sums)
+    R = None if solved is None else linalg.cholesky(solved.H)
+    if solved is None or R is None or not np.isfinite(R[-1, -1]):
+        return None
+    value = deviance_of_root(solved.log_det, R, data, reml)
+    N = float(data.n_rows) - (len(R) - 1 if reml else 0)
+    return Point(solved, R, value, N) if np.isfinite(value) else None
+
+
+def moved(at: Point, data: BlockData, reml: bool, second: bool = False) -> Moved:
+    """The sums for derivatives there; ``second`` needs a point from blocks."""
+    if isinstance(at.solved, markov.Solved):
+        found, X_a = markov.record(at.solved, record.whitening(at.R), float(at.R[-1, -1] ** 2))
+        return Moved(found, X_a, None, None)
+    return record.moved(data.model, at.solved, data.stacks, at.R, at.N, reml, second)
+
+
+def whole(at: Point, m: Moved, reml: bool) -> likelihood.Likelihood:
+    """ℓ with score and Hessian in (whitened β, x, σ²), conditioned units, at the profiled β and σ²."""
+    return likelihood.assembled(m.record, -0.5 * float(at.value), m.record.Q / at.N, at.N, reml)
+
+
+def evaluate(x: np.ndarray, data: BlockData, reml: bool) -> tuple[Any, np.ndarray, np.ndarray, AtOptimum]:
+    """Deviance (), gradient (k,), Hessian (k, k) and what the fit keeps, for ``optimize.advance``."""
+    k, w = len(x), data.n_fixed + 1
+    at = point(x, data, reml)
+    if at is None:
+        nothing = AtOptimum(np.full((w, w), np.nan), np.full(k, np.nan))
+        return np.float64(np.nan), np.full(k, np.nan), np.full((k, k), np.nan), nothing
+    m = moved(at, data, reml)
+    full, p = whole(at, m, reml), w - 1
+    inner = np.r_[0:p, p + k]
+    across = full.hessian[p : p + k][:, inner]
+    hessian = full.hessian[p : p + k, p : p + k]
+    hessian = hessian - across @ np.linalg.solve(full.hessian[np.ix_(inner, inner)], across.T)
+    slope = AtOptimum(at.solved.H, -m.record.B / m.record.Q)
+    return np.float64(at.value), -2.0 * full.score[p : p + k], -(hessian + hessian.T), slope
