@@ -18,11 +18,18 @@ from ..core.records import Fit
 from ..core.structures import Block, entry
 from ..core.surface import Surface
 from ..core.targets import Target
+from ..core.types import Status
 from ..data import ModelData
 from ..errors import DataError
 
 # How far a first step goes at most, on the scale without ends.
 FIRST_STEP = 1.5
+# Slopes that count as none: those of a correlation of ±1 are rounding.
+NO_SLOPE = 1e-12
+# A lower −2ℓ than this belongs to another branch of a profile.
+BRANCH = 1e-6
+# Starts from which a limit of a singular fit is searched for again.
+AGAIN = 2
 # A parameter whose square is worth less than this, in deviance units, counts as zero.
 ZERO_WORTH = 1e-6
 
@@ -44,6 +51,7 @@ class Profiler(NamedTuple):
     ----------
     x : (m,) the optimum, all entries; free : (m,) bool, those that move. unit : (m,) their standard errors, roughly.
     least : −2ℓ there; H : (m, m) its Hessian; root : S over the free entries with SSᵀ = H⁻¹, where H > 0.
+    doubtful : whether profiles may have branches: the fit is singular.
     """
 
     problem: surface.Problem
@@ -54,6 +62,7 @@ class Profiler(NamedTuple):
     least: float
     H: np.ndarray
     root: np.ndarray
+    doubtful: bool
 
     def full(self, x: np.ndarray) -> np.ndarray:
         """All entries from the free ones."""
@@ -102,7 +111,8 @@ def profiler(
     unit = np.where(size > 0, 1.0 / np.sqrt(np.where(size > 0, size, 1.0)), 1.0 / scale)
     values, vectors = np.linalg.eigh((H * np.outer(unit, unit))[np.ix_(free, free)])
     root = unit[free][:, None] * vectors / np.sqrt(np.maximum(np.abs(values), 1e-3))
-    return Profiler(at, scale, x, free, unit, found.value, H, root)
+    doubtful = int(fitted.status) != Status.CONVERGED
+    return Profiler(at, scale, x, free, unit, found.value, H, root, doubtful)
 
 
 class _Aim(NamedTuple):
@@ -116,9 +126,8 @@ class _Aim(NamedTuple):
 
 def _aim(around: Profiler, target: Target) -> _Aim:
     here = target.curve(around.x)
-    flat = not (np.isfinite(here.value) and np.isfinite(here.slope).all() and here.slope.any())
     with np.errstate(all="ignore"):
-        return _Aim(target, here, float(target.read(here.value)), flat)
+        return _Aim(target, here, float(target.read(here.value)), _has_no_slope(here))
 
 
 def limits(around: Profiler, target: Target, level: float) -> Limits:
@@ -174,11 +183,28 @@ def _limit(around: Profiler, aim: _Aim, sign: float, cut: float) -> tuple[float,
     if _is_at(aim.estimate, end):
         return end, f"{side} limit at the bound {end:g}, where the estimate is"
     found = _search(around, aim, sign, cut, None)
+    if around.doubtful:
+        found = _confirmed(around, aim, sign, cut, found)
     if not found.ended:
         return np.nan, f"no {side} limit was found: the search did not end"
     if found.bounded:
         return end, f"{side} limit at the bound {end:g}: the profile stays below the cut up to there"
     return float(aim.target.read(found.u)), ""
+
+
+def _confirmed(around: Profiler, aim: _Aim, sign: float, cut: float, found: Found) -> Found:
+    """The limit after looking for a lower −2ℓ at the same value from elsewhere: its profile may have branches."""
+    rng = np.random.default_rng(0)
+    for _ in range(AGAIN):
+        x = around.x[around.free] + 2.0 * around.unit[around.free] * rng.normal(size=int(around.free.sum()))
+        if not found.ended:
+            found = _search(around, aim, sign, cut, x)
+        elif not found.bounded:
+            other = _held_at(around, aim.target, x, found.u)
+            if other.ended and other.value < found.value - BRANCH:
+                farther = _search(around, aim, sign, cut, other.x)
+                found = farther if farther.ended and sign * (farther.u - found.u) > 0.0 else found
+    return found
 
 
 def _is_at(estimate: float, end: float) -> bool:
@@ -188,7 +214,7 @@ def _is_at(estimate: float, end: float) -> bool:
 def _search(around: Profiler, aim: _Aim, sign: float, rise: float, start: np.ndarray | None) -> Found:
     """The point where the profile has risen by ``rise``."""
     target, curve, unit = aim.target, around.curve(aim.target), around.unit[around.free]
-    base = (_off_zero(around, rise) if aim.flat else around.x)[around.free]
+    base = (_off_zero(around, target, rise) if aim.flat else around.x)[around.free]
     here = curve(base).value if aim.flat else aim.here.value
     low = target.low if target.below is None else here - target.below
     goal = Goal(around.least, rise, sign, here - sign if aim.flat else here, low, target.high)
@@ -197,12 +223,23 @@ def _search(around: Profiler, aim: _Aim, sign: float, rise: float, start: np.nda
     return contour.find(start, curve, around.evaluate, unit, goal)
 
 
-def _off_zero(around: Profiler, rise: float) -> np.ndarray:
-    """The optimum with θ that are zero moved to where −2ℓ rises by a tenth of ``rise``."""
+def _off_zero(around: Profiler, target: Target, rise: float) -> np.ndarray:
+    """The optimum with zero θ moved to where −2ℓ rises by a tenth of ``rise``; and others if u has no slope then."""
     x, k = around.x.copy(), around.problem.k
     zero = 0.5 * (x[:k] / around.unit[:k]) ** 2 < ZERO_WORTH
-    x[:k] = np.where(zero & around.free[:k], np.sqrt(0.2 * rise) * around.unit[:k], x[:k])
+    step = np.minimum(np.sqrt(0.2 * rise) * around.unit[:k], 0.3 * np.maximum(1.0, np.abs(x[:k])))
+    x[:k] = np.where(zero & around.free[:k], step, x[:k])
+    for a in np.flatnonzero(around.free[:k]):
+        if not _has_no_slope(target.curve(x)):
+            break
+        moved = x.copy()
+        moved[a] -= step[a]
+        x = x if _has_no_slope(target.curve(moved)) else moved
     return x
+
+
+def _has_no_slope(u: contour.Curve) -> bool:
+    return not (np.isfinite(u.value) and np.isfinite(u.slope).all() and np.abs(u.slope).max() > NO_SLOPE)
 
 
 def _first(around: Profiler, aim: _Aim, base: np.ndarray, goal: Goal) -> np.ndarray:
@@ -229,7 +266,7 @@ def at_variances(around: Profiler, block: Block, mine: slice, i: int, variances:
     target = targets.deviation("", block, mine, i)
     aim, out = _aim(around, target), np.empty(len(variances))
     middle = int(np.searchsorted(variances, aim.estimate**2))
-    start = (_off_zero(around, 1.0) if aim.flat else around.x)[around.free]
+    start = (_off_zero(around, target, 1.0) if aim.flat else around.x)[around.free]
     for places in (range(middle - 1, -1, -1), range(middle, len(variances))):
         x = start
         for j in places:
