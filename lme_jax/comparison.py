@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -264,7 +264,21 @@ def _law(smaller: Candidate, larger: Candidate, reml: bool, df: int) -> tuple[Mi
     return boundary_law(larger.data, smaller.data, psi, smaller.sigma, reml, df)
 
 
-# ---------------------------------------------------------------- random effects one by one
+# ---------------------------------------------------------------- terms and random effects one by one
+
+
+def dropped_terms(result: Any, terms: Mapping[str, Sequence[int]]) -> pd.DataFrame:
+    """Likelihood ratios of refits by maximum likelihood without the columns of each term."""
+    full = float((result._refitted_by_ml() if result.reml else result.fit).deviance)
+    line: dict[str, Any] = {"n_params": result.n_params, "aic": full + 2.0 * result.n_params}
+    lines = {"none": line}
+    for name, columns in terms.items():
+        kept = np.setdiff1d(np.arange(result.k_fe), columns)
+        small, df = float(quietly(result._data.columns(kept), False, result._options).deviance), len(columns)
+        n_params, statistic = result.n_params - df, max(small - full, 0.0)
+        aic, p = small + 2.0 * n_params, chi2(df).pvalue(statistic)
+        lines[name] = {"n_params": n_params, "aic": aic, "chisq": statistic, "df": df, "p": p}
+    return pd.DataFrame.from_dict(lines, orient="index")
 
 
 def random_anova(result: Any, simulate: int = 0, seed: int | None = None) -> pd.DataFrame:

@@ -66,13 +66,13 @@ class Diagnostics(Profiles):
         ----------
         Bell & McCaffrey (2002), Survey Methodology 28; Pustejovsky & Tipton (2018), J. Bus. Econ. Stat. 36.
         """
-        return robust(self._data, self.fit, cluster, type)
+        return robust(self._whole, self.fit, cluster, type)
 
     # ------------------------------------------------------------ rows
 
     @cached_property
     def _row_terms(self) -> RowTerms:
-        return influence.row_terms(self._data, self._equations)
+        return influence.row_terms(self._whole, self._equations)
 
     def residuals(self, type: Residuals = "response") -> pd.Series:
         """Residuals of the fitted rows.
@@ -86,10 +86,9 @@ class Diagnostics(Profiles):
         if type not in get_args(Residuals):
             raise DataError(f"type={type!r} is unknown; use one of {', '.join(get_args(Residuals))}")
         conditional = self.resid.to_numpy()
-        values = influence.residuals(self._data, self.fit, conditional, type, lambda: self._row_terms.leverage)
+        values = influence.residuals(self._whole, self.fit, conditional, type, lambda: self._row_terms.leverage)
         return pd.Series(values, index=self._data.index, name=f"resid_{type}")
 
-    @property
     def hatvalues(self) -> pd.Series:
         """Leverage (n,): how far a response moves its own fitted value, θ kept. Its sum counts effective parameters."""
         return pd.Series(self._row_terms.leverage, index=self._data.index, name="hatvalues")
@@ -122,17 +121,17 @@ class Diagnostics(Profiles):
         lme4's distances of a group are (J − p)/J times ``cooks``, J groups.
         """
         if by is None:
-            return influence.of_rows(self._data, self.fit, self._row_terms, self.resid.to_numpy(), self.reml)
+            return influence.of_rows(self._whole, self.fit, self._row_terms, self.resid.to_numpy(), self.reml)
         factor = self._grouping(by)
         if not refit:
-            apart = all(other.is_inside(factor) for other in self._data.factors)
+            apart = all(other.is_inside(factor) for other in self._whole.factors)
             kept = influence.of_levels if apart else influence.of_crossed_levels
-            return kept(self._data, self.fit, factor, self.reml)
-        lanes = Jackknife(self._data, self.fit, self.reml, BatchOptions(progress, newton=self._options), by)()
-        return influence.of_refits(self._data, self.fit, factor, lanes.fit, np.asarray(lanes.converged))
+            return kept(self._whole, self.fit, factor, self.reml)
+        lanes = Jackknife(self._whole, self.fit, self.reml, BatchOptions(progress, newton=self._options), by)()
+        return influence.of_refits(self._whole, self.fit, factor, lanes.fit, np.asarray(lanes.converged))
 
     def _grouping(self, name: str) -> Factor:
-        names = [factor.name for factor in self._data.factors]
+        names = [factor.name for factor in self._whole.factors]
         if name not in names:
             raise DataError(f"by={name!r} is no grouping factor of the model: give one of {', '.join(names)}")
         return self._data.factors[names.index(name)]
@@ -147,19 +146,24 @@ class Diagnostics(Profiles):
     @property
     def _spans(self) -> list[tuple[Factor, slice]]:
         """Every grouping factor with the place of its effects."""
-        return list(zip(self._data.factors, self._data.factor_slices, strict=True))
+        return list(zip(self._whole.factors, self._whole.factor_slices, strict=True))
 
-    def variance_partition(self) -> pd.DataFrame:
-        """Variance, and its share, of the fixed part, of every random term (mean over the rows) and of the residual."""
-        found = explained.shares(self._data, self.fit)
-        rows = {"fixed": found.fixed, **found.random, "residual": found.residual}
-        return pd.DataFrame({"variance": rows, "share": {name: v / found.total for name, v in rows.items()}}).loc[
-            list(rows)
-        ]
+    def variance_partition(self, *, by_term: bool = False) -> pd.DataFrame:
+        """Variance, and its share, of the fixed part, of every random term (mean over the rows) and of the residual.
+
+        Parameters
+        ----------
+        by_term : give every fixed term its covariance with the fixed part, which adds up to the variance of that.
+        """
+        found = explained.shares(self._whole, self.fit)
+        fixed = explained.fixed_shares(self._whole, self.fit) if by_term else {"fixed": found.fixed}
+        rows = {**fixed, **found.random, "residual": found.residual}
+        variance = pd.Series(rows, name="variance")
+        return pd.DataFrame({"variance": variance, "share": variance / found.total})
 
     def r2(self) -> pd.Series:
         """Nakagawa & Schielzeth's R², with Johnson's mean variance for random slopes: ``marginal``, ``conditional``."""
-        found = explained.shares(self._data, self.fit)
+        found = explained.shares(self._whole, self.fit)
         values = [found.fixed / found.total, 1.0 - found.residual / found.total]
         return pd.Series(values, index=["marginal", "conditional"], name="r2")
 
@@ -175,8 +179,8 @@ class Diagnostics(Profiles):
         """
         if by is not None:
             self._grouping(by)
-        found = explained.shares(self._data, self.fit)
-        functions = explained.icc_functions(self._data, by)
+        found = explained.shares(self._whole, self.fit)
+        functions = explained.icc_functions(self._whole, by)
         ((name, (share, _, _)),) = functions.items()
         adjusted = share({f.name: self._covariance[at, at] for f, at in self._spans}, self.scale)
         values: dict[str, Any] = {"adjusted": adjusted, "unadjusted": adjusted * (1.0 - found.fixed / found.total)}
@@ -187,18 +191,18 @@ class Diagnostics(Profiles):
 
     def repeatability(self, level: float = 0.95) -> pd.DataFrame:
         """The adjusted ICC of every grouping factor by itself with profile-likelihood limits."""
-        rows = {factor.name: self.icc(factor.name, level=level) for factor in self._data.factors}
+        rows = {factor.name: self.icc(factor.name, level=level) for factor in self._whole.factors}
         return pd.DataFrame.from_dict(rows, orient="index")[["adjusted", "lower", "upper"]].rename(
             columns={"adjusted": "estimate"}
         )
 
     def design_effect(self) -> pd.DataFrame:
         """Per grouping factor ``icc``, ``size`` (Σm²/n), Kish's ``design_effect`` and the ``effective_n`` of a mean."""
-        return explained.design_effects(self._data, self.fit)
+        return explained.design_effects(self._whole, self.fit)
 
     def vif(self) -> pd.DataFrame:
         """Generalised variance inflation factors of the terms: ``gvif``, ``df``, ``per_df`` = gvif^(1/(2·df))."""
-        return explained.inflation(self._data, self.fit)
+        return explained.inflation(self._whole, self.fit)
 
     # ------------------------------------------------------------ in words
 
@@ -214,7 +218,7 @@ class Diagnostics(Profiles):
     def _findings(self) -> Iterator[Finding]:
         decrease = float(self.fit.decrease)
         yield from checks.of_search(self.status.text, self.converged, self.singular, decrease, self.n_optima)
-        yield from checks.of_data(self._data)
+        yield from checks.of_data(self._whole)
         studentized = self.residuals("studentized").to_numpy()
         yield from checks.of_residuals(studentized, self.fittedvalues.to_numpy(), self._data.index)
         inner = max(self._data.factors, key=lambda factor: len(factor.levels))
@@ -222,7 +226,7 @@ class Diagnostics(Profiles):
         for factor, table in zip(self._data.factors, self.mahalanobis().values(), strict=True):
             yield from checks.of_effects(factor, table)
         try:
-            top = outermost(self._data)
+            top = outermost(self._whole)
         except DataError:
             yield from checks.of_influence(self.influence(), "row")
         else:

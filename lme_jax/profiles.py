@@ -9,11 +9,13 @@ import numpy as np
 import pandas as pd
 
 from .core.targets import Target
+from .data import ModelData
 from .errors import DataError
 from .estimates import Estimates
 from .inference import parameters, profile
 from .inference.profile import Limits, Profiler
 from .inference.wald import check_alpha, wald_table
+from .keeping import has_rows
 
 ROOTS = tuple(np.arange(-3.0, 3.01, 0.5))
 
@@ -123,9 +125,9 @@ class Profiles(Estimates):
         -----
         The variance itself is held; statsmodels holds its ratio to σ², which is another curve.
         """
-        effect = profile.find_variance(self._data, re_ix, vtype)
-        block, mine, i = parameters.place_of(self._data, effect)
-        around = profile.profiler(self._data, self.fit, self.reml, self._held)
+        effect = profile.find_variance(self._whole, re_ix, vtype)
+        block, mine, i = parameters.place_of(self._whole, effect)
+        around = profile.profiler(self._whole, self.fit, self.reml, self._held)
         row = np.asarray(self.fit.relative_factor)[effect]
         center = self.scale * float(row @ row)
         low = np.linspace(max(center - dist_low, 0.0), center, num_low + 1)[:-1]
@@ -135,9 +137,9 @@ class Profiles(Estimates):
 
     def _wald(self, which: Any, alpha: float) -> pd.DataFrame:
         level, cov = 1.0 - check_alpha(alpha), np.asarray(self.cov_fe)
-        shared = profile.profiler(self._data, self.fit, self.reml, self._held)
+        shared = profile.profiler(self._whole, self.fit, self.reml, self._held)
         found = []
-        for target in parameters.chosen(self._data, which, False, (), shared.unit):
+        for target in parameters.chosen(self._whole, which, False, (), shared.unit):
             if target.direction is None:
                 found.append(profile.wald_limits(shared, target, level))
             else:
@@ -158,14 +160,21 @@ class Profiles(Estimates):
             raise DataError(f"the bootstrap has no {unknown}; it has {list(table.index)}")
         return _limits_only(table.loc[names])
 
+    @property
+    def _whole(self) -> ModelData:
+        """The data, of which the rows are needed."""
+        if not has_rows(self._data):
+            raise DataError("the rows were removed by remove_data(): this result needs them")
+        return self._data
+
     def _profilers(self, which: Any, default: tuple[str, ...]) -> Iterator[tuple[Profiler, Target]]:
         """Every target with what is profiled around; those of the covariance share it."""
-        shared = profile.profiler(self._data, self.fit, self.reml, self._held)
-        for target in parameters.chosen(self._data, which, self.reml, default, shared.unit):
+        shared = profile.profiler(self._whole, self.fit, self.reml, self._held)
+        for target in parameters.chosen(self._whole, which, self.reml, default, shared.unit):
             if target.direction is None:
                 yield shared, target
             else:
-                yield profile.profiler(self._data, self.fit, self.reml, self._held, target.direction), target
+                yield profile.profiler(self._whole, self.fit, self.reml, self._held, target.direction), target
 
 
 def _as_frame(found: list[Limits]) -> pd.DataFrame:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
-from .comparison import Comparison, compare, conditional_aic, quietly, random_anova
-from .core.fixed_effects import Jets, jets
+from .comparison import Comparison, compare, conditional_aic, dropped_terms, quietly, random_anova
+from .core.fixed_effects import Jets, first_jets, jets
 from .core.optimize import NewtonOptions
 from .core.records import Fit
 from .data import ModelData
@@ -88,7 +88,10 @@ class Tested:
 
     def _new_jets(self, natural: bool) -> Jets:
         held = self._held.any()
-        found = jets(self.fit, self._data.compressed, reml=self.reml, second=natural, natural=natural and not held)
+        if natural:
+            found = jets(self.fit, self._data.compressed, reml=self.reml, second=True, natural=not held)
+        else:
+            found = first_jets(self.fit, self._data.compressed, reml=self.reml)
         return degrees.of_parameters(found, np.append(~self._held, True)) if held else found
 
     @property
@@ -202,11 +205,19 @@ class Tested:
             raise DataError("anova() reads the rows, which remove_data() took away")
         return self._term_table(term_hypotheses(self._data.design, read_type(type)), ddf, test)
 
-    def drop1(self, ddf: str | None = None, test: Statistic = "F") -> pd.DataFrame:
-        """A test of each term that no other contains; columns as of ``anova``."""
+    def drop1(self, ddf: str | None = None, test: Literal["F", "chisq", "lrt"] = "F") -> pd.DataFrame:
+        """A test of each term that no other contains; columns as of ``anova``.
+
+        ``test="lrt"``: likelihood ratios of refits by maximum likelihood without the term's columns, as lme4's
+        ``drop1``: n_params, aic, chisq, df, p, the first row ("none") the model itself.
+        """
         found = structure(self._data.design)
-        free = {t: np.eye(len(self._exog_names))[c] for t, c in found.columns.items() if not found.contained_in[t]}
-        return self._term_table(free, ddf, test)
+        columns = {t: c for t, c in found.columns.items() if not found.contained_in[t]}
+        if test == "lrt":
+            if ddf is not None:
+                raise DataError("test='lrt' has no denominator degrees of freedom: leave ddf= out, or use test='F'")
+            return dropped_terms(self, columns)
+        return self._term_table({t: np.eye(len(self._exog_names))[c] for t, c in columns.items()}, ddf, test)
 
     # ------------------------------------------------------------ models
 

@@ -273,6 +273,27 @@ def test_missing_cells_have_the_type_three_of_sas():
     np.testing.assert_allclose(other.anova(3)["den_df"], first.anova(3)["den_df"], rtol=1e-8)
 
 
+def test_formulas_of_statsmodels_have_all_types():
+    """Written with other contrasts, an expression, in another order: the tests that lmer has."""
+    frame = load_frame("Oats").rename(columns={"yield": "y"})
+    frame["x"] = np.random.default_rng(0).uniform(1, 2, len(frame))
+    frame = frame.iloc[:65]
+    theirs = lme.mixedlm(
+        "y ~ np.log(x) * C(Variety, Sum) + C(Variety, Sum):nitro_f + nitro_f", frame, groups=frame["Block"]
+    )
+    ours = lme.lmer("y ~ log(x) * Variety + Variety:nitro_f + nitro_f + (1 | Block)", frame)
+    names = {"np.log(x)": "log(x)", "np.log(x):C(Variety, Sum)": "log(x):Variety", "C(Variety, Sum)": "Variety"}
+    names |= {"C(Variety, Sum):nitro_f": "Variety:nitro_f"}
+    fit = theirs.fit(reml=True)
+    for kind, method in ((2, "kr"), (3, "kr"), (3, "satterthwaite")):
+        expected = ours.anova(kind, method)
+        found = fit.anova(kind, method).rename(index=names).loc[expected.index]
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+    other = lme.mixedlm("y ~ Variety + Variety:x", frame, groups=frame["Block"]).fit()
+    with pytest.raises(UnsupportedError, match="term of its own"):
+        other.anova(3)
+
+
 # ---------------------------------------------------------------- models beside models
 
 
@@ -310,6 +331,9 @@ def test_information_and_ratios_of_fixed_effects(fitted, name):
     assert full["chisq"] == pytest.approx(entry["fixed"][names[0]]["chisq"], abs=1e-6)
     assert full["p"] == pytest.approx(entry["fixed"][names[0]]["p_chisq"], rel=1e-5)
     assert found.table["weight"].sum() == pytest.approx(1.0)
+    left_out = result.drop1(test="lrt").iloc[1:]
+    assert list(left_out.index) == names[:1]
+    np.testing.assert_allclose(left_out[["chisq", "p"]].iloc[0], full[["chisq", "p"]].astype(float), rtol=1e-6)
 
 
 def test_comparison_says_what_it_does(fitted):
@@ -450,10 +474,10 @@ def test_linear_models_are_compared_too(fitted):
 
 
 def test_levels_of_tests_in_small_samples():
-    """6 groups of unlike size: 5 % tests with degrees of freedom reject no more often than they say, z tests do."""
+    """Four groups of unlike size: 5 % tests with degrees of freedom reject no more often than they say, z tests do."""
     rng = np.random.default_rng(5)
-    group = np.repeat(np.arange(6), [2, 3, 4, 5, 6, 8])
-    effects = rng.normal(size=(300, 6))[:, group] + rng.normal(size=(300, 28))
+    group = np.repeat(np.arange(4), [3, 5, 7, 9])
+    effects = rng.normal(size=(150, 4))[:, group] + rng.normal(size=(150, 24))
     frame = pd.DataFrame({"g": group, "x": (group % 2).astype(float), "y": effects[0]})
     data = lme.lmer("y ~ x + (1 | g)", frame)._data
     p = {"satterthwaite": [], "kenward-roger": [], "normal": []}
@@ -466,4 +490,3 @@ def test_levels_of_tests_in_small_samples():
     margin = 3.5 * np.sqrt(0.05 * 0.95 / len(effects))
     assert rejected["kenward-roger"] < 0.05 + margin and rejected["satterthwaite"] < 0.05 + margin
     assert rejected["normal"] > 0.05 + margin
-    print(rejected)

@@ -6,7 +6,7 @@ from test_likelihood import DESIGNS, model
 
 import lme_jax as lme
 from lme_jax import datasets
-from lme_jax.core.fixed_effects import jets
+from lme_jax.core.fixed_effects import first_jets, jets
 from lme_jax.core.records import Fit
 
 pytestmark = pytest.mark.filterwarnings("ignore::lme_jax.errors.SingularFitWarning")
@@ -38,6 +38,19 @@ def test_slopes_and_curves_are_those_of_cov_beta(name, reml):
     np.testing.assert_allclose(found.slope, numeric, rtol=1e-8, atol=1e-10 * np.abs(numeric).max())
     numeric = slopes(lambda v: jets(at(data, v, reml), data, reml=reml).slope, x)
     np.testing.assert_allclose(found.curve, numeric, rtol=1e-8, atol=1e-9 * np.abs(numeric).max())
+
+
+@pytest.mark.parametrize("reml", [True, False])
+@pytest.mark.parametrize("name", DESIGNS)
+def test_first_jets_are_those_of_the_second_order(name, reml):
+    """From the Hessian of the profiled deviance, at a fit and at any θ."""
+    data = model(name).compressed
+    k = len(lme.fit(data).theta)
+    for fit in (lme.fit(data, reml=reml), lme.fit_at(np.random.default_rng(3).uniform(0.4, 1.2, k), data, reml=reml)):
+        found, expected = first_jets(fit, data, reml=reml), jets(fit, data, reml=reml)
+        for name in ("cov", "slope", "information"):
+            one, other = getattr(found, name), getattr(expected, name)
+            np.testing.assert_allclose(one, other, rtol=1e-8, atol=1e-9 * np.abs(other).max())
 
 
 @pytest.mark.parametrize("name", ["one factor", "crossed slopes"])

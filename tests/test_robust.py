@@ -12,6 +12,7 @@ from reference_data import load_frame
 
 import lme_jax as lme
 from lme_jax import datasets
+from lme_jax.core import clusters, sandwich
 from lme_jax.errors import DataError, SingularFitWarning, UnsupportedError
 
 REFERENCE = json.loads((Path(__file__).parent / "reference" / "robust.json").read_text(encoding="utf-8"))
@@ -103,6 +104,23 @@ def test_definition(kind, weights):
     np.testing.assert_allclose(found.coefficients["df"], df, rtol=1e-9)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_blocks(kind):
+    """V, X and e of the blocks of another model give what the fit of a mixed model gives; units of V cancel."""
+    frame = frame_of()
+    fit = lme.lmer("y ~ x + z + (x | a)", frame)
+    data, L = fit._data, np.asarray(fit.fit.relative_factor)
+    e, blocks = data.y - data.X @ np.asarray(fit.fe_params), []
+    for a in range(7):
+        own = frame.a.to_numpy() == a
+        Z = data.factors[0].Z[own]
+        blocks.append((3.0 * (np.eye(own.sum()) + Z @ L @ L.T @ Z.T), data.X[own], e[own]))
+    found = sandwich.scores(sandwich.by_size(blocks), 3.0 * fit.fit.unscaled_cov, 7, fit.nobs, kind)
+    np.testing.assert_allclose(sandwich.covariance(found), fit.robust(type=kind).cov, rtol=1e-9, atol=1e-12)
+    df = fit.robust(type=kind).coefficients["df"]
+    np.testing.assert_allclose(sandwich.satterthwaite(found, np.eye(3)), df, rtol=1e-9)
+
+
 def test_clusters_above_the_groups_and_rows_in_any_order():
     frame = frame_of().sample(frac=1.0, random_state=0)
     frame["class"] = 3 * frame.a + frame.b
@@ -177,8 +195,6 @@ def test_refusals():
 
 
 def test_clusters_too_large_for_a_decomposition(monkeypatch):
-    from lme_jax.core import clusters
-
     monkeypatch.setattr(clusters, "LARGEST", 3)
     fit = lme.lmer("y ~ x + (1 | a/b)", frame_of())
     with pytest.raises(UnsupportedError, match="type='CR3'"):

@@ -9,8 +9,10 @@ import pandas as pd
 import pytest
 import scipy.stats
 from reference_data import load_frame
+from scipy.optimize import brentq, minimize, minimize_scalar
 
 import lme_jax as lme
+from lme_jax.core.residual import fit as core
 from lme_jax.errors import ConvergenceWarning, DataError, FormulaError, SingularFitWarning, UnsupportedError
 
 NLME = json.loads((Path(__file__).parent / "reference" / "residual_results.json").read_text())
@@ -338,8 +340,6 @@ def test_doors_refuse_in_words(orthodont):
 
 def test_what_needs_independent_residuals_is_refused(exp_power):
     for call in (
-        lambda: exp_power.refit_many(np.zeros((exp_power.nobs, 2))),
-        lambda: exp_power.bootstrap(10, seed=1),
         lambda: exp_power.profile_re(0, "re"),
         lambda: exp_power.prediction(load_frame("BodyWeight")[:2], random_effects=True),
         lambda: exp_power.r2(),
@@ -347,6 +347,7 @@ def test_what_needs_independent_residuals_is_refused(exp_power):
         lambda: exp_power.influence("Rat", refit=False),
         lambda: exp_power.hatvalues,
         lambda: exp_power.check(),
+        lambda: exp_power.report(),
         lambda: exp_power.profile_ci(),
         lambda: exp_power.conf_int(method="profile"),
         lambda: lme.power(exp_power, "Time", 5, seed=1),
@@ -464,3 +465,56 @@ def test_parameters_that_the_data_do_not_tell_are_named(orthodont):
     assert twice.residual_params.se.isna().all() or (twice.residual_params.se > 1e2).any()
     with pytest.warns(ConvergenceWarning, match="grows without bound.*Too few subjects"):
         lme.gls("distance ~ age", orthodont[:16], residual="us(visit | Subject)")
+
+
+def test_many_responses_are_single_fits_and_the_bootstrap_has_the_right_spread(ar1_ident, exp_power):
+    Y = exp_power.simulate(3, seed=8).rename(columns="r{}".format)
+    many = exp_power.refit_many(Y, progress=False)
+    one = exp_power.refit(Y["r1"])
+    np.testing.assert_allclose(many.estimates.loc["r1"].iloc[:6], one.fe_params)
+    np.testing.assert_allclose(many.bse.loc["r1"], one.bse_fe)
+    assert many.info.deviance["r1"] == one.deviance
+    assert many.estimates.loc["r1", "Rat (Intercept) Var"] == pytest.approx(one.varcorr.vcov[0])
+    with pytest.warns(ConvergenceWarning, match="1 of 2 fits"):
+        lost = exp_power.refit_many(Y[["r0"]].assign(flat=1.0), progress=False)
+    assert lost.estimates.loc["flat"].isna().all()
+    assert "constant" in lost.info.reason["flat"]
+    drawn = ar1_ident.bootstrap(200, seed=4, progress=False)
+    spread = drawn.standard_errors()[list(ar1_ident.fe_params.index)]
+    np.testing.assert_allclose(spread, ar1_ident.bse_fe, rtol=0.2)  # four standard errors of 200 draws
+    limits = drawn.intervals().loc["ar1(visit | Subject) rho"]
+    assert limits.lower < limits.estimate < limits.upper
+    with pytest.raises(DataError, match="give 108 rows"):
+        ar1_ident.refit_many(np.zeros((3, 2)))
+
+
+def test_profile_limits_are_where_the_deviance_has_risen(ar1_ident, exp_power):
+    """The other parameters minimised out by a search of scipy's; σ's limits from −2ℓ at a σ that is held."""
+    found, blocks, cut = ar1_ident._found, ar1_ident._data.blocks, scipy.stats.chi2.ppf(0.95, 1)
+    table = ar1_ident.residual_intervals(method="profile").set_index(["group", "parameter"])
+
+    def risen(rho):
+        other = minimize_scalar(lambda d: core.deviance(np.array([np.arcsin(rho), d]), blocks), (-1.0, 0.0), tol=1e-12)
+        return other.fun - found.deviance - cut
+
+    row = table.loc[("", "rho")]
+    np.testing.assert_allclose(row.lower, brentq(risen, 0.3, row.estimate, xtol=1e-12), rtol=1e-8)
+    np.testing.assert_allclose(row.upper, brentq(risen, row.estimate, 0.97, xtol=1e-12), rtol=1e-8)
+
+    def at_sigma(sigma):
+        def deviance(params):
+            at = core.fit_at(params, blocks)
+            ratio, n = (at.sigma / sigma) ** 2, ar1_ident.df_resid
+            return at.deviance + n * (ratio - 1.0 - np.log(ratio))
+
+        return minimize(deviance, found.params, method="Nelder-Mead", options={"xatol": 1e-8, "fatol": 1e-11}).fun
+
+    for limit in table.loc[("", "SD"), ["lower", "upper"]]:
+        assert at_sigma(limit) - found.deviance == pytest.approx(cut, abs=1e-7)
+    np.testing.assert_allclose(table.loc["Male", "lower"], table.loc[("", "SD"), "lower"])
+    narrow = exp_power.residual_intervals(0.5, method="profile")
+    wide = exp_power.residual_intervals(0.05, method="profile")
+    assert ((wide.lower < narrow.lower) & (narrow.upper < wide.upper)).all()
+    assert (wide.note == "").all()
+    with pytest.raises(DataError, match="method='wald'"):
+        exp_power.residual_intervals(method="wald")

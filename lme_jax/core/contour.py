@@ -70,7 +70,7 @@ class Found(NamedTuple):
 
 
 class Local(NamedTuple):
-    """At a feasible x: f, ν, the step t, what it lowers f by, and how x follows u."""
+    """At a feasible x: f, ν, the step t, what it lowers f by, how x follows u, and how far a unit of x moves u."""
 
     x: np.ndarray
     u: float
@@ -80,6 +80,7 @@ class Local(NamedTuple):
     decrease: float
     along: np.ndarray
     saddle: bool
+    reach: float
 
     @property
     def profile(self) -> float:
@@ -110,10 +111,10 @@ def _find(x: np.ndarray, curve: CurveAt, evaluate: Evaluate, unit: np.ndarray, g
                     inside = now.u
                 else:
                     outside, bracketed = now.u, True
-            if bracketed and abs(outside - inside) < 1e-7 and not done_by(gap, goal):
+            if bracketed and abs(outside - inside) < 1e-7 * now.reach and not done_by(gap, goal):
                 # What was seen on another branch of the profile.
                 inside, outside, bracketed = goal.origin, goal.high if goal.sign > 0 else goal.low, False
-            if seen_end and abs(now.u - outside) < 1e-9 * max(1.0, abs(outside)) and gap < 0.0 and flat:
+            if seen_end and abs(now.u - outside) < 1e-9 * max(now.reach, abs(outside)) and gap < 0.0 and flat:
                 return Found(now.u, now.x + now.tangent * unit, now.profile, True, True, count)
             target = _next_u(now, goal, inside, outside, bracketed)
             seen_end = seen_end or (not bracketed and target == outside)
@@ -144,7 +145,7 @@ def _next_u(now: Local, goal: Goal, inside: float, outside: float, bracketed: bo
     slope = goal.sign * now.multiplier
     if rise <= 1e-3 * goal.rise or slope <= 0.0:
         # Too near to the estimate for a direction: double the distance.
-        target = now.u + goal.sign * max(abs(now.u - goal.origin), 1e-3 * max(1.0, abs(now.u)))
+        target = now.u + goal.sign * max(abs(now.u - goal.origin), 1e-3 * now.reach)
     else:
         root = np.sqrt(rise)
         target = now.u + goal.sign * min(
@@ -187,9 +188,10 @@ def restored(x: np.ndarray, curve: CurveAt, unit: np.ndarray, u: float | None) -
         old, gap = gap, abs(u - at.value)
         if not np.isfinite(gap):
             return None
-        if gap <= 1e-13 * max(1.0, abs(u)) or (gap >= old and gap < 1e-9 * max(1.0, abs(u))):
-            return x
         a = at.slope * unit
+        size = max(abs(u), float(np.linalg.norm(a)))
+        if gap <= 1e-13 * size or (gap >= old and gap < 1e-9 * size):
+            return x
         x = x + unit * a * (u - at.value) / (a @ a)
     return None
 
@@ -205,7 +207,7 @@ def local(x: np.ndarray, curve: CurveAt, evaluate: Evaluate, unit: np.ndarray) -
     Z = surface.last_along(a / np.sqrt(size))[:, :-1]
     along = a / size
     if Z.shape[1] == 0:
-        return Local(x, u.value, there.value, multiplier, np.zeros(1), 0.0, along, False)
+        return Local(x, u.value, there.value, multiplier, np.zeros(1), 0.0, along, False, np.sqrt(size))
     values, vectors = np.linalg.eigh(Z.T @ H @ Z)
     V = Z @ vectors
     safe = np.maximum(np.abs(values), 1e-8)
@@ -221,4 +223,4 @@ def local(x: np.ndarray, curve: CurveAt, evaluate: Evaluate, unit: np.ndarray) -
     # x follows u along the valley: ∂t/∂u = −Hᵣ⁻¹ZᵀHa/aᵀa.
     along = along - V @ ((V.T @ H @ along) / safe)
     slope = multiplier + float(a @ H @ tangent) / size
-    return Local(x, u.value, there.value, slope, tangent, decrease, along, bool(values[0] < -SADDLE))
+    return Local(x, u.value, there.value, slope, tangent, decrease, along, bool(values[0] < -SADDLE), np.sqrt(size))

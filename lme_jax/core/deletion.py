@@ -10,7 +10,6 @@ References: Christensen, Pearson & Johnson (1992), Technometrics 34, 38–45; De
 from typing import Any, NamedTuple
 
 import numpy as np
-import scipy.sparse
 
 from .henderson import MixedModelEquations
 
@@ -64,11 +63,10 @@ def _quadratic(equations: MixedModelEquations) -> np.ndarray:
     step = max(1, VALUES_AT_ONCE // K)
     for lo in range(0, n, step):
         rows = G[lo : lo + step]
-        if inverse is None:
-            half = equations.factored.solve(rows.toarray().T).T
-        else:
-            half = rows @ inverse
-        out[lo : lo + step] = np.asarray(rows.multiply(scipy.sparse.csr_matrix(half)).sum(1)).ravel()
+        half = equations.factored.solve(rows.toarray().T).T if inverse is None else rows @ inverse
+        entries = rows.tocoo()
+        products = entries.data * half[entries.row, entries.col]
+        out[lo : lo + step] = np.bincount(entries.row, products, minlength=rows.shape[0])
     return out
 
 

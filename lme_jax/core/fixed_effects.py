@@ -55,13 +55,32 @@ def jets(fitted: Fit, data: Statistics, *, reml: bool = True, second: bool = Fal
         params = convert(params, "sqrt", "natural", n_fixed=p, template=data.template)
     scale: Scale = "natural" if natural else "sqrt"
     whole, first, moves, bends = likelihood.expand(params, data, scale=scale, reml=reml)
-    N = float(likelihood.totals_of(data).n_rows)
-    of_fixed = likelihood.fixed_traces(first.M, moves) if reml and p else None
     found = _of_moves(first, moves, bends, sigma2, data, second)._replace(
         information=likelihood.without_beta(-whole.hessian, p),
-        expected=expected_information(moves.trace, moves.trace2, of_fixed, N - p if reml else N, sigma2),
+        expected=_expected(first, moves, sigma2, data, reml),
     )
     return _linear(found, params, p, data) if natural else found
+
+
+def first_jets(fitted: Fit, data: Statistics, *, reml: bool = True) -> Jets:
+    """``jets`` of the first order in (θ, σ²) at a fit, its information from the fit's Hessian; ``expected`` is empty.
+
+    Notes
+    -----
+    With H the Hessian of the profiled deviance and g = ∂log σ̂²/∂θ: I_θθ = ½H + ½Nggᵀ, I_θσ² = −½Ng/σ², and I_σ²σ² is
+    ½N/σ⁴. One ``solve`` and one ``project`` of an engine.
+    """
+    theta, sigma2, p = np.asarray(fitted.theta, float), float(fitted.sigma) ** 2, len(np.asarray(fitted.beta))
+    Ls, k = likelihood.roots(theta, "sqrt", data), len(theta)
+    X_a = likelihood.along_fixed_effects(Ls, likelihood.slopes_of_psi(theta, data), data)
+    inverse = np.asarray(fitted.unscaled_cov, float)
+    slope = np.concatenate([sigma2 * inverse @ X_a @ inverse, inverse[None]])
+    N, g = float(likelihood.totals_of(data).n_rows) - (p if reml else 0), np.asarray(fitted.log_scale_slope, float)
+    information = np.empty((k + 1, k + 1))
+    information[:k, :k] = 0.5 * np.asarray(fitted.hessian) + 0.5 * N * np.outer(g, g)
+    information[:k, k] = information[k, :k] = -0.5 * N * g / sigma2
+    information[k, k] = 0.5 * N / sigma2**2
+    return Jets(sigma2 * inverse, slope, None, information, np.empty((0, 0)))
 
 
 def _of_moves(
@@ -122,12 +141,15 @@ def _linear(found: Jets, params: np.ndarray, p: int, data: Statistics) -> Jets:
 def expected_information_at(params: np.ndarray, data: Statistics, *, reml: bool) -> np.ndarray:
     """(k + 1, k + 1) of (Ψ, σ²), at packed (β, Ψ, σ²) on the natural scale; variances may be zero."""
     _, first, moves, _ = likelihood.expand(params, data, scale="natural", reml=reml)
-    p, s2 = data.n_fixed, float(params[-1])
-    N = float(likelihood.totals_of(data).n_rows)
-    of_fixed = likelihood.fixed_traces(first.M, moves) if reml and p else None
-    own = expected_information(moves.trace, moves.trace2, of_fixed, N - p if reml else N, s2)
+    p = data.n_fixed
     J = to_profile(np.asarray(params, float), "natural", p, data.template)[0][p:, p:]
-    return J.T @ own @ J
+    return J.T @ _expected(first, moves, float(params[-1]), data, reml) @ J
+
+
+def _expected(first: likelihood.Sums, m: likelihood.Moves, sigma2: float, data: Statistics, reml: bool) -> np.ndarray:
+    p, N = len(first.M), float(likelihood.totals_of(data).n_rows)
+    of_fixed = likelihood.fixed_traces(first.M, m) if reml and p else None
+    return expected_information(m.trace, m.trace2, of_fixed, N - p if reml else N, sigma2)
 
 
 def expected_information(

@@ -312,6 +312,16 @@ def sums(held: criterion.Engine, Ls: list[np.ndarray], beta: np.ndarray, data: S
     )  # fmt: skip
 
 
+def along_fixed_effects(Ls: list[np.ndarray], steps: list[np.ndarray], data: Statistics) -> np.ndarray:
+    """XᵀV⁻¹V_aV⁻¹X (k, p, p), user's units, in the directions ``steps`` (q_j, q_j, k_j) of every factor's Ψ."""
+    held, p = engine(data), data.n_fixed
+    D = held.project(_solved(held, Ls).kept, np.eye(p + 1)[:, :p])
+    back = np.linalg.inv(totals_of(data).basis.map[:p, :p])
+    parts = [np.tensordot(step, np.einsum("icm,jdm->icjd", d, d, optimize=True), ((0, 1), (0, 2)))
+             for step, d in zip(steps, D, strict=True)]  # fmt: skip
+    return back.T @ np.concatenate(parts) @ back
+
+
 def second_order(held: criterion.Engine, at: Sums, Ls: list[np.ndarray], steps: list[np.ndarray]) -> Moves:
     """``Moves`` in the directions ``steps`` (q_j, q_j, k_j) of every factor's Ψ."""
     p, k = len(at.M), sum(step.shape[2] for step in steps)
@@ -444,7 +454,9 @@ def without_beta(curvature: np.ndarray, p: int) -> np.ndarray:
 
 
 def flat_inverse(information: np.ndarray) -> np.ndarray:
-    """The inverse (r, r) of a symmetric matrix, its flat and its negative directions left out."""
+    """The inverse (r, r) of a symmetric matrix without its flat and negative directions; NaN of what is not finite."""
+    if not np.isfinite(information).all():
+        return np.full_like(information, np.nan)
     size = np.sqrt(np.abs(np.diag(information)))
     size[size == 0] = 1.0
     values, vectors = np.linalg.eigh(information / np.outer(size, size))

@@ -12,7 +12,7 @@ References: Bell & McCaffrey (2002), Survey Methodology 28; Pustejovsky & Tipton
 """
 
 from collections.abc import Iterable
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -58,6 +58,14 @@ def check_kind(kind: str) -> None:
     """Refuse what is no type."""
     if kind not in get_args(Kind):
         raise DataError(f"type={kind!r} is unknown; use one of {', '.join(get_args(Kind))}")
+
+
+def by_size(blocks: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> list[Batch]:
+    """Clusters given one by one, each (V (r, r), X (r, p), e (r,)), as batches of one size; numbered as they come."""
+    sizes: dict[int, list[tuple[int, Any, Any, Any]]] = {}
+    for number, (V, X, e) in enumerate(blocks):
+        sizes.setdefault(len(e), []).append((number, V, X, e))
+    return [Batch(*map(np.array, zip(*same, strict=True))) for same in sizes.values()]
 
 
 def scores(batches: Iterable[Batch], M: np.ndarray, n_clusters: int, n_rows: int, kind: Kind) -> Scores:

@@ -48,10 +48,12 @@ class Check(tuple[Finding, ...]):
 def distances(factor: Factor, effects: RandomEffects, covariance: np.ndarray) -> pd.DataFrame:
     """Mahalanobis distances b̂ᵀVar(b̂)⁻¹b̂ of a factor's BLUPs, χ² of ``df`` where the model is right.
 
-    Var(b̂) = Ψ − Var(b̂ − b); directions in which the effects do not vary are left out.
+    Var(b̂) = Ψ − Var(b̂ − b), Ψ times the level's own relatedness where levels are related; directions in which the
+    effects do not vary are left out.
     """
     b = np.asarray(effects.b)[: len(factor.levels)]
-    spread = covariance - np.asarray(effects.prediction_cov)[: len(b)]
+    own = np.ones(len(b)) if factor.root is None else np.asarray((factor.root**2).sum(1)).ravel()
+    spread = own[:, None, None] * covariance - np.asarray(effects.prediction_cov)[: len(b)]
     values, vectors = np.linalg.eigh(0.5 * (spread + np.swapaxes(spread, 1, 2)))
     kept = values > 1e-8 * max(float(np.trace(covariance)), np.finfo(float).tiny)
     white = np.einsum("gij,gi->gj", vectors, b) * np.where(kept, 1.0 / np.sqrt(np.where(kept, values, 1.0)), 0.0)

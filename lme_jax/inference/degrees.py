@@ -52,14 +52,9 @@ def read_method(given: str) -> Method:
 def of_parameters(jets: Jets, kept: np.ndarray) -> Jets:
     """Jets in some of the parameters, kept (r,) bool; the others count as known."""
     both = np.ix_(kept, kept)
-    return Jets(
-        jets.cov,
-        jets.slope[kept],
-        None if jets.curve is None else jets.curve[both],
-        jets.information[both],
-        jets.expected[both],
-        None if jets.bend is None else jets.bend[both],
-    )
+    parts = {name: getattr(jets, name) for name in ("curve", "information", "expected", "bend")}
+    chosen = {name: part if part is None or not len(part) else part[both] for name, part in parts.items()}
+    return jets._replace(slope=jets.slope[kept], **chosen)
 
 
 # ---------------------------------------------------------------- Satterthwaite
@@ -118,7 +113,7 @@ def kenward_roger(jets: Jets) -> Reference:
     """
     if jets.curve is None:
         raise DataError("Kenward and Roger's correction needs jets with second derivatives: jets(…, second=True)")
-    W = np.linalg.inv(jets.expected)
+    W = flat_inverse(jets.expected)
     # Φ_A = Φ + 2ΦΣW(Q − PΦP − R/4)Φ, where ∂²Φ = Φ(2PΦP − Q − Qᵀ + R)Φ.
     adjusted = jets.cov - np.einsum("ab,abij->ij", W, jets.curve)
     if jets.bend is not None:

@@ -58,6 +58,17 @@ def shares(data: ModelData, fitted: Fit) -> Shares:
     return Shares(float(np.var(predictor, ddof=1)), random, s2)
 
 
+def fixed_shares(data: ModelData, fitted: Fit) -> dict[str, float]:
+    """Covariance of every fixed term's part of Xβ̂ with all of it; constants have none."""
+    beta, predictor = np.asarray(fitted.beta), data.X @ np.asarray(fitted.beta)
+    centred = predictor - predictor.mean()
+    out = {}
+    for name, columns in fixed_terms(data.design).items():
+        if np.ptp(data.X[:, columns], axis=0).any():
+            out[name] = float(data.X[:, columns] @ beta[columns] @ centred) / (len(predictor) - 1)
+    return out
+
+
 def _labels(data: ModelData, factor: str) -> list[str]:
     return [label for label, term in zip(data.term_labels, data.terms, strict=True) if term.factor == factor]
 

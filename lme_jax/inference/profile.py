@@ -147,7 +147,7 @@ def wald_limits(around: Profiler, target: Target, level: float) -> Limits:
     z, free, aim = float(scipy.special.ndtri(0.5 + 0.5 * level)), np.ix_(around.free, around.free), _aim(around, target)
     a, H = aim.here.slope[around.free], around.H[free]
     regular = np.isfinite(a).all() and np.linalg.eigvalsh(H * np.outer(around.unit, around.unit)[free])[0] > 1e-8
-    if not regular or any(_is_at(aim.estimate, end) for end in target.ends):
+    if not regular or any(_is_at(around, aim, end) for end in target.ends):
         return Limits(target.name, aim.estimate, np.nan, np.nan, "on the boundary no normal approximation holds")
     half = z * float(np.sqrt(2.0 * a @ np.linalg.solve(H, a)))
     lower, upper = (float(target.read(aim.here.value + sign * half)) for sign in (-1.0, 1.0))
@@ -180,7 +180,7 @@ def _may_vanish(around: Profiler, block: Block, mine: slice, i: int, cut: float)
 
 def _limit(around: Profiler, aim: _Aim, sign: float, cut: float) -> tuple[float, str]:
     side, end = ("lower", aim.target.ends[0]) if sign < 0 else ("upper", aim.target.ends[1])
-    if _is_at(aim.estimate, end):
+    if _is_at(around, aim, end):
         return end, f"{side} limit at the bound {end:g}, where the estimate is"
     found = _search(around, aim, sign, cut, None)
     if around.doubtful:
@@ -207,8 +207,14 @@ def _confirmed(around: Profiler, aim: _Aim, sign: float, cut: float, found: Foun
     return found
 
 
-def _is_at(estimate: float, end: float) -> bool:
-    return bool(np.isfinite(end) and (np.isnan(estimate) or abs(estimate - end) < 1e-6 * max(1.0, abs(end))))
+def _is_at(around: Profiler, aim: _Aim, end: float) -> bool:
+    """Whether the estimate is the end of its range, beside what a unit of x moves it by."""
+    if not np.isfinite(end) or np.isnan(aim.estimate):
+        return bool(np.isfinite(end))
+    with np.errstate(all="ignore"):
+        rate = (aim.target.read(aim.here.value + 1e-4) - aim.target.read(aim.here.value - 1e-4)) / 2e-4
+        size = abs(float(rate)) * float(np.linalg.norm((aim.here.slope * around.unit)[around.free]))
+    return abs(aim.estimate - end) < 1e-6 * (size if np.isfinite(size) and size > 0.0 else max(1.0, abs(end)))
 
 
 def _search(around: Profiler, aim: _Aim, sign: float, rise: float, start: np.ndarray | None) -> Found:

@@ -4,23 +4,19 @@ A term is contained in another that has the same covariates and all its factors 
 References: Searle (1987), Linear Models for Unbalanced Data; SAS/STAT, "The four types of estimable functions".
 """
 
-from collections.abc import Iterable
-from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from ..errors import DataError, UnsupportedError
+from ..errors import DataError
 from ..formula import Design
-from ..formula.matrix import FactorCoding, model_matrix
+from ..formula.matrix import FactorCoding
 from ..formula.rank import independent_columns
-from ..formula.values import Factor
-from .terms import coded_terms, fixed_terms, lme4_terms
+from .indicators import indicators, variables, zapped
+from .terms import fixed_terms
 
 Type = Literal[1, 2, 3]
 _TYPES: dict[str, Type] = {"1": 1, "2": 2, "3": 3, "I": 1, "II": 2, "III": 3}
-# Entries below are rounding of numbers of order one.
-ROUNDING = 1e-12
 
 
 def read_type(given: Any) -> Type:
@@ -47,7 +43,7 @@ class Structure(NamedTuple):
 def structure(design: Design) -> Structure:
     """The terms of a design; of one that no formula describes every column is a term, contained in none."""
     columns = {name: own for name, own in fixed_terms(design).items() if name not in ("(Intercept)", "Intercept")}
-    kinds = _variables(design)
+    kinds = variables(design) or {}
     contained = {
         name: [other for other in columns if other != name and _contains(kinds.get(other), kinds.get(name))]
         for name in columns
@@ -58,18 +54,6 @@ def structure(design: Design) -> Structure:
 def _contains(larger: Any, smaller: Any) -> bool:
     """Whether a term, (factors, covariates), has the same covariates and more factors than another."""
     return larger is not None and smaller is not None and larger[1] == smaller[1] and smaller[0] < larger[0]
-
-
-def _variables(design: Design) -> dict[str, tuple[frozenset[str], frozenset[str]]]:
-    """Term → its factors and its covariates."""
-    state: Any = design.state
-    if not hasattr(state, "parsed"):
-        return {}
-    out = {}
-    for labels, _ in coded_terms(state.parsed.fixed, state.codings):
-        factors = frozenset(labels) & frozenset(state.codings)
-        out[":".join(labels)] = (factors, frozenset(labels) - factors)
-    return out
 
 
 def hypotheses(design: Design, kind: Type) -> dict[str, np.ndarray]:
@@ -85,20 +69,11 @@ def hypotheses(design: Design, kind: Type) -> dict[str, np.ndarray]:
     use, and a term alone those of type I. lmerTest does not see that ``a`` is contained in ``a:b`` where b is alone.
     """
     found = structure(design)
-    if kind != 1 and not hasattr(design.state, "parsed"):
-        _check_apart(found.columns)
     if kind == 1 or len(found.columns) == 1:
         return _sequential(design, found)
     if kind == 2:
         return _type_two(design, found)
     return _type_three(design, found)
-
-
-def _check_apart(terms: Iterable[str]) -> None:
-    """Refuse terms of which one may contain another: only lmer's formulas say which of their variables are factors."""
-    parts = [frozenset(name.split(":")) for name in terms]
-    if any(one < other for one in parts for other in parts):
-        raise UnsupportedError("types II and III of interactions need the terms of an lmer() formula: fit with lmer()")
 
 
 def _triangle(X: np.ndarray) -> np.ndarray:
@@ -131,12 +106,12 @@ def _type_two(design: Design, found: Structure) -> dict[str, np.ndarray]:
 
 
 def _type_three(design: Design, found: Structure) -> dict[str, np.ndarray]:
-    p = design.X.shape[1]
+    p, kinds = design.X.shape[1], variables(design)
     state: Any = design.state
-    if not hasattr(state, "parsed"):
-        return {name: np.eye(p)[own] for name, own in found.columns.items()}
-    complete = len(state.keep) == sum(map(len, lme4_terms(state).values()))
-    if complete and not any(found.contained_in.values()) and all(map(_by_treatment, state.codings.values())):
+    simple = kinds is None or not any(factors for factors, _ in kinds.values())
+    if hasattr(state, "parsed"):
+        simple = simple or (not any(found.contained_in.values()) and all(map(_by_treatment, state.codings.values())))
+    if simple and (kinds is None or not design.dropped_columns):
         return {name: np.eye(p)[own] for name, own in found.columns.items()}
     return _from_indicators(design, found)
 
@@ -147,80 +122,17 @@ def _by_treatment(coding: FactorCoding) -> bool:
 
 
 def _from_indicators(design: Design, found: Structure) -> dict[str, np.ndarray]:
-    state: Any = design.state
-    every, spans, by_treatment = indicators(design)
-    chosen = by_treatment[independent_columns(every[:, by_treatment])]
+    every, spans, preferred = indicators(design)
+    chosen = preferred[independent_columns(every[:, preferred])]
     # X in terms of the columns of treatment contrasts, and the general form: each row estimates an indicator's effect.
     back = np.linalg.inv(every[:, chosen])
-    general = _zapped((back @ every).T)
+    general = zapped((back @ every).T)
     own = {name: [j for j, c in enumerate(chosen) if spans[name].start <= c < spans[name].stop] for name in spans}
-    degree = {":".join(labels): len(labels) for labels, _ in coded_terms(state.parsed.fixed, state.codings)}
+    degree = {name: len(factors | covariates) for name, (factors, covariates) in (variables(design) or {}).items()}
     for name in sorted(found.columns, key=lambda term: -degree[term]):
         containing = [c for other in found.contained_in[name] for c in own[other]]
         if containing and own[name]:
             above, here = general[:, containing], general[:, own[name]]
             general[:, own[name]] = here - above @ np.linalg.lstsq(above, here, rcond=None)[0]
-    L = {name: _zapped(general[np.ix_(chosen, own[name])].T) for name in found.columns}
-    return {name: _zapped(rows[np.abs(rows).sum(1) > 1e-8] @ back) for name, rows in L.items()}
-
-
-def _zapped(values: np.ndarray) -> np.ndarray:
-    return np.where(np.abs(values) < ROUNDING * max(float(np.abs(values).max(initial=0.0)), 1.0), 0.0, values)
-
-
-def indicators(design: Design) -> tuple[np.ndarray, dict[str, slice], np.ndarray]:
-    """The columns with all factors coded by indicators of all levels, as combinations of the kept columns of X.
-
-    Returns
-    -------
-    C : (p, P); the term's columns by name; positions (P_t,) of the columns that treatment contrasts would have.
-
-    Notes
-    -----
-    Which combinations they are follows from the coding, not from the rows, but for columns that were dropped.
-    """
-    state: Any = design.state
-    linear, codings = state.parsed.fixed, state.codings
-    terms = coded_terms(linear, codings)
-    values, n = _made_up_rows(terms, codings, state.widths)
-    all_levels = {k: replace(c, contrasts=np.eye(len(c.labels)), names=c.labels) for k, c in codings.items()}
-    X, every = (model_matrix(linear, values, coding, n)[0] for coding in (codings, all_levels))
-    whole = np.linalg.lstsq(X, every, rcond=None)[0]
-    keep = np.asarray(state.keep)
-    lost = np.setdiff1d(np.arange(len(whole)), keep)
-    combined = whole[keep] + (state.columns.dependence @ whole[lost] if len(lost) else 0.0)
-    spans, masks, at = {}, [np.ones(int(linear.intercept), bool)], int(linear.intercept)
-    for labels, full in terms:
-        mask = np.ones(1, bool)
-        for label in labels:
-            k = len(codings[label].labels) if label in codings else state.widths[label]
-            kept = np.arange(k) > 0 if label in codings and label not in full else np.ones(k, bool)
-            mask = np.kron(kept, mask)
-        spans[":".join(labels)] = slice(at, at + len(mask))
-        masks.append(mask)
-        at += len(mask)
-    return _zapped(combined), spans, np.flatnonzero(np.concatenate(masks))
-
-
-def _made_up_rows(terms: Any, codings: Any, widths: Any) -> tuple[dict[str, Any], int]:
-    """Rows in which every combination of levels that a term can have occurs, with numbers at random."""
-    rng = np.random.default_rng(0)
-    labels = [*dict.fromkeys(label for own, _ in terms for label in own)]
-    sizes = {label: len(codings[label].labels) for label in labels if label in codings}
-    blocks: dict[str, list[np.ndarray]] = {label: [] for label in sizes}
-    n = 2 * sum(widths.values()) + 2
-    for own, _ in terms:
-        factors = [label for label in own if label in sizes]
-        shape = tuple(sizes[f] for f in factors)
-        repeats = 2 * int(np.prod([widths[label] for label in own if label not in sizes])) + 2
-        cell = np.tile(np.arange(int(np.prod(shape))), repeats)
-        codes = dict(zip(factors, np.unravel_index(cell, shape), strict=True)) if factors else {}
-        for label in sizes:
-            drawn = codes.get(label)
-            blocks[label].append(rng.integers(sizes[label], size=len(cell)) if drawn is None else drawn)
-        n = max(n, sum(map(len, blocks[next(iter(sizes))])) if sizes else n)
-    values: dict[str, Any] = {k: rng.standard_normal((n, widths[k])) for k in labels if k not in sizes}
-    for label, parts in blocks.items():
-        parts.append(rng.integers(sizes[label], size=n - sum(map(len, parts))))
-        values[label] = Factor(np.concatenate(parts), codings[label].levels)
-    return values, n
+    L = {name: zapped(general[np.ix_(chosen, own[name])].T) for name in found.columns}
+    return {name: zapped(rows[np.abs(rows).sum(1) > 1e-8] @ back) for name, rows in L.items()}

@@ -7,6 +7,7 @@ import pandas as pd
 import scipy.special
 
 from ..core.residual.inference import interval
+from ..core.residual.profiles import Limits
 from ..core.residual.terms import Parameter
 from ..formula.residual import ResidualTerm
 from ..inference.wald import check_alpha
@@ -14,16 +15,24 @@ from ..inference.wald import check_alpha
 COLUMNS = ["term", "group", "parameter", "estimate", "se", "lower", "upper", "note"]
 _BOUNDARY = "on the boundary of what it can be: no normal approximation holds"
 _UNTOLD = "the data do not tell it, or the deviance is not convex there"
+_BOUNDED = "a limit is the bound of its range: the profile stays below the cut up to there"
+_NO_LIMIT = "a limit was not found: the profile is flat, or the estimates are on a boundary"
 
 
-def parameter_table(parameters: Sequence[Parameter], term: ResidualTerm, alpha: float) -> pd.DataFrame:
-    """A row per parameter: term, group, parameter, estimate, se, lower, upper, note."""
+def parameter_table(
+    parameters: Sequence[Parameter], term: ResidualTerm, alpha: float, profiled: Sequence[Limits] | None = None
+) -> pd.DataFrame:
+    """A row per parameter: term, group, parameter, estimate, se, lower, upper, note; limits by profile where given."""
     rows = []
     quantile = float(scipy.special.ndtri(1.0 - check_alpha(alpha) / 2.0))
-    for parameter in parameters:
-        with np.errstate(over="ignore", invalid="ignore"):
-            lower, upper = interval(parameter, quantile)
+    for i, parameter in enumerate(parameters):
         note = "" if np.isfinite(parameter.se) else _BOUNDARY if parameter.boundary else _UNTOLD
+        if profiled is None:
+            with np.errstate(over="ignore", invalid="ignore"):
+                lower, upper = interval(parameter, quantile)
+        else:
+            lower, upper, *bounded = profiled[i]
+            note = _BOUNDED if any(bounded) else "" if np.isfinite([lower, upper]).all() else _NO_LIMIT
         where = (term_text(parameter, term), group_text(parameter, term), label(parameter, term))
         rows.append((*where, parameter.estimate, parameter.se, lower, upper, note))
     return pd.DataFrame(rows, columns=COLUMNS)

@@ -80,12 +80,11 @@ def _parameters(result: Any, alpha: float) -> pd.DataFrame:
 
 def matrices(result: Any) -> list[tuple[str, pd.DataFrame]]:
     """Standard deviations and correlations of the visits, by arm; of a typical subject where visits do not say all."""
-    if result._data.term.spelling.correlation is None:
+    size = len(result.visits) if result._by_visit else int(result.subject_sizes.max())
+    if result._data.term.spelling.correlation is None or not 2 <= size <= SHOWN_VISITS:
         return []
     out = []
     for arm, matrix in result._shown_covariances.items():
-        if len(matrix) > SHOWN_VISITS or len(matrix) < 2:
-            continue
         of = f", {result._data.term.arm_name} {arm}" if arm is not None else ""
         of += "" if result._by_visit else f", {result._data.term.subject_name} {result.typical_subject}"
         out.append((f"Residual SD and correlations{of}", _sd_and_correlations(matrix)))

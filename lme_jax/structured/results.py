@@ -22,6 +22,7 @@ from .comparison import StructureComparison, compare_structures
 from .data import WITHOUT, StructuredData, new_rows, without_residual_rows
 from .degrees import read_ddf
 from .diagnostics import autocorrelation, semivariogram
+from .many import ManyStructured, read_many, refits
 from .outcome import read_start, tell
 from .report import summary_of
 from .robust import read_vcov
@@ -244,18 +245,33 @@ class StructuredResults(ResidualStructure):
         """Not there for structured residuals: ``compare_lr_test`` of two, ``compare_structures`` of many."""
         raise UnsupportedError("models with residual structures are compared by compare_lr_test and compare_structures")
 
+    def _bootstrapped(self, *arguments: Any) -> NoReturn:
+        raise UnsupportedError("of structured residuals bootstrap(n, seed=…).intervals() has the limits")
+
     # What would give numbers of another model.
     hatvalues = property(_refused)
     cooks_distance = influence = check = profile_ci = profile = ranova = _refused
-    variance_partition = r2 = icc = repeatability = design_effect = _refused
+    variance_partition = r2 = icc = repeatability = design_effect = report = conditional_aic = _refused
 
-    def refit_many(self, Y: Any, **options: Any) -> NoReturn:
-        """Not there for structured residuals: refit column by column with ``refit``."""
-        raise UnsupportedError("refit_many needs independent residuals: use [fit.refit(Y[c]) for c in Y]")
+    def refit_many(self, Y: Any, *, start: Any = None, progress: bool = True) -> ManyStructured:  # type: ignore[override]
+        """Fit the same design to many responses Y (n_rows, R), such as all of ``simulate``, one after the other.
 
-    def bootstrap(self, n: int = 1000, **options: Any) -> NoReturn:
-        """Not there for structured residuals: ``simulate`` and ``refit``."""
-        raise UnsupportedError("bootstrap needs independent residuals: refit the columns of simulate(n, seed=…)")
+        Parameters
+        ----------
+        Y : DataFrame or array; no missing values.
+        start : of every search; None is each response's own.
+        progress : show a bar for what takes more than two seconds.
+        """
+        frame = read_many(Y, self.nobs, self._data.index)
+        return refits(self, frame, lambda y: self.refit(y, start=start), progress)
+
+    def bootstrap(self, n: int = 1000, *, seed: int, progress: bool = True) -> ManyStructured:  # type: ignore[override]
+        """Parametric bootstrap: n responses drawn from the fitted model and fitted again.
+
+        The result has ``estimates``, ``standard_errors()``, ``bias()`` and percentile ``intervals()`` of the fixed
+        effects and of every parameter of the covariance.
+        """
+        return self.refit_many(self.simulate(n, seed=seed), progress=progress)
 
     def profile_re(self, *arguments: Any, **options: Any) -> NoReturn:
         """Not there yet for structured residuals."""
@@ -273,7 +289,7 @@ class StructuredResults(ResidualStructure):
     # ------------------------------------------------------------ keeping
 
     def _keep_before_removal(self) -> None:
-        _ = self.subject_sizes, self._shown_covariances, self.status_text, self._bars
+        _ = self.subject_sizes, self.status_text, self._bars
         super()._keep_before_removal()
 
     def remove_data(self) -> None:

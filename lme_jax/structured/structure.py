@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+import scipy.special
 
 from ..core import covariance
 from ..core.fixed_effects import Jets
@@ -17,13 +18,14 @@ from ..core.records import Fit, RandomEffects
 from ..core.residual import inference
 from ..core.residual import rows as by_rows
 from ..core.residual.fit import ResidualFit
+from ..core.residual.profiles import limits
 from ..core.residual.terms import Parameter
 from ..core.types import Status
 from ..errors import DataError
 from ..inference.degrees import Reference, between_within
 from ..inference.quantities import readings
 from ..inference.robust import RobustEstimates
-from ..inference.wald import covariance_standard_errors
+from ..inference.wald import check_alpha, covariance_standard_errors
 from ..keeping import has_rows
 from ..lazy import handed_out
 from ..results import MixedLMResults
@@ -174,9 +176,28 @@ class ResidualStructure(MixedLMResults):
         """
         return parameter_table(self._parameters, self._data.term, 0.05)
 
-    def residual_intervals(self, alpha: float = 0.05) -> pd.DataFrame:
-        """``residual_params`` with intervals of another level, 1 − alpha."""
-        return parameter_table(self._parameters, self._data.term, alpha)
+    def residual_intervals(
+        self, alpha: float = 0.05, method: Literal["transformed", "profile"] = "transformed"
+    ) -> pd.DataFrame:
+        """``residual_params`` with intervals of another level, 1 − alpha, or by another method.
+
+        Parameters
+        ----------
+        method : {"transformed", "profile"}
+            Symmetric on the scale of ``residual_params``; or where −2 log L (the REML criterion), all other parameters
+            at their best, has risen by the quantile of χ²₁: by root finding, nothing is interpolated.
+
+        References
+        ----------
+        Venzon & Moolgavkar (1988), Appl. Stat. 37, 87–94.
+        """
+        if method not in ("transformed", "profile"):
+            raise DataError(f"method={method!r} is unknown; use 'transformed' or 'profile'")
+        if method == "transformed":
+            return parameter_table(self._parameters, self._data.term, alpha)
+        rise = float(scipy.special.ndtri(1.0 - check_alpha(alpha) / 2.0)) ** 2
+        found = limits(self._found, self._data.blocks, reml=self.reml, rise=rise)
+        return parameter_table(self._parameters, self._data.term, alpha, found)
 
     def residual_cov(self, subject: Any = None, *, correlation: bool = False) -> Any:
         """Covariance of the residuals, response units²: nlme's ``getVarCov``, SAS's R.

@@ -136,7 +136,7 @@ def _read(
 ) -> tuple[Model, Rows]:
     """The model and its rows, checked."""
     entry, options = family(correlation.word), read_options(correlation)
-    subject = np.unique(_codes("subject", correlation.subject, n), return_inverse=True)[1].reshape(-1)
+    subject = _renumbered(_codes("subject", correlation.subject, n))
     group = np.zeros(n, int) if correlation.group is None else _codes("group", correlation.group, n)
     clock, T = _clock(correlation, n, entry.distance)
     strata, covariates, sizes = [], [], []
@@ -145,7 +145,7 @@ def _read(
         strata.append(s)
         covariates.append(c)
         sizes.append((v.word, int(s.max()) + 1))
-    codes = tuple(np.unique(_codes("codes of a random term", t.codes, n), return_inverse=True)[1] for t in terms)
+    codes = tuple(_renumbered(_codes("codes of a random term", t.codes, n)) for t in terms)
     Zs = tuple(real_array("Z", t.Z, 2) for t in terms)
     check_rows(subject=subject, **{f"Z{j}": Z for j, Z in enumerate(Zs)})
     model = Model(
@@ -167,6 +167,14 @@ def _codes(name: str, values: Any, n: int) -> np.ndarray:
     if values.shape != (n,):
         raise DataError(f"{name} has shape {values.shape}; give ({n},), one code per row")
     return check_codes(values, int(values.max()) + 1 if n else 0, name)
+
+
+def _renumbered(codes: np.ndarray) -> np.ndarray:
+    """Codes 0 … m − 1 in the order of those that occur."""
+    if int(codes.max()) > 4 * len(codes):
+        return np.unique(codes, return_inverse=True)[1].reshape(-1)
+    seen = np.bincount(codes) > 0
+    return codes if seen.all() else (np.cumsum(seen) - 1)[codes]
 
 
 def _clock(term: Correlation, n: int, distance: bool) -> tuple[np.ndarray, int]:

@@ -16,6 +16,7 @@ from .data import BlockData
 from .families import Natural, compose, jet, one, padded
 from .fit import ResidualFit
 from .model import steps
+from .record import Wanted
 from .registry import VARIANCES
 from .terms import Parameter
 
@@ -86,6 +87,11 @@ def _stratum_sds(data: BlockData, fitted: ResidualFit, j: int, here: slice, S: i
     return [_Read(n, j, s, _at(data, fitted, here, n)) for s, n in sds]
 
 
+def readings(fitted: ResidualFit, data: BlockData) -> list[_Read]:
+    """What people read, with jets in (params, σ²), at a fit or at any params and sigma that it holds."""
+    return [*_of_arms(data, fitted, False), *_of_variances(data, fitted, False)]
+
+
 def parameters(fitted: ResidualFit, data: BlockData, *, reml: bool = True) -> list[Parameter]:
     """The residual structure as people read it, by the delta method from the exact Hessian.
 
@@ -95,7 +101,7 @@ def parameters(fitted: ResidualFit, data: BlockData, *, reml: bool = True) -> li
     """
     V = joint_covariance(fitted, data, reml=reml)
     out = []
-    for read in [*_of_arms(data, fitted, False), *_of_variances(data, fitted, False)]:
+    for read in readings(fitted, data):
         n, value, slope = read.natural, float(read.value.value[0]), read.value.first[:, 0]
         variance = float(slope @ V @ slope)
         on_edge = bool(value > n.high - EDGE or (np.isfinite(n.low) and n.low != 0.0 and value < n.low + EDGE))
@@ -158,7 +164,7 @@ def jets(fitted: ResidualFit, data: BlockData, *, reml: bool = True, second: boo
     at = objective.point(fitted.params * unit, data, reml, blocks=second)
     if at is None:
         raise DataError("V is not positive definite at these parameters")
-    m = objective.moved(at, data, reml, second)
+    m = objective.moved(at, data, Wanted(reml, slopes=True, second=second))
     scale = np.append(unit, data.basis.map[p, p] ** 2)
     full = np.concatenate([np.ones(p), scale])
     hessian = objective.whole(at, m, reml).hessian * np.outer(full, full)

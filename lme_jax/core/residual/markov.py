@@ -78,8 +78,8 @@ def serves(model: Model, r: Rows, n: int) -> bool:
         return False
     if not all(np.array_equal(r.codes[0], other) for other in r.codes[1:]):
         return False
-    gaps = _gaps(r, np.lexsort((_times(r), r.subject)))[1]
-    if not len(gaps) or (len(np.unique(gaps[:CHUNK])) > MOST_GAPS and gaps.max() > WIDEST * gaps.min()):
+    gaps = _gaps(r, sorted_rows(r.subject, r._replace(codes=())))[1]
+    if not len(gaps) or (_distinct(gaps) is None and gaps.max() > WIDEST * gaps.min()):
         return False
     return not r.codes or _nested(r.subject, r.codes[0])
 
@@ -108,80 +108,141 @@ def build(model: Model, r: Rows, W: np.ndarray) -> Sums:
     Z = np.concatenate([Z[order] for Z in r.Z], axis=1) if r.Z else np.zeros((len(W), 0))
     W, level = W[order], block[order]
     later, gaps = _gaps(r, order)
-    nodes, scale, shares = _nodes(gaps)
-    m, q, w = int(block.max()) + 1, Z.shape[1], W.shape[1]
-    S = 1 + 2 * len(nodes)
-    G, C, WW = np.zeros((S, m, q, q)), np.zeros((S, m, q, w)), np.zeros((S, w, w))
-    _add(G, C, WW, 0, level, Z, W, None)
-    pairs = np.zeros(len(nodes))
-    for rows, weights in shares:
-        b = later[rows]
-        a, here = b - 1, level[b]
-        dZ, dW = Z[b] - Z[a], W[b] - W[a]
-        for k, share in weights:
-            _add(G, C, WW, 1 + k, here, dZ, dW, None if share is None else share / gaps[rows])
-            for end in (a, b):
-                _add(G, C, WW, 1 + len(nodes) + k, here, Z[end], W[end], share)
-            pairs[k] += len(b) if share is None else share.sum()
-    e = W[:, -1]
-    nearest = gaps == gaps.min()
+    e, nearest = W[:, -1], gaps == gaps.min()
     before, after = e[later[nearest] - 1], e[later[nearest]]
     r1 = float(before @ after / max(np.sqrt((before @ before) * (after @ after)), np.finfo(float).tiny))
-    pooled = _pooled(G, C)
-    return Sums(nodes, pairs, scale, *pooled, WW, (r1, float(gaps.min())))
+    m, q, w = int(block.max()) + 1, Z.shape[1], W.shape[1]
+    columns = _Columns(Z, W, level[later], later)
+    few = _distinct(gaps)
+    nodes, scale, pairs, found, WW = _of_nodes(columns, gaps, m) if few is None else _of_gaps(columns, *few, m)
+    own = _level_sums(_products(Z, W), level, m)[:, None]
+    both = np.concatenate([own, found], axis=1).transpose(1, 0, 2).reshape(1 + 2 * len(nodes), m, q, q + w)
+    sets = np.concatenate([(W.T @ W)[None], WW])
+    pooled = _pooled(both[..., :q], both[..., q:])
+    return Sums(nodes, pairs, scale, *pooled, sets, (r1, float(gaps.min())))
 
 
-def _add(
-    G: np.ndarray,
-    C: np.ndarray,
-    WW: np.ndarray,
-    s: int,
-    level: np.ndarray,
-    Z: np.ndarray,
-    W: np.ndarray,
-    weight: np.ndarray | None,
-) -> None:
-    """Adds Σ weight·zzᵀ, zwᵀ per level and wwᵀ to set s."""
-    left = W if weight is None else W * weight[:, None]
-    WW[s] += left.T @ W
-    q, w = Z.shape[1], W.shape[1]
-    if not q:
-        return
-    sums = np.zeros((q * (q + w), G.shape[1]))
-    half = Z if weight is None else Z * weight[:, None]
-    add_by_code(sums, level, (half[:, i] * column for i in range(q) for column in (*Z.T, *W.T)))
-    sums = sums.reshape(q, q + w, -1)
-    G[s] += sums[:, :q].transpose(2, 0, 1)
-    C[s] += sums[:, q:].transpose(2, 0, 1)
+class _Columns(NamedTuple):
+    """Z (n, q), W (n, w); of pairs of neighbours the level and the later row."""
+
+    Z: np.ndarray
+    W: np.ndarray
+    level: np.ndarray
+    later: np.ndarray
+
+    def of(self, rows: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Z and W of the earlier and the later rows of some pairs."""
+        b = self.later[rows]
+        return self.Z[b - 1], self.W[b - 1], self.Z[b], self.W[b]
 
 
-Shares = Iterator[tuple[np.ndarray, Iterator[tuple[int, np.ndarray | None]]]]
+_Found = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
-def _nodes(gaps: np.ndarray) -> tuple[np.ndarray, np.ndarray, Shares]:
-    """Nodes (K,), what differences are divided by, and pairs with the shares in which they count for the nodes."""
-    known, of = np.unique(gaps, return_inverse=True)
-    if len(known) <= MOST_GAPS:
-        groups = ((np.flatnonzero(of == k), iter([(k, None)])) for k in range(len(known)))
-        return known, np.ones(len(known)), groups
-    low, high = np.log(known[0]), np.log(known[-1])
+def _products(Z: np.ndarray, W: np.ndarray) -> np.ndarray:
+    """(n, q(q+w)) z_i·(z, w), row by row."""
+    return (Z[:, :, None] * np.concatenate([Z, W], axis=1)[:, None, :]).reshape(len(Z), -1)
+
+
+def _level_sums(products: np.ndarray, level: np.ndarray, m: int) -> np.ndarray:
+    """(m, J) sums per level."""
+    out = np.zeros((products.shape[1], m))
+    add_by_code(out, level, products.T)
+    return out.T
+
+
+def _distinct(gaps: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """The distinct gaps and which of them each one is; None where they are many."""
+    known = np.unique(gaps[:CHUNK])
+    if len(known) > MOST_GAPS:
+        return None
+    of = np.minimum(np.searchsorted(known, gaps), len(known) - 1)
+    others = np.unique(gaps[known[of] != gaps])
+    if not len(others):
+        return known, of
+    known = np.union1d(known, others)
+    return (known, np.searchsorted(known, gaps)) if len(known) <= MOST_GAPS else None
+
+
+def _of_gaps(columns: _Columns, known: np.ndarray, of: np.ndarray, m: int) -> _Found:
+    """Nodes, scale, pairs, sums (m, 2K, J) and (2K, w, w), differences first, where every gap is a node."""
+    sums, squares = [], []
+    for k in range(len(known)):
+        rows = np.flatnonzero(of == k)
+        Za, Wa, Zb, Wb = columns.of(rows)
+        level = columns.level[rows]
+        sums.append(_level_sums(_products(Zb - Za, Wb - Wa), level, m))
+        sums.append(_level_sums(_products(Za, Wa) + _products(Zb, Wb), level, m))
+        squares += [(Wb - Wa).T @ (Wb - Wa), Wa.T @ Wa + Wb.T @ Wb]
+    turn = np.arange(2 * len(known)).reshape(-1, 2).T.ravel()
+    return (
+        known,
+        np.ones(len(known)),
+        np.bincount(of).astype(float),
+        np.stack(sums, 1)[:, turn],
+        np.stack(squares)[turn],
+    )
+
+
+def _of_nodes(columns: _Columns, gaps: np.ndarray, m: int) -> _Found:
+    """The same at Chebyshev nodes in log g, for which every pair counts by its Lagrange weights."""
+    x = np.log(gaps)
+    low, high = float(x.min()), float(x.max())
     K = int(np.ceil(NODES[0] + NODES[1] * (high - low)))
-    z = np.cos((np.arange(K) + 0.5) * np.pi / K)
-    nodes = 0.5 * (low + high) + 0.5 * (high - low) * z
-    return np.exp(nodes), np.exp(nodes), _interpolated(np.log(gaps), nodes)
+    nodes = 0.5 * (low + high) + 0.5 * (high - low) * np.cos((np.arange(K) + 0.5) * np.pi / K)
+    q, w = columns.Z.shape[1], columns.W.shape[1]
+    pairs, sums = np.zeros(K), np.zeros((m, 2, K, q * (q + w)))
+    squares = np.zeros((2, K, w * w))
+    for rows in _alike(columns.level):
+        Za, Wa, Zb, Wb = columns.of(rows.ravel())
+        shares = _lagrange(x[rows.ravel()], nodes)
+        pairs += shares.sum(0)
+        scaled = shares / gaps[rows.ravel()][:, None]
+        squares[0] += scaled.T @ _outer(Wb - Wa)
+        squares[1] += shares.T @ (_outer(Wa) + _outer(Wb))
+        at, shape = columns.level[rows[:, 0]], (*rows.shape, -1)
+        for i, (share, of) in enumerate(
+            ((scaled, _products(Zb - Za, Wb - Wa)), (shares, _products(Za, Wa) + _products(Zb, Wb)))
+        ):
+            if q:
+                np.add.at(sums[:, i], at, share.reshape(shape).swapaxes(1, 2) @ of.reshape(shape))
+    return (
+        np.exp(nodes),
+        np.exp(nodes),
+        pairs,
+        sums.reshape(m, 2 * K, q * (q + w)),
+        squares.reshape(2 * K, w, w),
+    )  # fmt: skip
 
 
-def _interpolated(x: np.ndarray, nodes: np.ndarray) -> Shares:
-    """Lagrange weights at Chebyshev nodes of the first kind, by the barycentric formula."""
+def _outer(W: np.ndarray) -> np.ndarray:
+    return (W[:, :, None] * W[:, None, :]).reshape(len(W), -1)
+
+
+def _alike(level: np.ndarray) -> Iterator[np.ndarray]:
+    """Positions (levels, n) of the pairs of levels that have n of them; long levels in pieces."""
+    starts = np.flatnonzero(np.diff(level, prepend=-1))
+    ends = np.append(starts[1:], len(level))
+    pieces = [(lo, min(lo + CHUNK, e)) for s, e in zip(starts, ends, strict=True) if e - s > CHUNK
+              for lo in range(s, e, CHUNK)]  # fmt: skip
+    for lo, hi in pieces:
+        yield np.arange(lo, hi)[None]
+    size = ends - starts
+    for n in np.unique(size[size <= CHUNK]):
+        first = starts[size == n]
+        step = max(1, CHUNK // int(n))
+        for lo in range(0, len(first), step):
+            yield first[lo : lo + step, None] + np.arange(n)
+
+
+def _lagrange(x: np.ndarray, nodes: np.ndarray) -> np.ndarray:
+    """(n, K) weights of Chebyshev nodes of the first kind, by the barycentric formula."""
     K = len(nodes)
     weight = np.where(np.arange(K) % 2, -1.0, 1.0) * np.sin((np.arange(K) + 0.5) * np.pi / K)
-    for lo in range(0, len(x), CHUNK):
-        rows = np.arange(lo, min(lo + CHUNK, len(x)))
-        step = x[rows][None] - nodes[:, None]
-        at = step == 0.0
-        terms = weight[:, None] / np.where(at, 1.0, step)
-        shares = np.where(at.any(0), at.astype(float), terms / terms.sum(0))
-        yield rows, iter(enumerate(shares))
+    step = x[:, None] - nodes
+    at = step == 0.0
+    terms = weight / np.where(at, 1.0, step)
+    return np.where(at.any(1, keepdims=True), at, terms / terms.sum(1, keepdims=True))
 
 
 def _pooled(G: np.ndarray, C: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

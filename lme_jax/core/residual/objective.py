@@ -35,12 +35,12 @@ def point(x: np.ndarray, data: BlockData, reml: bool, blocks: bool = False) -> P
     return Point(solved, R, value, N) if np.isfinite(value) else None
 
 
-def moved(at: Point, data: BlockData, reml: bool, second: bool = False) -> Moved:
-    """The sums for derivatives there; ``second`` needs a point from blocks."""
+def moved(at: Point, data: BlockData, wanted: record.Wanted) -> Moved:
+    """The sums for derivatives there; second ones of Cov β̂ need a point from blocks."""
     if isinstance(at.solved, markov.Solved):
         found, X_a = markov.record(at.solved, record.whitening(at.R), float(at.R[-1, -1] ** 2))
         return Moved(found, X_a, None, None)
-    return record.moved(data.model, at.solved, data.stacks, at.R, at.N, reml, second)
+    return record.moved(data.model, at.solved, data.stacks, at.R, at.N, wanted)
 
 
 def whole(at: Point, m: Moved, reml: bool) -> likelihood.Likelihood:
@@ -55,7 +55,7 @@ def evaluate(x: np.ndarray, data: BlockData, reml: bool) -> tuple[Any, np.ndarra
     if at is None:
         nothing = AtOptimum(np.full((w, w), np.nan), np.full(k, np.nan))
         return np.float64(np.nan), np.full(k, np.nan), np.full((k, k), np.nan), nothing
-    m = moved(at, data, reml)
+    m = moved(at, data, record.Wanted(reml))
     full, p = whole(at, m, reml), w - 1
     inner = np.r_[0:p, p + k]
     across = full.hessian[p : p + k][:, inner]

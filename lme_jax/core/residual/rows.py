@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-from scipy.linalg import solve_triangular
 
 from ...errors import DataError
-from .. import covariance
+from .. import covariance, linalg
 from ..records import RandomEffects
 from .data import BlockData
 from .distances import between
@@ -189,7 +188,6 @@ def visit_covariances(fitted: ResidualFit, data: BlockData) -> np.ndarray:
     return fitted.sigma**2 * grids(data.model, fitted.params * data.unit)[0]
 
 
-
 def covariance_of(
     fitted: ResidualFit, data: BlockData, rows: Rows, weights: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -276,8 +274,8 @@ def predict(
         own, D = np.diagonal(V)[n:].copy(), X[chosen]
         if n:
             K = np.linalg.cholesky(V[:n, :n])
-            half = solve_triangular(K, V[:n, n:], lower=True)
-            known = solve_triangular(K, np.column_stack([r[old], data.X[old]]), lower=True)
+            right = np.column_stack([V[:n, n:], r[old], data.X[old]])
+            half, known = np.hsplit(linalg.solve_lower(K, right), [len(chosen)])
             step = half.T @ known
             mean[chosen] += step[:, 0]
             own -= (half**2).sum(0)

@@ -1,0 +1,109 @@
+"""Many responses of one design with structured residuals: refits one after the other, and the parametric bootstrap."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ..core.types import Status
+from ..errors import ConvergenceWarning, DataError, LmeJaxError, LmeJaxWarning, warn_caller
+from ..inference.wald import check_alpha
+
+
+@dataclass(frozen=True)
+class ManyStructured:
+    """Fits of many responses, a row each.
+
+    Attributes
+    ----------
+    estimates : (R, p + …) fixed effects, (co)variances of random effects, parameters of the residual structure; NaN
+        where a response could not be fitted.
+    bse : (R, p) standard errors of the fixed effects.
+    info : (R, …) deviance, sigma, status, and why there are no estimates.
+    original : estimates of the fit whose design it is.
+    """
+
+    estimates: pd.DataFrame
+    bse: pd.DataFrame
+    info: pd.DataFrame
+    original: pd.Series
+
+    @property
+    def converged(self) -> pd.Series:
+        """Which fits ended in an optimum, singular ones among them."""
+        return self.info.status.isin([s.name for s in Status if s.is_optimum])
+
+    def standard_errors(self) -> pd.Series:
+        """Standard deviations of the estimates over the responses: bootstrap standard errors of drawn ones."""
+        return self.estimates[self.converged].std()
+
+    def bias(self) -> pd.Series:
+        """Mean of the estimates less those of the original fit."""
+        return self.estimates[self.converged].mean() - self.original
+
+    def intervals(self, alpha: float = 0.05) -> pd.DataFrame:
+        """Percentile limits of each estimate over the responses: estimate, lower, upper."""
+        tail = 0.5 * check_alpha(alpha)
+        found = self.estimates[self.converged].quantile([tail, 1.0 - tail]).T.set_axis(["lower", "upper"], axis=1)
+        found.insert(0, "estimate", self.original)
+        return found
+
+    def __repr__(self) -> str:
+        return f"{len(self.info)} fits, {int(self.converged.sum())} of them ended in an optimum\n{self.intervals()}"
+
+
+def estimates_of(result: Any) -> pd.Series:
+    """Everything that was estimated, by name."""
+    data, table = result._data, result.residual_params
+    variances = pd.Series(result._covariance[data.covariance_positions], list(data.covariance_names), dtype=float)
+    names = [" ".join(filter(None, parts)) for parts in zip(table.term, table.group, table.parameter, strict=True)]
+    return pd.concat([result.fe_params, variances, pd.Series(table.estimate.to_numpy(), names)])
+
+
+def refits(result: Any, Y: pd.DataFrame, refit: Callable[[np.ndarray], Any], progress: bool) -> ManyStructured:
+    """Fit every column of Y (n, R) by ``refit``; warnings of single fits become statuses, and one warning of all."""
+    from tqdm.auto import tqdm
+
+    original = estimates_of(result)
+    lost = pd.Series(np.nan, original.index)
+    estimates, errors, info = [], [], []
+    for column in tqdm(range(Y.shape[1]), disable=not progress, delay=2.0, desc="fits"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", LmeJaxWarning)
+            try:
+                found = refit(Y.iloc[:, column].to_numpy())
+            except LmeJaxError as error:
+                estimates.append(lost)
+                errors.append(lost[: result.k_fe])
+                info.append((np.nan, np.nan, Status.NOT_FINITE.name, str(error)))
+                continue
+        estimates.append(estimates_of(found))
+        errors.append(found.bse_fe)
+        info.append((found.deviance, found.sigma, found.status.name, ""))
+    many = ManyStructured(
+        pd.DataFrame(np.array(estimates), Y.columns, original.index),
+        pd.DataFrame(np.array(errors), Y.columns, list(result.fe_params.index)),
+        pd.DataFrame(info, Y.columns, ["deviance", "sigma", "status", "reason"]),
+        original,
+    )
+    failed = int((~many.converged).sum())
+    if failed:
+        warn_caller(f"{failed} of {Y.shape[1]} fits ended in no optimum: see .info", ConvergenceWarning)
+    return many
+
+
+def read_many(Y: Any, n_rows: int, index: pd.Index) -> pd.DataFrame:
+    """Responses (n, R), a column each, complete."""
+    frame = Y if isinstance(Y, pd.DataFrame) else pd.DataFrame(np.asarray(Y))
+    if frame.shape[0] != n_rows or frame.shape[1] == 0:
+        raise DataError(
+            f"Y has shape {frame.shape}: give {n_rows} rows, those that were fitted, and a column per response"
+        )
+    if not isinstance(Y, pd.DataFrame):
+        return frame.set_axis(index, axis=0)
+    return frame if frame.index.equals(index) else frame.reindex(index)
