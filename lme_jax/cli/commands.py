@@ -198,6 +198,8 @@ def emmeans(
     **model: Any,
 ) -> None:
     """Marginal means of factors, and their contrasts."""
+    if adjust is not None and contrast is None:
+        raise click.UsageError("--adjust is of the p-values of --contrast")
     with _said():
         fitted = _fitted(formula, data, **model)
         means = fitted.emmeans(list(factors_of_means), by=list(by) or None, **({} if ddf is None else {"ddf": ddf}))
@@ -316,7 +318,10 @@ def report(formula: str, data: str, output: str, title: str | None, ddf: str | N
     """Write a page about the fit: the model in words, tables, pictures, a paragraph for the methods section."""
     with _said():
         fitted = _fitted(formula, data, **model)
-        fitted.report(output, title=title, ddf=ddf)
+        try:
+            fitted.report(output, title=title, ddf=ddf)
+        except OSError as error:
+            raise click.ClickException(f"{output} cannot be written: {error.strerror}") from error
     click.echo(f"wrote {output}", err=True)
     _end(fitted)
 

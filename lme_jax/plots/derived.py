@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import DataError
-from .style import DOT, LINE, MARKERS, PALETTE, axes, finish
+from .style import DOT, LINE, MARKERS, PALETTE, axes, check_has, finish
 
 # Rows that get a label of their own.
 LABELLED = 60
@@ -22,6 +22,7 @@ def means(result: Any, ax: Any = None, *, x: str | None = None) -> Any:
     x : a variable of the result for the horizontal axis; a joined line for each combination of the others. If None,
         every estimate has a line and a label of its own.
     """
+    check_has(result, "row_labels", "emmeans(), emtrends() and contrast()")
     ax = axes(ax)
     title = TITLES[result.kind]
     labels = _side_by_side(result, ax, x) if x is not None else _one_below_the_other(result, ax)
@@ -72,6 +73,7 @@ def _places(values: Any) -> tuple[np.ndarray, list[str]]:
 
 def power(curve: Any, ax: Any = None) -> Any:
     """Power with its limits against the number of levels; beside it false rejections, where they were simulated."""
+    check_has(curve, "note", "power()")
     ax = axes(ax)
     table = curve.table
     kinds = [("power", "power", ""), ("type1", "without the effect", "type1_")]
