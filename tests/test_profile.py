@@ -149,10 +149,10 @@ def test_limits_of_fixed_effects(crossed):
 
 
 def test_average_information_finds_the_same_limits(monkeypatch):
-    """Where the exact Hessian costs too much another curvature serves: with the same gradient, the roots are the same."""
+    """Where the exact Hessian costs too much another curvature serves: the gradient, and so the roots, are the same."""
     rng = np.random.default_rng(3)
-    frame = pd.DataFrame({"g": rng.integers(0, 60, 400), "h": rng.integers(0, 40, 400), "x": rng.normal(size=400)})
-    frame["y"] = rng.normal(size=60)[frame.g] + 0.7 * rng.normal(size=40)[frame.h] * frame.x + rng.normal(size=400)
+    frame = pd.DataFrame({"g": rng.integers(0, 45, 200), "h": rng.integers(0, 30, 200), "x": rng.normal(size=200)})
+    frame["y"] = rng.normal(size=45)[frame.g] + 0.7 * rng.normal(size=30)[frame.h] * frame.x + rng.normal(size=200)
     fit = lme.lmer("y ~ x + (1 | g) + (0 + x | h)", frame)
     exact = fit.profile_ci()
     monkeypatch.setattr(likelihood, "EXACT", 0)
@@ -163,7 +163,7 @@ def test_average_information_finds_the_same_limits(monkeypatch):
 
 
 def test_coverage():
-    """Limits of both standard deviations of a small one-way design hold their level: 200 draws, REML."""
+    """Limits of both standard deviations of a small one-way design hold their level: 120 draws, REML."""
     g = np.repeat(np.arange(10), 4)
     fit = lme.lmer(
         "y ~ 1 + (1 | g)",
@@ -172,13 +172,13 @@ def test_coverage():
         ),
     )
     truth, inside = fit.varcorr["sdcor"].to_numpy(), np.zeros(2)
-    for _, y in fit.simulate(200, seed=7).items():
+    for _, y in fit.simulate(120, seed=7).items():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SingularFitWarning)
             table = fit.refit(y).profile_ci()
         inside += (table["lower"].to_numpy() <= truth) & (truth <= table["upper"].to_numpy())
-    # Binomial with 200 draws: 95 % ± 4.6 % at three standard errors.
-    assert (np.abs(inside / 200 - 0.95) < 0.046).all()
+    # Binomial with 120 draws: 95 % ± 6 % at three standard errors.
+    assert (np.abs(inside / 120 - 0.95) < 0.06).all()
 
 
 # ---------------------------------------------------------------- the surface

@@ -53,22 +53,25 @@ def arrange(X: np.ndarray, e: np.ndarray, G: Any, weights: Any, codes: np.ndarra
         G, weights = G[order], None if weights is None else np.asarray(weights)[order]
     ends = np.searchsorted(codes, np.arange(n_clusters + 1))
     own = _cluster_of_effects(G, codes)
-    by_cluster = np.argsort(own, kind="stable")
-    first = np.searchsorted(own[by_cluster], np.arange(n_clusters + 1))
-    return Rows(X, e, G[:, by_cluster], weights, ends, first)
+    by_cluster = np.argsort(own, kind="stable") if (np.diff(own) < 0).any() else None
+    if by_cluster is not None:
+        G, own = G[:, by_cluster], own[by_cluster]
+    return Rows(X, e, G, weights, ends, np.searchsorted(own, np.arange(n_clusters + 1)))
 
 
 def _cluster_of_effects(G: Any, codes: np.ndarray) -> np.ndarray:
-    """(K,) the cluster of every effect; effects of no row, which move nothing, are put with the first."""
-    entries = scipy.sparse.coo_matrix(G)
-    present = entries.data != 0.0
-    columns, clusters = entries.col[present], codes[entries.row[present]]
-    low, high = np.full(G.shape[1], len(codes)), np.full(G.shape[1], -1)
-    np.minimum.at(low, columns, clusters)
-    np.maximum.at(high, columns, clusters)
+    """(K,) the cluster of every effect, from ``codes`` that ascend; effects of no row go anywhere."""
+    columns = scipy.sparse.csc_matrix(G)
+    columns.eliminate_zeros()
+    columns.sort_indices()
+    starts, stops = columns.indptr[:-1], columns.indptr[1:]
+    used = stops > starts
+    low, high = codes[columns.indices[starts[used]]], codes[columns.indices[stops[used] - 1]]
     if (low < high).any():
         raise DataError("levels of a grouping factor are in several clusters, so that these are not independent")
-    return np.maximum(high, 0)
+    out = np.zeros(G.shape[1], int)
+    out[used] = high
+    return np.maximum.accumulate(out) if (np.diff(high) >= 0).all() else out
 
 
 def batches(rows: Rows) -> Iterator[Batch]:
@@ -194,8 +197,10 @@ def _in_columns(
     unit = np.where(size > 0, size, 1.0)
     values, vectors = np.linalg.eigh(S / unit[:, :, None] / unit[:, None, :])
     kept = values > DEPENDENT * (k + p)
+    rank = max(1, int(kept.sum(1).max()))
+    values, vectors, kept = values[:, -rank:], vectors[:, :, -rank:], kept[:, -rank:]
     root = np.sqrt(np.where(kept, values, 0.0))
     R = root[:, :, None] * np.swapaxes(vectors, 1, 2) * unit[:, None, :]
     e = np.einsum("mij,mi->mj", vectors, right / unit) * np.where(kept, 1.0 / np.where(kept, root, 1.0), 0.0)
-    V = R[:, :, :k] @ np.swapaxes(R[:, :, :k], 1, 2) + np.eye(k + p)
+    V = R[:, :, :k] @ np.swapaxes(R[:, :, :k], 1, 2) + np.eye(rank)
     return Batch(which, V, R[:, :, k:], e)
