@@ -84,6 +84,16 @@ def test_residual_structures_are_not_dropped_on_the_way(sleep):
         lme.design("~ Days + (1 | Subject)", sleep, beta=[1, 1], cov=1.0, sigma=1.0, **asked)
 
 
+def test_what_a_likelihood_ratio_leaves_out_is_named(sleep):
+    asked = dict(residual="ar1(Days | Subject)")
+    both = lme.lmer("Reaction ~ Days + (1 | Subject)", sleep, **asked)
+    with pytest.raises(UnsupportedError, match="fit the smaller one, gls"):
+        both.compare_lr_test()
+    serial = lme.gls("Reaction ~ Days", sleep, **asked)
+    assert both.compare_lr_test(serial).df == 1
+    assert serial.compare_lr_test().df == 1
+
+
 def test_known_models_show_what_they_are(sleep):
     shown = repr(lme.design("~ Days + (1 | Subject)", sleep, beta=[250, 10], cov=600.0, sigma=25.0))
     assert shown.startswith("Model with given parameters: 180 rows, levels: 18 of Subject\n") and len(shown) < 300
@@ -98,6 +108,18 @@ def test_augment_wants_the_rows_of_the_fit(sleep, fit):
     assert len(again.augment(repeated)) == 180
     with pytest.raises(DataError, match="must be unique"):
         again.augment(repeated.iloc[:-1])
+
+
+def test_functions_that_are_profiled(fit):
+    with pytest.raises(DataError, match="needs seed="):
+        fit.conf_int(method="bootstrap", n=10)
+    for function, words in [
+        (lambda psi, s2: psi["Subject"], "must return one number"),
+        (lambda psi, s2: "x", "must return one number"),
+        (lambda psi, s2: 1.0, "does not change with any parameter"),
+    ]:
+        with pytest.raises(DataError, match=words):
+            fit.profile_ci({"f": function})
 
 
 def test_pictures(sleep, fit):

@@ -15,6 +15,7 @@ from ..diagnostics import Residuals
 from ..errors import DataError, UnsupportedError
 from ..fitting import read_options, read_reml
 from ..formula.values import as_frame
+from ..inference.likelihood_ratio import LinearFit
 from ..inference.prediction import PredictionRows, RandomChoice, interval_table, prediction_rows
 from ..inference.simulation import response_for
 from ..summary import Summary
@@ -244,6 +245,15 @@ class StructuredResults(ResidualStructure):
     def compare(self, *others: Any, **options: Any) -> NoReturn:
         """Not there for structured residuals: ``compare_lr_test`` of two, ``compare_structures`` of many."""
         raise UnsupportedError("models with residual structures are compared by compare_lr_test and compare_structures")
+
+    def without_random_effects(self) -> LinearFit:
+        """The fixed effects with independent residuals of one variance, of a model without random effects."""
+        if self._data.terms:
+            raise UnsupportedError(
+                "this model has random effects and a residual structure, which would go too: fit the smaller one, "
+                "gls(formula, data, residual=…), and compare_lr_test with it"
+            )
+        return super().without_random_effects()
 
     def _bootstrapped(self, *arguments: Any) -> NoReturn:
         raise UnsupportedError("of structured residuals bootstrap(n, seed=…).intervals() has the limits")
