@@ -89,6 +89,8 @@ def test_what_a_likelihood_ratio_leaves_out_is_named(sleep):
     both = lme.lmer("Reaction ~ Days + (1 | Subject)", sleep, **asked)
     with pytest.raises(UnsupportedError, match="fit the smaller one, gls"):
         both.compare_lr_test()
+    with pytest.raises(UnsupportedError, match="residual_intervals"):
+        both.conf_int(method="profile")
     serial = lme.gls("Reaction ~ Days", sleep, **asked)
     assert both.compare_lr_test(serial).df == 1
     assert serial.compare_lr_test().df == 1

@@ -242,6 +242,12 @@ class StructuredResults(ResidualStructure):
         """Not there for structured residuals: its formula takes them as independent and of one variance."""
         raise UnsupportedError(WITHOUT)
 
+    def profile_ci(self, *arguments: Any, **options: Any) -> NoReturn:
+        """Not there for structured residuals: ``residual_intervals(method="profile")``."""
+        raise UnsupportedError("profile limits beside a residual structure are residual_intervals(method='profile')")
+
+    profile = profile_ci
+
     def compare(self, *others: Any, **options: Any) -> NoReturn:
         """Not there for structured residuals: ``compare_lr_test`` of two, ``compare_structures`` of many."""
         raise UnsupportedError("models with residual structures are compared by compare_lr_test and compare_structures")
@@ -260,7 +266,7 @@ class StructuredResults(ResidualStructure):
 
     # What would give numbers of another model.
     hatvalues = property(_refused)
-    cooks_distance = influence = check = profile_ci = profile = ranova = _refused
+    cooks_distance = influence = check = ranova = _refused
     variance_partition = r2 = icc = repeatability = design_effect = report = conditional_aic = _refused
 
     def refit_many(self, Y: Any, *, start: Any = None, progress: bool = True) -> ManyStructured:  # type: ignore[override]
