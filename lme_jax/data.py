@@ -128,6 +128,8 @@ class ModelData:
 
         The arrays become the model's own: what the person does to theirs afterwards does not reach it.
         """
+        if cls is ModelData and design.residual is not None:
+            raise UnsupportedError("residual= and variance= are for single fits: lmer, gls, mmrm")
         design = _owned(design)
         by_factor: dict[str, list[RandomTerm]] = {}
         for term in design.terms:

@@ -189,6 +189,8 @@ class Derived:
         if callable(ddf):
             return Basis(beta, Reference("as given", cov, ddf, lambda L: (float(np.min(ddf(L))), 1.0)))
         if isinstance(ddf, (int, float, np.number)):
+            if not ddf > 0:
+                raise DataError(f"ddf={ddf!r}: degrees of freedom must be > 0")
             return Basis(beta, by_column(f"{ddf:g}, as given", cov, np.full(len(cov), float(ddf))))
         return Basis(beta, self._reference_of(ddf))
 

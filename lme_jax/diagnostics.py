@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -222,7 +222,8 @@ class Diagnostics(Profiles):
         studentized = self.residuals("studentized").to_numpy()
         yield from checks.of_residuals(studentized, self.fittedvalues.to_numpy(), self._data.index)
         inner = max(self._data.factors, key=lambda factor: len(factor.levels))
-        yield from checks.of_order(self.residuals("scaled").to_numpy(), inner)
+        shared = partial(influence.shared_leverage, self._whole, self._equations)
+        yield from checks.of_order(self.residuals("scaled").to_numpy(), inner, shared)
         for factor, table in zip(self._data.factors, self.mahalanobis().values(), strict=True):
             yield from checks.of_effects(factor, table)
         try:

@@ -151,6 +151,8 @@ class Profiles(Estimates):
 
     def _bootstrapped(self, alpha: float, which: Any, options: dict[str, Any]) -> pd.DataFrame:
         kind = options.pop("interval", "percentile")
+        if options.get("seed") is None:
+            raise DataError("conf_int(method='bootstrap') needs seed=, a whole number")
         table = self.bootstrap(**options).intervals(1.0 - check_alpha(alpha), kind)
         if which is None:
             return _limits_only(table)

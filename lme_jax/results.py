@@ -465,7 +465,8 @@ class MixedLMResults(Diagnostics):
         """
         ddf = self.default_ddf if ddf is None else read_method(ddf)
         tables = [facts_table(self, self._data), self._estimates(alpha, ddf), components_table(self.varcorr)]
-        notes = [f"The optimiser {self.status.text} after {int(self.fit.iterations)} evaluations;"]
+        steps = int(self.fit.iterations)
+        notes = [f"The optimiser {self.status.text} after {steps} evaluation{'' if steps == 1 else 's'};"]
         notes.append(f"½gᵀH⁻¹g = {float(self.fit.decrease):.1e} deviance units remain.")
         if self._data.n_dropped:
             notes.append(f"{self._data.n_dropped} rows with missing values were left out.")

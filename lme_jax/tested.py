@@ -172,7 +172,11 @@ class Tested:
         rows, c = hypotheses(L, self._exog_names)
         if rows.shape[1] != len(self._exog_names):
             raise DataError(f"L has {rows.shape[1]} columns; give {len(self._exog_names)}, one per fixed effect")
+        if not np.isfinite(rows).all():
+            raise DataError("L holds values that are not finite")
         if rhs is not None:
+            if np.shape(rhs) not in ((), (1,), c.shape):
+                raise DataError(f"rhs has shape {np.shape(rhs)}: give one number, or one for each of {len(c)} rows")
             c = np.broadcast_to(np.asarray(rhs, float), c.shape)
         reference, beta = self._reference_of(ddf), np.asarray(self.fit.beta)
         own = row_tests(rows, c, beta, reference, level)

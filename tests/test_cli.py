@@ -95,6 +95,19 @@ def test_predictions_simulations_and_bootstrap(files, fit):
     np.testing.assert_allclose(boot, fit.bootstrap(50, seed=1, progress=False).intervals(), rtol=1e-6)
 
 
+def test_residual_structures(files):
+    sleep = lme.datasets.load("sleepstudy")
+    fit = lme.gls("Reaction ~ Days", sleep, residual="ar1(Days | Subject)")
+    asked = ("Reaction ~ Days", files / "sleep.csv", "--residual", "ar1(Days | Subject)")
+    told = json.loads(run("fit", *asked, "--json").stdout)
+    assert [row["estimate"] for row in told["residual"]] == pytest.approx(list(fit.residual_params.estimate))
+    assert "Kenward-Roger" in run("fit", *asked, "--ddf", "kr").stdout
+    assert list(table(run("bootstrap", *asked, "--seed", 1, "-n", 40, "--csv").stdout).index) == list(
+        fit.bootstrap(40, seed=1, progress=False).intervals().index
+    )
+    run("bootstrap", *asked, "--seed", 1, "--kind", "cases", code=2)
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [

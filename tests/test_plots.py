@@ -35,10 +35,30 @@ def test_means_and_power(fit):
     assert [label.get_text() for label in ax.get_yticklabels()] == ["0", "5"]
     limits = [segment[:, 0] for segment in ax.collections[0].get_segments()]
     np.testing.assert_allclose(limits, means.table[["lower", "upper"]])
+    ax = plots.means(means, x="Days")
+    np.testing.assert_allclose(points(ax), means.table[["Days", "estimate"]])
+    with pytest.raises(DataError, match="x='day' is not among the variables of these estimates: Days"):
+        plots.means(means, x="day")
     curve = lme.power(fit, "Days", 20, sizes=[5, 8], seed=1, type1=True, progress=False)
     ax = plots.power(curve)
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["power", "without the effect"]
     assert "Satterthwaite" in plots.alt_text(ax)
+
+
+def test_means_side_by_side():
+    oats = lme.lmer("yield ~ Variety * factor(nitro) + (1 | Block/Variety)", lme.datasets.load("Oats"))
+    for means in (oats.emmeans(["nitro", "Variety"]), oats.emmeans("nitro", by="Variety")):
+        ax = plots.means(means, x="nitro")
+        _, names = ax.get_legend_handles_labels()
+        assert names == ["Golden Rain", "Marvellous", "Victory"]
+        for bars, name in zip(ax.containers, names, strict=True):
+            line, table = bars.lines[0].get_xydata(), means.table[means.table.Variety == name]
+            np.testing.assert_allclose(line[:, 0], table.nitro, atol=0.02)
+            np.testing.assert_allclose(line[:, 1], table.estimate)
+            (limits,) = [segments.get_segments() for segments in bars.lines[2]]
+            np.testing.assert_allclose([s[:, 1] for s in limits], table[["lower", "upper"]])
+    ax = plots.means(oats.emmeans(["nitro", "Variety"]), x="Variety")
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["Golden Rain", "Marvellous", "Victory"]
 
 
 def points(ax):

@@ -482,8 +482,10 @@ def test_many_responses_are_single_fits_and_the_bootstrap_has_the_right_spread(a
     drawn = ar1_ident.bootstrap(200, seed=4, progress=False)
     spread = drawn.standard_errors()[list(ar1_ident.fe_params.index)]
     np.testing.assert_allclose(spread, ar1_ident.bse_fe, rtol=0.2)  # four standard errors of 200 draws
-    limits = drawn.intervals().loc["ar1(visit | Subject) rho"]
-    assert limits.lower < limits.estimate < limits.upper
+    limits, narrow = (drawn.intervals(level).loc["ar1(visit | Subject) rho"] for level in (0.95, 0.5))
+    assert limits.lower < narrow.lower < limits.estimate < narrow.upper < limits.upper
+    with pytest.raises(DataError, match="3 responses reached an optimum: too few"):
+        many.intervals()
     with pytest.raises(DataError, match="give 108 rows"):
         ar1_ident.refit_many(np.zeros((3, 2)))
 

@@ -72,6 +72,10 @@ of_model = _options(
     click.option("--ml", is_flag=True, help="Maximum likelihood instead of REML."),
     click.option("--weights", metavar="COLUMN", help="Prior weights: the residual variance is σ²/weight."),
     click.option("--offset", metavar="COLUMN", help="A known part of the mean."),
+    click.option(
+        "--residual", metavar="TERM", help='Correlation of residuals, such as "us(visit | id)"; no bar needed.'
+    ),
+    click.option("--variance", metavar="TERM", help='Variance of residuals, such as "ident(sex)".'),
     click.option("--subset", metavar="QUERY", help="Rows to use, such as \"age > 40 and sex == 'f'\"."),
     of_data,
 )
@@ -137,6 +141,7 @@ def fit(formula: str, data: str, form: str, output: str | None, ddf: str | None,
 
 
 def _everything(fitted: Any, chosen: dict[str, str]) -> dict[str, Any]:
+    structured = isinstance(fitted, lme.StructuredResults)
     return {
         "criterion": {
             "method": fitted.method,
@@ -152,6 +157,7 @@ def _everything(fitted: Any, chosen: dict[str, str]) -> dict[str, Any]:
         "sigma": fitted.sigma,
         "coefficients": fitted.coefficients(**chosen),
         "covariance": fitted.varcorr,
+        **({"residual": fitted.residual_params} if structured else {}),
     }
 
 
@@ -198,6 +204,8 @@ def emmeans(
     **model: Any,
 ) -> None:
     """Marginal means of factors, and their contrasts."""
+    if adjust is not None and contrast is None:
+        raise click.UsageError("--adjust is of the p-values of --contrast")
     with _said():
         fitted = _fitted(formula, data, **model)
         means = fitted.emmeans(list(factors_of_means), by=list(by) or None, **({} if ddf is None else {"ddf": ddf}))
@@ -301,7 +309,11 @@ def bootstrap(
     """Bootstrap confidence limits of all parameters."""
     with _said():
         fitted = _fitted(formula, data, **model)
-        table = fitted.bootstrap(number, seed=seed, kind=sampled).intervals(method=method)
+        structured = isinstance(fitted, lme.StructuredResults)
+        if structured and sampled != "parametric":
+            raise click.UsageError("residual structures have the parametric bootstrap only")
+        kind = {} if structured else {"kind": sampled}
+        table = fitted.bootstrap(number, seed=seed, **kind).intervals(method=method)
     write(render(table, form), output)  # type: ignore[arg-type]
 
 
@@ -316,7 +328,10 @@ def report(formula: str, data: str, output: str, title: str | None, ddf: str | N
     """Write a page about the fit: the model in words, tables, pictures, a paragraph for the methods section."""
     with _said():
         fitted = _fitted(formula, data, **model)
-        fitted.report(output, title=title, ddf=ddf)
+        try:
+            fitted.report(output, title=title, ddf=ddf)
+        except OSError as error:
+            raise click.ClickException(f"{output} cannot be written: {error.strerror}") from error
     click.echo(f"wrote {output}", err=True)
     _end(fitted)
 

@@ -53,6 +53,11 @@ def read_table(path: str, kind: str | None = None, factors: Sequence[str] = ()) 
         raise click.UsageError(f"{path}: reading {ending} files needs pyarrow: pip install pyarrow") from error
     except (ValueError, OSError) as error:
         raise click.UsageError(f"{path} cannot be read as {ending[1:]}: {error}") from error
+    if len(frame.columns) == 1 and (marks := [mark for mark in (";", "\t", ",") if mark in str(frame.columns[0])]):
+        raise click.UsageError(
+            f"{path} has one column, {str(frame.columns[0])!r}: its values seem to be separated by {marks[0]!r}. "
+            + ("Say --format tsv." if marks[0] == "\t" else "Save it with commas, or with tabs as .tsv.")
+        )
     absent = [name for name in factors if name not in frame.columns]
     if absent:
         raise click.UsageError(f"--factor names {absent}, but the columns are {list(frame.columns)}")

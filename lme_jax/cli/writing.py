@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
+import click
 import numpy as np
 import pandas as pd
 
@@ -50,4 +51,7 @@ def write(text: str, path: str | None) -> None:
     if path in (None, "-"):
         sys.stdout.write(text + "\n")
     else:
-        Path(str(path)).write_text(text + "\n", encoding="utf-8")
+        try:
+            Path(str(path)).write_text(text + "\n", encoding="utf-8")
+        except OSError as error:
+            raise click.ClickException(f"{path} cannot be written: {error.strerror}") from error

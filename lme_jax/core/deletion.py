@@ -47,24 +47,33 @@ def row_terms(equations: MixedModelEquations, weights: Any) -> RowTerms:
     G, w = equations.G, np.ones(len(equations.X)) if weights is None else np.asarray(weights)
     solve = equations.factored.solve if equations.inverse is None else equations.inverse.__matmul__
     gap = equations.X - G @ solve(np.ascontiguousarray(equations.XtWG.T))
-    inner = _quadratic(equations)
+    inner = _products(equations, np.arange(len(w)), np.arange(len(w)))
     leverage = w * (inner + np.einsum("np,pq,nq->n", gap, equations.unscaled_cov, gap, optimize=True))
     return RowTerms(leverage, w - w * w * inner, gap * w[:, None])
 
 
-def _quadratic(equations: MixedModelEquations) -> np.ndarray:
-    """g_iᵀP⁻¹g_i (n,) of the rows of G."""
-    G = equations.G
+def shared_leverage(equations: MixedModelEquations, weights: Any, i: np.ndarray, j: np.ndarray) -> np.ndarray:
+    """h_ij (m,) of pairs of rows: −h_ij is the covariance of their scaled residuals where the model is right."""
+    w = np.ones(len(equations.X)) if weights is None else np.asarray(weights)
+    solve = equations.factored.solve if equations.inverse is None else equations.inverse.__matmul__
+    gap = equations.X - equations.G @ solve(np.ascontiguousarray(equations.XtWG.T))
+    fixed = np.einsum("mp,mp->m", gap[i] @ equations.unscaled_cov, gap[j])
+    return np.sqrt(w[i] * w[j]) * (_products(equations, i, j) + fixed)
+
+
+def _products(equations: MixedModelEquations, i: np.ndarray, j: np.ndarray) -> np.ndarray:
+    """g_iᵀP⁻¹g_j (m,) of pairs of rows of G."""
+    left, right = equations.G[j], equations.G[i]
     if equations.inverse is not None:
-        return np.asarray(G.multiply(G @ equations.inverse).sum(1)).ravel()
-    n, K = G.shape
+        return np.asarray(left.multiply(right @ equations.inverse).sum(1)).ravel()
+    n, K = left.shape
     out = np.empty(n)
     inverse = np.linalg.inv(equations.P.toarray()) if K <= DENSE else None
     step = max(1, VALUES_AT_ONCE // K)
     for lo in range(0, n, step):
-        rows = G[lo : lo + step]
+        rows = right[lo : lo + step]
         half = equations.factored.solve(rows.toarray().T).T if inverse is None else rows @ inverse
-        entries = rows.tocoo()
+        entries = left[lo : lo + step].tocoo()
         products = entries.data * half[entries.row, entries.col]
         out[lo : lo + step] = np.bincount(entries.row, products, minlength=rows.shape[0])
     return out

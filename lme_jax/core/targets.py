@@ -195,9 +195,12 @@ def function(
             psi[factor] = s2 * (L @ L.T)
         with np.errstate(all="ignore"):
             try:
-                return float(to(np.float64(of(psi, s2))))
+                found = of(psi, s2)
             except ZeroDivisionError:  # of Python's numbers, far from the estimate
                 return np.nan
+            if np.ndim(found) != 0 or np.asarray(found).dtype.kind not in "biuf":
+                raise DataError(f"{name!r}: the function must return one number, not {found!r}")
+            return float(to(np.float64(found)))
 
     def curve(x: np.ndarray) -> Curve:
         m, here = len(x), value(x)

@@ -1,6 +1,6 @@
 """``check``: what looks wrong with a fit, in words, each with its figure, and what can be done."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -96,19 +96,27 @@ def _of_spread(r: np.ndarray, fitted: np.ndarray) -> Finding:
     return Finding("spread of the residuals", not wrong, f"{text} (rank correlation {rho:.2f}){advice}")
 
 
-def of_order(scaled: np.ndarray, factor: Factor) -> Iterator[Finding]:
-    """Whether successive rows of a level are alike."""
+def of_order(
+    scaled: np.ndarray, factor: Factor, shared: Callable[[np.ndarray, np.ndarray], np.ndarray]
+) -> Iterator[Finding]:
+    """Whether successive rows of a level are alike.
+
+    Parameters
+    ----------
+    shared : h_ij of pairs of rows (i, j). What a level's own effects take up makes its residuals correlate by −h_ij,
+        which may hide that they follow each other.
+    """
     if not factor.by_code:
         return
     order = np.argsort(factor.codes, kind="stable")
-    r, same = scaled[order], np.diff(factor.codes[order]) == 0
-    pairs = int(same.sum())
-    # Residuals of m rows about their mean correlate by −1/(m − 1): nothing is told of pairs of rows.
-    if pairs < 20 or float((r**2).sum()) == 0.0:
+    same = np.diff(factor.codes[order]) == 0
+    i, j = order[:-1][same], order[1:][same]
+    pairs = len(i)
+    if pairs < 20 or float((scaled**2).sum()) == 0.0:
         return
-    rho = float((r[1:] * r[:-1])[same].mean() / (r**2).mean())
+    rho = float((scaled[i] * scaled[j] + shared(i, j)).mean() / (scaled**2).mean())
     wrong = rho > CORRELATED and rho * np.sqrt(pairs) > scipy.special.ndtri(1.0 - LEVEL)
-    text = f"successive rows of a {factor.name} correlate by {rho:.2f}"
+    text = f"successive rows of a {factor.name} correlate by {rho:.2f} more than the model has it"
     advice = ": if their order is that of time, give the residuals a correlation such as ar1" if wrong else ""
     yield Finding("order of the rows", not wrong, text + advice)
 

@@ -47,7 +47,11 @@ def _given(method: Any, labels: Sequence[str]) -> Family:
         raise DataError(f"contrast: {method!r} is neither a method nor a matrix of coefficients") from error
     if K.shape[1] != len(labels) or K.ndim != 2 or len(K) == 0:
         raise DataError(f"contrast: give {len(labels)} coefficients, one for each of {', '.join(labels)}: {K.shape[1]}")
-    return Family(K, names or [f"c{i + 1}" for i in range(len(K))], "none")
+    names = names or [f"c{i + 1}" for i in range(len(K))]
+    unfit = ~np.isfinite(K).all(1) | ~K.any(1)
+    if unfit.any():
+        raise DataError(f"contrast: {names[int(unfit.argmax())]} needs finite coefficients, not all of them zero")
+    return Family(K, names, "none")
 
 
 def _difference(a: str, b: str) -> str:

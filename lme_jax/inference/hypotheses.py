@@ -139,12 +139,18 @@ def _equation(text: str, names: Sequence[str]) -> tuple[np.ndarray, float]:
         mark = f"_v{j}_"
         places[mark] = j
         coded = _replace_name(coded, names[j], f" {mark} ")
-    left, *right = coded.split("=")
+    left, *right = coded.replace("==", "=").split("=")
     if len(right) > 1:
         raise DataError(f"the hypothesis {text!r} has {len(right)} equals signs; separate hypotheses by commas")
-    value = _linear(left, places, len(names), text)
-    if right:
-        value = value - _linear(right[0], places, len(names), text)
+    try:
+        value = _linear(left, places, len(names))
+        if right:
+            value = value - _linear(right[0], places, len(names))
+    except (SyntaxError, KeyError, TypeError, ValueError) as error:
+        known = ", ".join(names[:12]) + (", …" if len(names) > 12 else "")
+        raise DataError(
+            f"cannot read the hypothesis {text.strip()!r} as a linear one in the parameters {known}"
+        ) from error
     return value[:-1], -value[-1]
 
 
@@ -164,12 +170,9 @@ def _wordlike(character: str) -> bool:
     return character.isalnum() or character == "_"
 
 
-def _linear(expression: str, places: dict[str, int], k: int, text: str) -> np.ndarray:
+def _linear(expression: str, places: dict[str, int], k: int) -> np.ndarray:
     """Coefficients and constant (k + 1,) of a linear expression."""
-    try:
-        return _value(ast.parse(expression.strip(), mode="eval").body, places, k)
-    except (SyntaxError, KeyError, TypeError, ValueError) as error:
-        raise DataError(f"cannot read the hypothesis {text.strip()!r} as a linear one in the parameters") from error
+    return _value(ast.parse(expression.strip(), mode="eval").body, places, k)
 
 
 def _value(node: ast.expr, places: dict[str, int], k: int) -> np.ndarray:

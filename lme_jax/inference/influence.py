@@ -147,6 +147,11 @@ def row_terms(data: ModelData, equations: MixedModelEquations) -> RowTerms:
     return deletion.row_terms(equations, data.design.weights)
 
 
+def shared_leverage(data: ModelData, equations: MixedModelEquations, i: np.ndarray, j: np.ndarray) -> np.ndarray:
+    """h_ij (m,) of pairs of fitted rows."""
+    return deletion.shared_leverage(equations, data.design.weights, i, j)
+
+
 def residuals(data: ModelData, fitted: Fit, conditional: np.ndarray, kind: str, leverage: Any) -> np.ndarray:
     """Residuals (n,) of a ``kind``, from y − fitted; ``leverage`` is called where they need it."""
     root = 1.0 if data.design.weights is None else np.sqrt(data.design.weights)

@@ -25,7 +25,8 @@ class LikelihoodRatio(NamedTuple):
     df: int
 
     def __repr__(self) -> str:
-        return f"<Likelihood ratio {self.statistic:.6g}, {self.df} parameters more, p = {self.pvalue:.4g}>"
+        more = f"{self.df} parameter{'' if self.df == 1 else 's'} more"
+        return f"<Likelihood ratio {self.statistic:.6g}, {more}, p = {self.pvalue:.4g}>"
 
 
 def likelihood_ratio(statistic: float, df: int, n_boundary: int) -> LikelihoodRatio:

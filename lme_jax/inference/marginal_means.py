@@ -17,6 +17,7 @@ from .contrasts import Family, family, letters
 from .degrees import Reference
 from .linear_tests import joint_test
 from .reference_grid import Functions, named
+from .wald import check_alpha
 
 
 class Basis(NamedTuple):
@@ -250,6 +251,8 @@ class MarginalMeans:
             ``estimate, se, df, null, statistic, p`` with the labels; jointly ``F, df1, df2, p`` for each value of
             ``by``, in the degrees of freedom of these means. Rows that follow from others do not count there.
         """
+        if not isinstance(null, (int, float, np.number)) or not np.isfinite(null):
+            raise DataError(f"null={null!r} must be a finite number")
         if joint:
             return self._joint(null)
         method = check_adjust(self.adjust if adjust is None else adjust, self.pairs_of is not None)
@@ -286,6 +289,7 @@ class MarginalMeans:
         ----------
         Piepho (2004), J. Comput. Graph. Stat. 13, 456–466.
         """
+        check_alpha(alpha)
         p = self.contrast("pairwise", adjust=adjust).test()["p"].to_numpy()
         groups, at = np.full(len(self), "", object), 0
         for rows in self._families:

@@ -135,6 +135,8 @@ def limits(around: Profiler, target: Target, level: float) -> Limits:
     cut, aim = float(scipy.special.chdtri(1, 1.0 - level)), _aim(around, target)
     if aim.here.slope.any() and not aim.here.slope[around.free].any():
         return Limits(target.name, aim.estimate, np.nan, np.nan, "held, not estimated")
+    if not aim.here.slope.any() and not aim.here.bend.any():
+        raise DataError(f"{target.name!r} does not change with any parameter, so that it has no limits")
     if any(_may_vanish(around, *effect, cut) for effect in target.needs):
         note = "both limits at the bounds: a standard deviation it is made of may be zero"
         return Limits(target.name, aim.estimate, *target.ends, note)

@@ -84,10 +84,14 @@ def named(names: Any, what: str) -> list[str]:
     if names is None:
         return []
     if isinstance(names, str):
-        text = names.replace("~", " ")
+        left, _, text = names.rpartition("~")
+        if left.strip():
+            raise DataError(
+                f"{what}={names!r}: name the variables of the means, {text.strip()!r}, then take .contrast()"
+            )
         for mark in "*:+,":
             text = text.replace(mark, "\n")
-        names = [part.strip() for part in text.split("\n")]
+        names = [part.strip().strip("`") for part in text.split("\n")]
     if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
         raise DataError(f"{what}={names!r}: give a variable's name, or a list of them")
     return [name for name in dict.fromkeys(names) if name not in ("", "1")]
@@ -104,6 +108,8 @@ def read_specs(specs: Any, by: Any) -> tuple[list[str], list[str]]:
 
 def axes(found: Columns, first: Sequence[str], at: Mapping[str, Any] | None) -> list[Axis]:
     """The grid's variables: ``first`` in their order, then all others."""
+    if not isinstance(at, (Mapping, type(None))):
+        raise DataError(f"at={at!r}: give a mapping of variables to values, such as {{'x': [1, 2]}}")
     given = dict(at or {})
     for name in (*first, *given):
         if name not in found.variables:
@@ -121,6 +127,8 @@ def _values(name: str, variable: Variable, given: Any) -> np.ndarray:
     if given is None:
         return variable.values
     chosen: np.ndarray = np.atleast_1d(np.asarray(given)).reshape(-1)
+    if not len(chosen):
+        raise DataError(f"at: give {name!r} at least one value")
     if not variable.is_factor:
         try:
             return _days(chosen, variable) if variable.kind != "number" else np.asarray(chosen, float)

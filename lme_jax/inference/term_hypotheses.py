@@ -21,6 +21,8 @@ _TYPES: dict[str, Type] = {"1": 1, "2": 2, "3": 3, "I": 1, "II": 2, "III": 3}
 
 def read_type(given: Any) -> Type:
     """1, 2 or 3, of numbers or Roman numerals."""
+    if not isinstance(given, (str, int, np.integer, type(None))):
+        raise DataError("anova() tests the terms of this model: compare(other) puts models beside each other")
     found = _TYPES.get(str(given).upper())
     if found is None:
         raise DataError(f"type={given!r} is unknown; use 1, 2, 3 or 'I', 'II', 'III'")

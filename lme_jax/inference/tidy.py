@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from ..data import ModelData
+from ..errors import DataError
 from ..formula.values import as_frame
 from .marginal_means import Basis, MarginalMeans
 from .reference_grid import unit_functions
@@ -59,10 +60,22 @@ def level_rows(ranef: Mapping[str, pd.DataFrame], cov: Mapping[str, np.ndarray])
     return pd.concat(parts, ignore_index=True)
 
 
+def _fitted_rows(frame: pd.DataFrame, index: pd.Index) -> pd.DataFrame:
+    """The rows of the person's frame that were fitted, by their labels; by position where labels repeat."""
+    if not frame.index.is_unique and len(frame) == len(index):
+        return frame.copy()
+    if not frame.index.is_unique or not index.isin(frame.index).all():
+        raise DataError(
+            f"augment: these {len(frame)} rows are not those of the fit: give the data frame that was fitted, or none; "
+            f"the fit used {len(index)} rows, and the labels of rows must be unique where some of them were left out"
+        )
+    return frame.loc[index].copy()
+
+
 def row_frame(data: ModelData, given: Any) -> pd.DataFrame:
     """The rows that were fitted: of the person's data frame, or the response and the groups."""
     if given is not None:
-        return as_frame(given).loc[data.index].copy()
+        return _fitted_rows(as_frame(given), data.index)
     columns: dict[str, Any] = {data.endog_name: data.y}
     columns |= {f.name: np.asarray(f.levels)[f.codes] for f in data.factors if f.membership is None}
     return pd.DataFrame(columns, index=data.index)

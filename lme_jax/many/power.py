@@ -66,6 +66,12 @@ class KnownModel:
         names = list(self._data.exog_names)
         return pd.DataFrame(float(self.fit.sigma) ** 2 * self.fit.unscaled_cov, index=names, columns=names)
 
+    def __repr__(self) -> str:
+        levels = ", ".join(f"{len(factor.levels)} of {factor.name}" for factor in self._data.factors)
+        errors = np.sqrt(np.diag(self.cov_fe))
+        table = pd.DataFrame({"value": self.fe_params, "se when estimated": errors})
+        return f"Model with given parameters: {self._data.n_rows} rows, levels: {levels}\n\n{table.to_string()}"
+
 
 def design(
     formula: str,
@@ -132,7 +138,8 @@ def _covariance(given: Any, data: ModelData) -> np.ndarray:
     labels = data.term_labels
     named = dict(given) if isinstance(given, Mapping) else {labels[0]: given}
     if set(named) != set(labels):
-        raise DataError(f"cov needs the covariance of the effects of each of {', '.join(labels)}: got {list(named)}")
+        given = f"a mapping {{{', '.join(f'{label!r}: …' for label in labels)}}}"
+        raise DataError(f"cov needs the covariance of the effects of each of {', '.join(labels)}: {given}, not {named}")
     out = np.zeros((data.term_slices[-1].stop,) * 2)
     for label, term, span in zip(labels, data.terms, data.term_slices, strict=True):
         own = np.asarray(named[label], float)
@@ -189,6 +196,8 @@ def _effect(beta: np.ndarray, effect: Any, asked: Hypothesis, names: Sequence[st
         raise DataError(f"effect names {unknown}; the fixed effects are {', '.join(names)}")
     out = np.array(beta)
     for name, value in effect.items():
+        if not isinstance(value, (int, float, np.number)) or not np.isfinite(value):
+            raise DataError(f"effect: {value!r} for {name} is no finite number")
         out[names.index(name)] = float(value)
     return out
 
@@ -275,6 +284,7 @@ def power(
 
     data = _data_of(fit)
     _check_numbers(n_sim, alpha, level, method)
+    _check_seed(seed)
     asked, names = _hypothesis(test, data), list(data.exog_names)
     truth = dataclasses.replace(fit.fit, beta=_effect(np.asarray(fit.fit.beta, float), effect, asked, names))
     if method == "lrt" and asked.columns is None:
@@ -319,6 +329,11 @@ def _check_numbers(n_sim: Any, alpha: Any, level: Any, method: Any) -> None:
         raise DataError(f"method={method!r} is unknown; use {', '.join(map(repr, WORDS))}")
 
 
+def _check_seed(seed: Any) -> None:
+    if not isinstance(seed, (int, np.integer)) or seed < 0:
+        raise DataError(f"seed={seed!r}: give a whole number, 0 or more, so that the numbers can be had again")
+
+
 def _without(beta: np.ndarray, asked: Hypothesis) -> np.ndarray:
     """The nearest β for which the hypothesis holds."""
     L = asked.L
@@ -330,7 +345,10 @@ def _designs(data: ModelData, along: str | None, sizes: Sequence[int] | None) ->
     name = data.factors[0].name if along is None else along
     cases = Cases(data, name)
     m = cases.n_levels
-    for size in [m] if sizes is None else sizes:
+    wanted = [m] if sizes is None else list(np.atleast_1d(np.asarray(sizes, object)))
+    if not wanted:
+        raise DataError(f"sizes={sizes!r}: give numbers of levels of {name!r}, 2 or more each")
+    for size in wanted:
         if not isinstance(size, (int, np.integer)) or size < 2:
             raise DataError(f"sizes={sizes!r}: give numbers of levels of {name!r}, 2 or more each")
         times = np.full(m, size // m) + (np.arange(m) < size % m)

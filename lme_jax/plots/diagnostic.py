@@ -95,6 +95,8 @@ def ranef_qq(
 def _effects(result: Any, factor: str | None, effect: str | None) -> tuple[str, str, np.ndarray]:
     """The factor's and effect's names and the predicted effects (m,)."""
     by_factor = result.ranef
+    if not by_factor:
+        raise DataError("the model has no random effects to draw")
     name = next(iter(by_factor)) if factor is None else factor
     if name not in by_factor:
         raise DataError(f"factor={name!r} is none of the grouping factors {list(by_factor)}")

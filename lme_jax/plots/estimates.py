@@ -54,6 +54,8 @@ def groups(result: Any, x: str, *, factor: str | None = None, levels: Any = None
     Figure
     """
     data = result._data
+    if not data.factors:
+        raise DataError("the model has no grouping factor: there are no panels to draw")
     chosen = data.factors[0] if factor is None else next((f for f in data.factors if f.name == factor), None)
     if chosen is None:
         raise DataError(f"factor={factor!r} is none of the grouping factors {[f.name for f in data.factors]}")
@@ -98,6 +100,8 @@ def forest(results: Mapping[str, Any] | Any, ax: Any = None, *, level: float = 0
     intercept : whether it is drawn too, whose size often hides the others.
     """
     ax = axes(ax)
+    if isinstance(results, (list, tuple)):
+        raise DataError("several models need names: give a mapping, such as {'a': fit_a, 'b': fit_b}")
     models = results if isinstance(results, Mapping) else {"": results}
     tables = {name: _limits(result, level, intercept) for name, result in models.items()}
     terms = list(dict.fromkeys(term for table in tables.values() for term in table))

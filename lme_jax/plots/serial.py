@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from .style import ACCENT, BAND, DOT, LINE, axes, finish
+from .style import ACCENT, BAND, DOT, LINE, axes, check_has, finish
 
 
 def acf(result: Any, ax: Any = None, *, max_lag: int | None = None, type: str = "normalized") -> Any:
@@ -16,11 +16,13 @@ def acf(result: Any, ax: Any = None, *, max_lag: int | None = None, type: str = 
     ax : matplotlib Axes, optional
     max_lag, type : as of its ``acf``.
     """
+    check_has(result, "acf", "mmrm, gls and lmer(residual=)")
     ax, table = axes(ax), result.acf(max_lag, type).iloc[1:]
     ax.fill_between(table.lag, -table.limit, table.limit, color=BAND, alpha=0.6, linewidth=0)
     ax.vlines(table.lag, 0.0, table.acf, color=DOT, linewidth=2)
     ax.plot(table.lag, table.acf, "o", color=DOT, markersize=5)
     ax.axhline(0.0, color=LINE, linewidth=0.8)
+    ax.xaxis.get_major_locator().set_params(integer=True)
     alt = f"Autocorrelations of {type} residuals at {len(table)} lags with 95% limits."
     return finish(ax, title="Autocorrelation within subjects", x="Lag", y=f"Correlation of {type} residuals", alt=alt)
 
@@ -30,6 +32,7 @@ def variogram(result: Any, ax: Any = None, *, bins: int = 20, type: str = "pears
 
     Parameters as of ``acf``; ``bins`` as of the result's ``variogram``.
     """
+    check_has(result, "variogram", "mmrm, gls and lmer(residual=)")
     ax, table = axes(ax), result.variogram(type, bins=bins)
     ax.plot(table.distance, table.semivariance, color=ACCENT, linewidth=1.2)
     ax.scatter(table.distance, table.semivariance, s=60.0 * table.pairs / np.max(table.pairs), color=DOT, zorder=3)

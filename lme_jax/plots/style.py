@@ -26,6 +26,12 @@ def axes(ax: Any) -> Any:
     return pyplot().subplots(layout="constrained")[1] if ax is None else ax
 
 
+def check_has(given: Any, name: str, makers: str) -> None:
+    """Whether a picture is given what it draws."""
+    if not hasattr(given, name):
+        raise DataError(f"this picture is of results of {makers}, not of {type(given).__name__}")
+
+
 def finish(ax: Any, *, title: str, x: str, y: str, alt: str) -> Any:
     """Title, labels and the alternative text; grid behind what is drawn."""
     ax.set(title=title, xlabel=x, ylabel=y)

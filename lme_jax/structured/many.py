@@ -11,8 +11,10 @@ import numpy as np
 import pandas as pd
 
 from ..core.types import Status
-from ..errors import ConvergenceWarning, DataError, LmeJaxError, LmeJaxWarning, warn_caller
-from ..inference.wald import check_alpha
+from ..errors import ConvergenceWarning, DataError, LmeJaxError, LmeJaxWarning, UnsupportedError, warn_caller
+
+# Responses that percentiles need, as those of ``Bootstrap``.
+FEWEST = 40
 
 
 @dataclass(frozen=True)
@@ -46,15 +48,23 @@ class ManyStructured:
         """Mean of the estimates less those of the original fit."""
         return self.estimates[self.converged].mean() - self.original
 
-    def intervals(self, alpha: float = 0.05) -> pd.DataFrame:
-        """Percentile limits of each estimate over the responses: estimate, lower, upper."""
-        tail = 0.5 * check_alpha(alpha)
+    def intervals(self, level: float = 0.95, method: str = "percentile") -> pd.DataFrame:
+        """Percentile limits of each estimate, of coverage ``level``: columns estimate, lower, upper."""
+        if method != "percentile":
+            raise UnsupportedError(f"method={method!r}: residual structures have percentile limits only")
+        if not isinstance(level, (int, float, np.number)) or not 0.0 < level < 1.0:
+            raise DataError(f"level={level!r} must lie between 0 and 1")
+        if (n := int(self.converged.sum())) < FEWEST:
+            raise DataError(f"{n} responses reached an optimum: too few for an interval, draw more")
+        tail = 0.5 * (1.0 - level)
         found = self.estimates[self.converged].quantile([tail, 1.0 - tail]).T.set_axis(["lower", "upper"], axis=1)
         found.insert(0, "estimate", self.original)
         return found
 
     def __repr__(self) -> str:
-        return f"{len(self.info)} fits, {int(self.converged.sum())} of them ended in an optimum\n{self.intervals()}"
+        table = pd.DataFrame({"original": self.original, "mean": self.estimates[self.converged].mean()})
+        table["sd"] = self.standard_errors()
+        return f"{len(self.info)} fits, {int(self.converged.sum())} of them ended in an optimum\n{table}"
 
 
 def estimates_of(result: Any) -> pd.Series:

@@ -15,6 +15,7 @@ from ..diagnostics import Residuals
 from ..errors import DataError, UnsupportedError
 from ..fitting import read_options, read_reml
 from ..formula.values import as_frame
+from ..inference.likelihood_ratio import LinearFit
 from ..inference.prediction import PredictionRows, RandomChoice, interval_table, prediction_rows
 from ..inference.simulation import response_for
 from ..summary import Summary
@@ -241,16 +242,31 @@ class StructuredResults(ResidualStructure):
         """Not there for structured residuals: its formula takes them as independent and of one variance."""
         raise UnsupportedError(WITHOUT)
 
+    def profile_ci(self, *arguments: Any, **options: Any) -> NoReturn:
+        """Not there for structured residuals: ``residual_intervals(method="profile")``."""
+        raise UnsupportedError("profile limits beside a residual structure are residual_intervals(method='profile')")
+
+    profile = profile_ci
+
     def compare(self, *others: Any, **options: Any) -> NoReturn:
         """Not there for structured residuals: ``compare_lr_test`` of two, ``compare_structures`` of many."""
         raise UnsupportedError("models with residual structures are compared by compare_lr_test and compare_structures")
+
+    def without_random_effects(self) -> LinearFit:
+        """The fixed effects with independent residuals of one variance, of a model without random effects."""
+        if self._data.terms:
+            raise UnsupportedError(
+                "this model has random effects and a residual structure, which would go too: fit the smaller one, "
+                "gls(formula, data, residual=…), and compare_lr_test with it"
+            )
+        return super().without_random_effects()
 
     def _bootstrapped(self, *arguments: Any) -> NoReturn:
         raise UnsupportedError("of structured residuals bootstrap(n, seed=…).intervals() has the limits")
 
     # What would give numbers of another model.
     hatvalues = property(_refused)
-    cooks_distance = influence = check = profile_ci = profile = ranova = _refused
+    cooks_distance = influence = check = ranova = _refused
     variance_partition = r2 = icc = repeatability = design_effect = report = conditional_aic = _refused
 
     def refit_many(self, Y: Any, *, start: Any = None, progress: bool = True) -> ManyStructured:  # type: ignore[override]
