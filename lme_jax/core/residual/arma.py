@@ -7,7 +7,7 @@ signs as in nlme: x_t = Σ φ_i x_{t−i} + e_t + Σ θ_j e_{t−j}.
 import numpy as np
 
 from ..jets import Jet, elementwise, joined
-from .families import Family, Moments, Natural, Options, bend_of_lags, lag_sums, of_lags
+from .families import Family, Moments, Natural, Options, bend_of_lags, lag_sums, of_lags, one, variance
 
 
 def orders(options: Options) -> tuple[int, int]:
@@ -119,7 +119,7 @@ def _natural(rho: np.ndarray, T: int, options: Options) -> list[Natural]:
     out = []
     for kind, jet in (("phi", ar), ("theta", ma)):
         if jet is not None:
-            out += [Natural(kind, (k + 1,), float(jet.value[k]), jet.first[:, k]) for k in range(len(jet.value))]
+            out += [Natural(kind, (k + 1,), jet[k : k + 1]) for k in range(len(jet.value))]
     return out
 
 
@@ -130,5 +130,6 @@ ARMA = Family(
     starts=_starts,
     edges=lambda rho, T, options: np.abs(np.cos(rho)),
     natural=_natural,
+    linear=lambda rho, T, options: [variance(one(len(rho)), 0), *_natural(rho, T, options)],
     options={"p": 0, "q": 0},
 )

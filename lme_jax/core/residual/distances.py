@@ -5,7 +5,8 @@ from collections.abc import Callable
 import numpy as np
 
 from ...errors import DataError
-from .families import Family, Moments, Natural, Options
+from ..jets import Jet
+from .families import Family, Moments, Natural, Options, compose, jet, one, variance
 
 Curve = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]
 # Nuggets that a search begins at.
@@ -38,6 +39,10 @@ def _curve(curve: Curve, rho: np.ndarray, d: np.ndarray) -> tuple[np.ndarray, np
     return np.where(off, f, 1.0), np.where(off, -f1, 0.0), np.where(off, f2, 0.0)
 
 
+def _parameter(rho: np.ndarray, i: int) -> Jet:
+    return jet(rho[i], np.eye(len(rho))[i], np.zeros((len(rho), len(rho))))
+
+
 def _family(curve: Curve, unit_phi: bool = False) -> Family:
     def first(rho: np.ndarray, d: np.ndarray, options: Options) -> tuple[np.ndarray, np.ndarray]:
         f, f1, _ = _curve(curve, rho, d)
@@ -64,15 +69,17 @@ def _family(curve: Curve, unit_phi: bool = False) -> Family:
         return [np.array([r, np.arcsin(np.sqrt(c))]) for r in ranges for c in NUGGETS]
 
     def natural(rho: np.ndarray, T: int, options: Options) -> list[Natural]:
-        size, unit = float(np.exp(rho[0])), np.eye(len(rho))
+        x = [_parameter(rho, i) for i in range(len(rho))]
+        size = float(np.exp(rho[0]))
         if unit_phi:
             phi = float(np.exp(-1.0 / size))
-            out = [Natural("rho", (), phi, phi / size * unit[0], "logit", 0.0, 1.0)]
+            value = compose(x[0], phi, phi / size, phi / size * (1.0 / size - 1.0))
+            out = [Natural("rho", (), value, "logit", 0.0, 1.0)]
         else:
-            out = [Natural("range", (), size, size * unit[0], "log", 0.0)]
+            out = [Natural("range", (), compose(x[0], size, size, size), "log", 0.0)]
         if options["nugget"]:
-            value = float(np.sin(rho[1]) ** 2)
-            out.append(Natural("nugget", (), value, np.sin(2.0 * rho[1]) * unit[1], "logit", 0.0, 1.0))
+            value = compose(x[1], np.sin(rho[1]) ** 2, np.sin(2.0 * rho[1]), 2.0 * np.cos(2.0 * rho[1]))
+            out.append(Natural("nugget", (), value, "logit", 0.0, 1.0))
         return out
 
     return Family(
@@ -82,6 +89,7 @@ def _family(curve: Curve, unit_phi: bool = False) -> Family:
         starts=starts,
         edges=lambda rho, T, options: np.abs(np.concatenate([np.sin(rho[1:]), np.cos(rho[1:])])),
         natural=natural,
+        linear=lambda rho, T, options: [variance(one(len(rho)), 0), *natural(rho, T, options)],
         options={"nugget": False} if unit_phi else {"nugget": False, "metric": "euclidean"},
         distance=True,
     )

@@ -32,19 +32,21 @@ class Moments(NamedTuple):
 
 
 class Natural(NamedTuple):
-    """A parameter that people read: its value and derivative in ρ (k,), and where it can lie; see ``Parameter``.
+    """A parameter that people read; see ``Parameter``.
 
-    ``scaled`` : it is this times σ of the arm.
+    Attributes
+    ----------
+    value : a ``Jet`` of one entry in ρ (k,); what is reported is it times σ^``power``.
+    transform, low, high : where an interval is symmetric, and what the parameter lies between.
     """
 
     kind: str
     index: tuple[int, ...]
-    value: float
-    slope: np.ndarray
+    value: Jet
     transform: str = "identity"
     low: float = -np.inf
     high: float = np.inf
-    scaled: bool = False
+    power: int = 0
 
 
 class Family(NamedTuple):
@@ -57,7 +59,9 @@ class Family(NamedTuple):
     bend : by visit (ρ, T, options, S (T, T)) → (k, k); by distance (ρ, d (*s), options, S (*s)) → (k, k).
     starts : (Moments, T, options) → starts ρ, the likeliest first.
     edges : (ρ, T, options) → (m,) what vanishes where M is singular or a parameter stands on its edge.
-    natural : (ρ, T, options) → what people read.
+    natural : (ρ, T, options) → what people read; k of them, and sds where the visits have some.
+    linear : (ρ, T, options) → the k + 1 parameters that SAS estimates, the first of them a variance: in these, where it can
+        be, V is linear.
     options : names of options and their defaults.
     distance : by distance; heterogeneous : has a variance for every visit; pairs : needs pairs of visits seen together;
         each : every pair has a parameter of its own; adjacent : only pairs of neighbours have.
@@ -69,6 +73,7 @@ class Family(NamedTuple):
     starts: Callable[[Moments, int, Options], list[np.ndarray]]
     edges: Callable[[np.ndarray, int, Options], np.ndarray]
     natural: Callable[[np.ndarray, int, Options], list[Natural]]
+    linear: Callable[[np.ndarray, int, Options], list[Natural]]
     options: dict[str, Any] = {}
     distance: bool = False
     heterogeneous: bool = False
@@ -97,6 +102,83 @@ def of_lags(r: Jet, T: int) -> tuple[np.ndarray, np.ndarray]:
 def bend_of_lags(r: Jet, S: np.ndarray) -> np.ndarray:
     """(k, k) of autocorrelations."""
     return r.second @ lag_sums(S)
+
+
+# ---------------------------------------------------------------- entries of M with two derivatives
+
+
+def compose(x: Jet, f: float, slope: float, bend: float) -> Jet:
+    """g(x) of a jet of one entry, g = ``f`` with derivatives ``slope`` and ``bend`` there."""
+    across = x.first[:, None] * x.first[None]
+    return Jet(np.array([f]), slope * x.first, slope * x.second + bend * across)
+
+
+def jet(value: float, slope: np.ndarray, bend: np.ndarray) -> Jet:
+    """A jet of one entry."""
+    return Jet(np.array([float(value)]), slope[:, None], bend[:, :, None])
+
+
+def padded(x: Jet, before: int, after: int = 0) -> Jet:
+    """The same jet among further parameters."""
+    return Jet(
+        x.value,
+        np.pad(x.first, [(before, after), (0, 0)]),
+        np.pad(x.second, [(before, after), (before, after), (0, 0)]),
+    )
+
+
+def one(k: int) -> Jet:
+    """The constant 1 of k parameters."""
+    return jet(1.0, np.zeros(k), np.zeros((k, k)))
+
+
+class Entries(NamedTuple):
+    """M of a structure by visit at one ρ, entry by entry."""
+
+    M: np.ndarray
+    M1: np.ndarray
+    bend: Callable[[np.ndarray], np.ndarray]
+
+    def covariance(self, i: int, j: int) -> Jet:
+        """M_ij."""
+        S = np.zeros(self.M.shape)
+        S[i, j] += 0.5
+        S[j, i] += 0.5
+        return jet(self.M[i, j], self.M1[:, i, j], self.bend(S))
+
+    def sd(self, i: int) -> Jet:
+        """√M_ii."""
+        size = np.sqrt(self.M[i, i])
+        return compose(self.covariance(i, i), size, 0.5 / size, -0.25 / size**3)
+
+    def correlation(self, i: int, j: int) -> Jet:
+        """M_ij / √(M_ii M_jj)."""
+        out = self.covariance(i, j)
+        for t in (i, j):
+            size = np.sqrt(self.M[t, t])
+            out = out * compose(self.covariance(t, t), 1.0 / size, -0.5 / size**3, 0.75 / size**5)
+        return out
+
+
+def entries(family: Family, rho: np.ndarray, T: int, options: Options) -> Entries:
+    """``Entries`` at ρ."""
+    M, M1 = family.first(rho, T, options)
+    return Entries(M, M1, lambda S: family.bend(rho, T, options, S))
+
+
+def variance(x: Jet, *index: int) -> Natural:
+    """A variance, times σ²."""
+    return Natural("variance", index, x, "log", 0.0, power=2)
+
+
+def covariance(x: Jet, i: int, j: int) -> Natural:
+    """A covariance, times σ²."""
+    return Natural("covariance", (i, j), x, power=2)
+
+
+def correlation(kind: str, x: Jet, *index: int) -> Natural:
+    """A correlation between −1 and 1."""
+    return Natural(kind, index, x, "atanh", -1.0, 1.0)
 
 
 # ---------------------------------------------------------------- a variance for every visit
@@ -135,19 +217,27 @@ def heterogeneous(base: Family) -> Family:
         eta = np.log(m.sd[1:] / m.sd[0])
         return [np.concatenate([eta, inner]) for inner in base.starts(m, T, options)]
 
-    def natural(rho: np.ndarray, T: int, options: Options) -> list[Natural]:
-        s, inner = split(rho, T)
-        unit = np.eye(len(rho))
-        sds = [Natural("sd", (t,), float(s[t]), s[t] * unit[t - 1] * (t > 0), "log", 0.0, scaled=True) for t in range(T)]
-        rest = base.natural(inner, T, options)
-        return [*sds, *(n._replace(slope=np.concatenate([np.zeros(T - 1), n.slope])) for n in rest if n.kind != "sd")]
+    def inner(rho: np.ndarray, T: int, options: Options) -> list[Natural]:
+        found = base.natural(rho[T - 1 :], T, options)
+        return [n._replace(value=padded(n.value, T - 1)) for n in found]
 
-    return base._replace(
+    def natural(rho: np.ndarray, T: int, options: Options) -> list[Natural]:
+        at = entries(whole, rho, T, options)
+        sds = [Natural("sd", (t,), at.sd(t), "log", 0.0, power=1) for t in range(T)]
+        return [*sds, *inner(rho, T, options)]
+
+    def linear(rho: np.ndarray, T: int, options: Options) -> list[Natural]:
+        at = entries(whole, rho, T, options)
+        return [*(variance(at.covariance(t, t), t) for t in range(T)), *inner(rho, T, options)]
+
+    whole = base._replace(
         size=lambda T, options: T - 1 + base.size(T, options),
         first=first,
         bend=bend,
         starts=starts,
         natural=natural,
         edges=lambda rho, T, options: np.concatenate([split(rho, T)[0], base.edges(split(rho, T)[1], T, options)]),
+        linear=linear,
         heterogeneous=True,
     )
+    return whole

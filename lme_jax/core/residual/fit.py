@@ -144,7 +144,7 @@ def _assembled(found: NewtonState, optima: int, data: BlockData, reml: bool) -> 
         status=_status(found, gls, data, reml),
         n_iter=int(found.iterations),
         optima=optima,
-        flat=_flat(found),
+        flat=_flat(found, data),
     )
 
 
@@ -176,8 +176,14 @@ def _is_unbounded(found: NewtonState, data: BlockData, reml: bool) -> bool:
     return beyond is not None and float(beyond.value) < float(found.value) - FALLS
 
 
-def _flat(found: NewtonState) -> np.ndarray:
-    if not len(found.x) or not np.isfinite(found.hessian).all():
-        return np.zeros(len(found.x))
-    values, vectors = np.linalg.eigh(found.hessian)
-    return vectors[:, 0] if values[0] < FLAT else np.zeros(len(found.x))
+def _flat(found: NewtonState, data: BlockData) -> np.ndarray:
+    """The direction of least curvature where that is small, standard deviations on a logarithmic scale."""
+    model, x = data.model, found.x
+    if not len(x) or not np.isfinite(found.hessian).all():
+        return np.zeros(len(x))
+    size = np.ones(len(x))
+    roots = [*model.theta, *(model.arm(a)[1] for a in range(model.n_groups) if model.family.each)]
+    for here in roots:
+        size[here] = max(1.0, float(np.abs(x[here]).max(initial=0.0)))
+    values, vectors = np.linalg.eigh(found.hessian * np.outer(size, size))
+    return vectors[:, 0] if values[0] < FLAT else np.zeros(len(x))

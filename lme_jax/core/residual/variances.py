@@ -5,7 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .families import Natural
+from ..jets import Jet
+from .families import Natural, compose, jet
 
 Jet2 = tuple[np.ndarray, np.ndarray, np.ndarray | None]
 
@@ -19,7 +20,8 @@ class VarianceFamily(NamedTuple):
     eta : (δ, v, strata, S) → η (*s), ∂η (k, *s) and ∂²η (k, k, *s), None where η is linear in δ.
     starts : S → starts δ.
     unit : v (n,) → what a step of 1 in the search is divided by, δ = x / unit; by parameter of a stratum.
-    natural : (δ, S) → what people read, one tuple (stratum, Natural) each.
+    natural : (δ, S) → what people read, one tuple (stratum, Natural) each. linear : (δ, S) → what SAS estimates in their
+        place, None where that is the same.
     covariate : whether it needs one; positive : whether that must not be 0.
     """
 
@@ -28,6 +30,7 @@ class VarianceFamily(NamedTuple):
     starts: Callable[[int], list[np.ndarray]]
     unit: Callable[[np.ndarray, int], np.ndarray]
     natural: Callable[[np.ndarray, int], list[tuple[int, Natural]]]
+    linear: Callable[[np.ndarray, int], list[Natural]] | None = None
     covariate: bool = True
     positive: bool = False
 
@@ -52,12 +55,21 @@ def _ident(delta: np.ndarray, v: np.ndarray, strata: np.ndarray, S: int) -> Jet2
     return eta, _by_stratum(np.ones(strata.shape), strata, S)[1:], None
 
 
+def _own(delta: np.ndarray, i: int) -> Jet:
+    return jet(delta[i], np.eye(len(delta))[i], np.zeros((len(delta), len(delta))))
+
+
+def _exponential(delta: np.ndarray, i: int, power: float = 1.0) -> Jet:
+    size = float(np.exp(power * delta[i]))
+    return compose(_own(delta, i), size, power * size, power**2 * size)
+
+
 def _ident_natural(delta: np.ndarray, S: int) -> list[tuple[int, Natural]]:
-    unit = np.eye(S - 1)
-    return [
-        (s, Natural("ratio", (), float(np.exp(delta[s - 1])), np.exp(delta[s - 1]) * unit[s - 1], "log", 0.0))
-        for s in range(1, S)
-    ]
+    return [(s, Natural("ratio", (), _exponential(delta, s - 1), "log", 0.0)) for s in range(1, S)]
+
+
+def _ident_linear(delta: np.ndarray, S: int) -> list[Natural]:
+    return [Natural("variance", (s,), _exponential(delta, s - 1, 2.0), "log", 0.0, power=2) for s in range(1, S)]
 
 
 # ---------------------------------------------------------------- one exponent a stratum
@@ -73,9 +85,7 @@ def _linear(of: Callable[[np.ndarray], np.ndarray], name: str) -> VarianceFamily
         eta=eta,
         starts=lambda S: [np.zeros(S)],
         unit=lambda v, S: np.full(S, _spread(of(v))),
-        natural=lambda delta, S: [
-            (s if S > 1 else -1, Natural(name, (), float(delta[s]), np.eye(S)[s])) for s in range(S)
-        ],
+        natural=lambda delta, S: [(s if S > 1 else -1, Natural(name, (), _own(delta, s))) for s in range(S)],
         positive=name == "power",
     )
 
@@ -105,12 +115,11 @@ def _constpower(delta: np.ndarray, v: np.ndarray, strata: np.ndarray, S: int) ->
 
 
 def _constpower_natural(delta: np.ndarray, S: int) -> list[tuple[int, Natural]]:
-    out, unit = [], np.eye(2 * S)
+    out = []
     for s in range(S):
-        constant = float(np.exp(delta[2 * s]))
         stratum = s if S > 1 else -1
-        out.append((stratum, Natural("const", (), constant, constant * unit[2 * s], "log", 0.0)))
-        out.append((stratum, Natural("power", (), float(delta[2 * s + 1]), unit[2 * s + 1])))
+        out.append((stratum, Natural("const", (), _exponential(delta, 2 * s), "log", 0.0)))
+        out.append((stratum, Natural("power", (), _own(delta, 2 * s + 1))))
     return out
 
 
@@ -125,6 +134,7 @@ VARIANCES = {
         starts=lambda S: [np.zeros(S - 1)],
         unit=lambda v, S: np.ones(S - 1),
         natural=_ident_natural,
+        linear=_ident_linear,
         covariate=False,
     ),
     "power": _linear(_log_size, "power"),

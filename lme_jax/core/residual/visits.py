@@ -7,7 +7,23 @@ import numpy as np
 from .. import correlations
 from ..jets import Jet, elementwise
 from . import arma
-from .families import Family, Moments, Natural, Options, bend_of_lags, heterogeneous, lag_sums, lags, of_lags
+from .families import (
+    Entries,
+    Family,
+    Moments,
+    Natural,
+    Options,
+    bend_of_lags,
+    correlation,
+    covariance,
+    entries,
+    heterogeneous,
+    lag_sums,
+    lags,
+    of_lags,
+    one,
+    variance,
+)
 
 # Correlations that a start is given at most.
 STEEPEST = 0.95
@@ -26,11 +42,12 @@ def lag_correlations(m: Moments) -> np.ndarray:
     return np.clip(np.where(seen > 0, r, 0.0), -STEEPEST, STEEPEST)
 
 
-def _rho(name: str, k: int, angle: float, at: int, n: int) -> Natural:
-    """sin φ of the ``at``-th of n angles."""
-    slope = np.zeros(n)
-    slope[at] = np.cos(angle)
-    return Natural(name, (k,) if k else (), float(np.sin(angle)), slope, "atanh", -1.0, 1.0)
+def _at(rho: np.ndarray, T: int, options: Options, word: str) -> Entries:
+    return entries(BY_VISIT[word], rho, T, options)
+
+
+def _with_variance(rho: np.ndarray, found: list[Natural]) -> list[Natural]:
+    return [variance(one(len(rho)), 0), *found]
 
 
 # ---------------------------------------------------------------- none
@@ -42,6 +59,7 @@ IDENTITY = Family(
     starts=lambda m, T, options: [np.zeros(0)],
     edges=lambda rho, T, options: np.zeros(0),
     natural=lambda rho, T, options: [],
+    linear=lambda rho, T, options: _with_variance(rho, []),
     pairs=False,
 )
 
@@ -72,13 +90,18 @@ def _ar1_starts(m: Moments, T: int, options: Options) -> list[np.ndarray]:
     return [np.arcsin(np.array([np.sign(r) * size if seen[0] % 2 else size]))]
 
 
+def _ar1_natural(rho: np.ndarray, T: int, options: Options) -> list[Natural]:
+    return [correlation("rho", _at(rho, T, options, "ar1").covariance(1, 0))] if T > 1 else []
+
+
 AR1 = Family(
     size=_one,
     first=_ar1_first,
     bend=_ar1_bend,
     starts=_ar1_starts,
     edges=lambda rho, T, options: np.abs(np.cos(rho)),
-    natural=lambda rho, T, options: [_rho("rho", 0, rho[0], 0, 1)],
+    natural=_ar1_natural,
+    linear=lambda rho, T, options: _with_variance(rho, _ar1_natural(rho, T, options)),
 )
 
 # ---------------------------------------------------------------- compound symmetry
@@ -101,8 +124,11 @@ def _cs_starts(m: Moments, T: int, options: Options) -> list[np.ndarray]:
 
 
 def _cs_natural(rho: np.ndarray, T: int, options: Options) -> list[Natural]:
-    R, R1 = _cs_first(rho, T, options)
-    return [Natural("rho", (), float(R[0, 1]), R1[:, 0, 1], "logit", -1.0 / (T - 1), 1.0)]
+    return [Natural("rho", (), _at(rho, T, options, "cs").covariance(1, 0), "logit", -1.0 / (T - 1), 1.0)]
+
+
+def _cs_linear(rho: np.ndarray, T: int, options: Options) -> list[Natural]:
+    return _with_variance(rho, [covariance(_at(rho, T, options, "cs").covariance(1, 0), 1, 0)])
 
 
 CS = Family(
@@ -112,6 +138,7 @@ CS = Family(
     starts=_cs_starts,
     edges=lambda rho, T, options: np.abs(np.concatenate([np.sin(rho), np.cos(rho)])),
     natural=_cs_natural,
+    linear=_cs_linear,
 )
 
 # ---------------------------------------------------------------- Toeplitz
@@ -126,8 +153,13 @@ def _toep_starts(m: Moments, T: int, options: Options) -> list[np.ndarray]:
 
 
 def _toep_natural(rho: np.ndarray, T: int, options: Options) -> list[Natural]:
-    r = correlations.autocorrelations(_partial(rho))
-    return [Natural("correlation", (k,), float(r.value[k]), r.first[:, k], "atanh", -1.0, 1.0) for k in range(1, T)]
+    at = _at(rho, T, options, "toep")
+    return [correlation("correlation", at.covariance(k, 0), k) for k in range(1, T)]
+
+
+def _toep_linear(rho: np.ndarray, T: int, options: Options) -> list[Natural]:
+    at = _at(rho, T, options, "toep")
+    return _with_variance(rho, [covariance(at.covariance(k, 0), k, 0) for k in range(1, T)])
 
 
 TOEPLITZ = Family(
@@ -137,6 +169,7 @@ TOEPLITZ = Family(
     starts=_toep_starts,
     edges=lambda rho, T, options: np.abs(np.cos(rho)),
     natural=_toep_natural,
+    linear=_toep_linear,
 )
 
 # ---------------------------------------------------------------- ante-dependence
@@ -173,13 +206,19 @@ def _ad_starts(m: Moments, T: int, options: Options) -> list[np.ndarray]:
     return [np.arcsin(np.clip(np.diagonal(m.R, -1), -STEEPEST, STEEPEST))]
 
 
+def _ad_natural(rho: np.ndarray, T: int, options: Options) -> list[Natural]:
+    at = _at(rho, T, options, "ad")
+    return [correlation("rho", at.covariance(t + 1, t), t + 1) for t in range(T - 1)]
+
+
 ANTE = Family(
     size=lambda T, options: T - 1,
     first=_ad_first,
     bend=_ad_bend,
     starts=_ad_starts,
     edges=lambda rho, T, options: np.abs(np.cos(rho)),
-    natural=lambda rho, T, options: [_rho("rho", t + 1, rho[t], t, T - 1) for t in range(T - 1)],
+    natural=_ad_natural,
+    linear=lambda rho, T, options: _with_variance(rho, _ad_natural(rho, T, options)),
     adjacent=True,
 )
 
@@ -223,17 +262,15 @@ def _us_starts(m: Moments, T: int, options: Options) -> list[np.ndarray]:
 
 
 def _us_natural(rho: np.ndarray, T: int, options: Options) -> list[Natural]:
-    M, M1 = _us_first(rho, T, options)
-    sd = np.sqrt(np.diagonal(M))
-    sd1 = M1[:, np.arange(T), np.arange(T)] / (2.0 * np.maximum(sd, 1e-300))
-    out = [Natural("sd", (t,), float(sd[t]), sd1[:, t], "log", 0.0, np.inf, True) for t in range(T)]
-    for i in range(T):
-        for j in range(i):
-            size = max(sd[i] * sd[j], 1e-300)
-            r = M[i, j] / size
-            slope = M1[:, i, j] / size - r * (sd1[:, i] / max(sd[i], 1e-300) + sd1[:, j] / max(sd[j], 1e-300))
-            out.append(Natural("correlation", (i, j), float(r), slope, "atanh", -1.0, 1.0))
-    return out
+    at = _at(rho, T, options, "us")
+    sds = [Natural("sd", (t,), at.sd(t), "log", 0.0, power=1) for t in range(T)]
+    return [*sds, *(correlation("correlation", at.correlation(i, j), i, j) for i in range(T) for j in range(i))]
+
+
+def _us_linear(rho: np.ndarray, T: int, options: Options) -> list[Natural]:
+    at = _at(rho, T, options, "us")
+    pairs = [(i, j) for i in range(T) for j in range(i + 1)]
+    return [covariance(at.covariance(i, j), i, j) if i != j else variance(at.covariance(i, i), i) for i, j in pairs]
 
 
 UNSTRUCTURED = Family(
@@ -243,6 +280,7 @@ UNSTRUCTURED = Family(
     starts=_us_starts,
     edges=lambda rho, T, options: np.abs(np.diagonal(root(rho, T))) / np.sqrt((root(rho, T) ** 2).sum(1)),
     natural=_us_natural,
+    linear=_us_linear,
     heterogeneous=True,
     each=True,
 )
