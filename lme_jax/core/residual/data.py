@@ -1,7 +1,9 @@
 """Rows → blocks pooled into patterns, in a conditioned basis: what ``residual.fit`` takes."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -10,9 +12,10 @@ from .. import covariance, moments
 from ..checks import check_codes, check_rows, real_array
 from ..compression import dependent_columns
 from ..moments import Basis
-from . import identification
+from . import identification, long
 from .model import Model
 from .registry import VARIANCES, family, read_options, variance_family
+from .series import Series
 from .stacks import Rows, Stack, build, components
 from .terms import Correlation, RandomTerm, Variance
 
@@ -20,20 +23,22 @@ from .terms import Correlation, RandomTerm, Variance
 MOST_VISITS = 4_000
 
 
-class BlockData(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class BlockData:
     """Everything a fit needs, and the rows for what is asked of single blocks afterwards.
 
     Attributes
     ----------
-    model : the parameters and what they mean. stacks : the patterns.
+    model : the parameters and what they mean. made : the patterns, None where fits go by ``series``.
     basis : conditioned [X y] = [X y]·map. n_rows : n, NaN where X explains all of y. log_weights : Σ log w.
     unit : (k,) x = params ∘ unit is searched.
     y : (n,) less the offset; X : (n, p); weights : (n,) or None. rows : per row what V depends on, user's units.
     block : (n,) the block of every row.
+    series : the chain of rows that fits go by; sample : some of its rows as data of their own, to begin at.
     """
 
     model: Model
-    stacks: tuple[Stack, ...]
+    made: tuple[Stack, ...] | None
     basis: Basis
     n_rows: np.float64
     log_weights: np.float64
@@ -43,6 +48,17 @@ class BlockData(NamedTuple):
     weights: np.ndarray | None
     rows: Rows
     block: np.ndarray
+    series: Series | None = None
+    sample: "BlockData | None" = None
+
+    @cached_property
+    def stacks(self) -> tuple[Stack, ...]:
+        """The patterns; made when they are asked for where fits go by ``series``."""
+        if self.made is not None:
+            return self.made
+        _check_visits(self.model)
+        W, scaled = _weighed(self.model, self.rows, self.X, self.y, self.weights)[:2]
+        return tuple(s._replace(C=s.C @ self.basis.map) for s in _stacks(self.model, self.block, scaled, W))
 
     @property
     def n_fixed(self) -> int:
@@ -64,6 +80,7 @@ def compress(
     *,
     weights: Any = None,
     offset: Any = None,
+    engine: str | None = None,
 ) -> BlockData:
     """Blocks of dependent rows, those alike pooled.
 
@@ -75,6 +92,9 @@ def compress(
     variances : functions whose product is a row's standard deviation relative to σ.
     weights, offset : (n,), optional
         Var(ε) is divided by w > 0 (SAS WEIGHT, mmrm's weights); a known term subtracted from y.
+    engine : {"blocks", "series"}, optional
+        Patterns of blocks, or, of structures that look back by one row under the levels of at most one factor, the rows as
+        a chain; None takes the cheaper.
 
     Raises
     ------
@@ -89,22 +109,56 @@ def compress(
     correlation = _none(len(y)) if correlation is None else correlation
     model, rows = _read(len(y), terms, correlation, variances)
     identification.check_rows(model, rows)
+    W, scaled, z_scale, log_weights = _weighed(model, rows, X, y, weights)
+    block = components(rows.subject, rows.codes)
+    unit = _units(model, z_scale)
+    if engine == "series" or (engine is None and long.cheaper(model, rows, block)):
+        found = long.compress(model, scaled, block, W)
+        n_rows = _check([found.WtW], found.basis, len(y))
+        data = BlockData(
+            model, None, found.basis, n_rows, log_weights, unit, y, X, weights, rows, block, found.series
+        )  # fmt: skip
+        return replace(data, sample=_sampled(data))
+    _check_visits(model)
+    stacks, basis = conditioned(_stacks(model, block, scaled, W), len(y))
+    n_rows = _check([_gram(s.C) for s in stacks], basis, len(y))
+    identification.check_patterns(model, stacks)
+    return BlockData(model, tuple(stacks), basis, n_rows, log_weights, unit, y, X, weights, rows, block)
+
+
+def _weighed(
+    model: Model, rows: Rows, X: np.ndarray, y: np.ndarray, weights: np.ndarray | None
+) -> tuple[np.ndarray, Rows, list[np.ndarray], np.float64]:
+    """√w [X y] (n, p+1); the rows with √w Z in the units that follow; Σ log w."""
     root_w = None if weights is None else np.sqrt(weights)
     W = np.column_stack([X, y])
     W = W if root_w is None else W * root_w[:, None]
     log_weights = 0.0 if weights is None else float(np.log(weights).sum())
     scaled, z_scale = _scaled_bars(model, rows, root_w, log_weights)
-    block = components(rows.subject, rows.codes)
-    alone = not terms and not variances and not model.family.distance
+    return W, scaled, z_scale, np.float64(log_weights)
+
+
+def _stacks(model: Model, block: np.ndarray, scaled: Rows, W: np.ndarray) -> list[Stack]:
+    alone = not model.bars and not model.variances and not model.family.distance
     metric = str(model.settings.get("metric", "euclidean")) if model.family.distance else None
-    stacks = build(block, scaled, W, model.n_visits if alone else 0, metric)
-    stacks, basis = conditioned(stacks, len(y))
-    n_rows = _check(stacks, basis, len(y))
-    identification.check_patterns(model, stacks)
-    unit = _units(model, z_scale)
-    return BlockData(
-        model, tuple(stacks), basis, n_rows, np.float64(log_weights), unit, y, X, weights, rows, block
-    )  # fmt: skip
+    return build(block, scaled, W, model.n_visits if alone else 0, metric)
+
+
+def _check_visits(model: Model) -> None:
+    if model.n_visits > MOST_VISITS:
+        raise DataError(
+            f"{model.word} would form the correlations of {model.n_visits:,} visits: number the visits 0, 1, 2 … without "
+            "wide gaps, or use car1, which takes times"
+        )
+
+
+def _sampled(data: BlockData) -> BlockData | None:
+    """Some rows as data of their own."""
+    assert data.series is not None
+    series = long.sampled(data.model, data.series.chain)
+    if series is None:
+        return None
+    return replace(data, series=series, n_rows=np.float64(series.chain.W.shape[1]), log_weights=np.float64(0.0))
 
 
 def _none(n: int) -> Correlation:
@@ -154,11 +208,6 @@ def _clock(term: Correlation, n: int, distance: bool) -> tuple[np.ndarray, int]:
         check_rows(clock=clock)
         return clock, 0
     T = int(term.n_visits) or int(np.max(term.clock)) + 1
-    if T > MOST_VISITS:
-        raise DataError(
-            f"{term.word} would form the correlations of {T:,} visits: number the visits 0, 1, 2 … without wide gaps, "
-            "or use car1, which takes times"
-        )
     return check_codes(np.asarray(term.clock), T, "clock"), T
 
 
@@ -210,10 +259,14 @@ def conditioned(stacks: list[Stack], n: int) -> tuple[list[Stack], Basis]:
     return [s._replace(C=s.C @ basis.map) for s in stacks], basis
 
 
-def _check(stacks: list[Stack], basis: Basis, n: int) -> np.float64:
+def _gram(C: np.ndarray) -> np.ndarray:
+    flat = C.reshape(-1, C.shape[2])
+    return flat.T @ flat
+
+
+def _check(grams: list[np.ndarray], basis: Basis, n: int) -> np.float64:
     """The number of rows, NaN where X leaves nothing of y; dependent columns of X are refused."""
-    flat = [s.C.reshape(-1, s.C.shape[2]) for s in stacks]
-    WtW = sum((C.T @ C for C in flat), np.zeros((flat[0].shape[1],) * 2))
+    WtW = sum(grams, np.zeros(grams[0].shape))
     lost = dependent_columns(WtW[:-1, :-1])
     if len(lost):
         raise DataError(

@@ -17,6 +17,8 @@ from .starts import starts
 FURTHER = 3
 # A deviance that falls by this for a smallest root a tenth of what it is has no minimum there.
 FALLS = 0.1
+# What must not vanish at the optimum of some of the rows, if a search of all is to begin there.
+INNER = 0.05
 # The curvature of the deviance in a direction, search's units, below which it counts as not told: SE > 2.
 FLAT = 0.5
 
@@ -84,7 +86,12 @@ def _read(params: Any, data: BlockData) -> np.ndarray:
 
 
 def ranked(data: BlockData, reml: bool) -> list[np.ndarray]:
-    """Starts, the lowest first."""
+    """Starts, the lowest first; of long data the optimum of some of the rows, then theirs."""
+    if data.sample is not None:
+        xs = ranked(data.sample, reml)
+        near = _search(data.sample, xs, *NewtonOptions().limits(np.float64), reml=reml)[0]
+        inner = near.status == Status.CONVERGED and smallest(near.x, data.sample) > INNER
+        return [near.x, *xs] if inner else xs
     xs = starts(data)
     if len(xs) == 1:
         return xs

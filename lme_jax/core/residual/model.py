@@ -154,15 +154,15 @@ def _eta(
     places = model.delta
     k = sum(s.stop - s.start for s in places)
     eta, first, second = np.zeros(shape), np.zeros((k, *shape)), None
-    at, units = 0, np.array(model.delta_units)
+    at, units, ones = 0, np.array(model.delta_units), [1] * len(shape)
     for (word, S), here, strata, v in zip(model.variances, places, rows.strata, rows.covariates, strict=True):
         mine = slice(at, at + here.stop - here.start)
         unit = units[mine]
         own, own1, own2 = VARIANCES[word].eta(x[here] / unit, v, strata, S)
-        eta, first[mine] = eta + own, own1 / unit[:, None, None]
+        eta, first[mine] = eta + own, own1 / unit.reshape(-1, *ones)
         if own2 is not None:
             second = np.zeros((k, k, *shape)) if second is None else second
-            second[mine, mine] = own2 / np.outer(unit, unit)[:, :, None, None]
+            second[mine, mine] = own2 / np.outer(unit, unit).reshape(len(unit), len(unit), *ones)
         at = mine.stop
     return eta, first, second
 

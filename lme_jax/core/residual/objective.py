@@ -6,15 +6,16 @@ import numpy as np
 
 from .. import likelihood, linalg
 from ..profiled import AtOptimum, deviance_of_root
-from . import record
+from . import record, series
 from .data import BlockData
 from .record import Moved, Solved
+from .series import SolvedSeries
 
 
 class Point(NamedTuple):
     """At one x: what was solved, the Cholesky factor of H, the deviance, N = n or n − p."""
 
-    solved: Solved
+    solved: Solved | SolvedSeries
     R: np.ndarray
     value: Any
     N: float
@@ -23,7 +24,7 @@ class Point(NamedTuple):
 def point(x: np.ndarray, data: BlockData, reml: bool) -> Point | None:
     """``Point`` at x, or None where the deviance is not finite."""
     with np.errstate(all="ignore"):
-        solved = record.solve(data.model, x, data.stacks)
+        solved = _solve(x, data)
     R = None if solved is None else linalg.cholesky(solved.H)
     if solved is None or R is None or not np.isfinite(R[-1, -1]):
         return None
@@ -32,8 +33,17 @@ def point(x: np.ndarray, data: BlockData, reml: bool) -> Point | None:
     return Point(solved, R, value, N) if np.isfinite(value) else None
 
 
+def _solve(x: np.ndarray, data: BlockData) -> Solved | SolvedSeries | None:
+    if data.series is not None:
+        return series.solve(data.model, x, data.series)
+    return record.solve(data.model, x, data.stacks)
+
+
 def moved(at: Point, data: BlockData, reml: bool, second: bool = False) -> Moved:
     """The sums for derivatives there."""
+    if isinstance(at.solved, SolvedSeries):
+        assert data.series is not None
+        return series.moved(data.model, at.solved, data.series, at.R, second)
     return record.moved(data.model, at.solved, data.stacks, at.R, at.N, reml, second)
 
 

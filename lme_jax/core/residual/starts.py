@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .. import covariance
+from . import chain_moments
 from .data import BlockData
 from .families import Moments
 from .identification import pairs_seen
@@ -30,6 +31,8 @@ class ArmMoments(NamedTuple):
 def moments(data: BlockData) -> list[ArmMoments]:
     """Of every arm; the residuals of least squares are the last column of C."""
     model = data.model
+    if data.series is not None:
+        return [ArmMoments(*chain_moments.of_arm(model, data.series.chain, a)) for a in range(model.n_groups)]
     gaps = _distances(data) if model.family.distance else np.zeros(0)
     A, T = model.n_groups, max(model.n_visits, 1)
     S, N = np.zeros((A, T, T)), np.zeros((A, T, T))

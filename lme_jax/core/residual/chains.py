@@ -1,0 +1,134 @@
+"""Rows as chains: sorted, each beside the one before it, summed level by level with given coefficients."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from .. import linalg
+from . import markov
+from .markov import Links
+from .model import Model
+from .stacks import Rows
+
+# Rows that are looked at together: what of them is at hand stays in the cache.
+CHUNK = 1 << 14
+
+
+class Chain(NamedTuple):
+    """Rows sorted by level, subject and clock.
+
+    Attributes
+    ----------
+    W : (w, n) [X y] conditioned and weighted; Z : (q, n). at : ``Rows`` (n,).
+    level : (n,) 0 … L − 1, increasing. joined : (n,) whether the row before is of the same subject; gap : (n,) how far.
+    """
+
+    W: np.ndarray
+    Z: np.ndarray
+    at: Rows
+    level: np.ndarray
+    joined: np.ndarray
+    gap: np.ndarray
+
+    @property
+    def n_levels(self) -> int:
+        """L; 0 where there is no bar."""
+        return int(self.level[-1]) + 1 if len(self.Z) else 0
+
+    @property
+    def width(self) -> int:
+        """F: q(q + 1)/2 entries of ZᵀBZ and wq of [X y]ᵀBZ."""
+        q = len(self.Z)
+        return q * (q + 1) // 2 + q * len(self.W)
+
+    def chunks(self) -> Iterator[slice]:
+        """Rows lo … hi, some thousands at a time."""
+        n = self.W.shape[1]
+        for lo in range(0, n, CHUNK):
+            yield slice(lo, min(lo + CHUNK, n))
+
+
+def products(chain: Chain, rows: slice) -> np.ndarray:
+    """(F, m) of every row with itself."""
+    Z, W = chain.Z[:, rows], chain.W[:, rows]
+    i, j = linalg.tril(len(Z))
+    return np.concatenate([Z[i] * Z[j], (W[:, None] * Z).reshape(-1, Z.shape[1])])
+
+
+def neighbours(chain: Chain, rows: slice) -> np.ndarray:
+    """(F, m) of every row with the one before, both ways; rows from 1 on."""
+    before = slice(rows.start - 1, rows.stop - 1)
+    Z, W, Z0, W0 = chain.Z[:, rows], chain.W[:, rows], chain.Z[:, before], chain.W[:, before]
+    i, j = linalg.tril(len(Z))
+    both = W[:, None] * Z0 + W0[:, None] * Z
+    return np.concatenate([Z[i] * Z0[j] + Z0[i] * Z[j], both.reshape(-1, Z.shape[1])])
+
+
+class Mixed(NamedTuple):
+    """log|R| (J,), and [Z X y]ᵀR⁻¹[Z X y] level by level: M (J, F, L) and WW (J, w, w); J as ``markov.packed`` has them."""
+
+    log_det: np.ndarray
+    M: np.ndarray
+    WW: np.ndarray
+
+
+def mixed(model: Model, x: np.ndarray, chain: Chain, derivatives: bool) -> Mixed:
+    """From the rows: O(n) at every x."""
+    k = markov.size(model) if derivatives else 0
+    J, w = 1 + k + k * (k + 1) // 2, len(chain.W)
+    log_det, M, WW = np.zeros(J), np.zeros((J, chain.width, chain.n_levels)), np.zeros((J, w, w))
+    for rows in chain.chunks():
+        here = slice(rows.start - int(chain.joined[rows.start]), rows.stop)
+        d, o, own = _coefficients(model, x, chain, here, rows.start, derivatives)
+        log_det += own
+        _add_totals(WW, chain.W[:, here], d, o)
+        if len(chain.Z):
+            _add_levels(M, chain, here, d, o)
+    return Mixed(log_det, M, WW)
+
+
+def _coefficients(
+    model: Model, x: np.ndarray, chain: Chain, here: slice, first: int, derivatives: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Coefficients (J, m) of the rows ``here`` and, from the second on, of neighbours (J, m − 1); log|R| (J,).
+
+    Rows before ``first`` are there as neighbours only.
+    """
+    at = np.flatnonzero(chain.joined[here][1:]) + 1
+    links = Links(chain.gap[here][at], chain.at.group[here][at])
+    e = markov.entries(model, x, links, derivatives)
+    log_det = markov.packed(e.log_rest).sum(1)
+    m = here.stop - here.start
+    d, o = np.zeros((len(log_det), m)), np.zeros((len(log_det), m - 1))
+    skip = first - here.start
+    if markov.homoscedastic(model):
+        d[0, skip:] = 1.0
+        kappa = markov.packed(e.kappa)
+        d[:, at] += kappa
+        d[:, at - 1] += kappa
+        o[:, at - 1] = -markov.packed(e.omega)
+        return d, o, log_det
+    eta = markov.log_sds(model, x, chain.at.map(here), derivatives)
+    twice, ends = eta + eta, (at, at - 1)
+    d[:, skip:] = markov.packed(markov.shrunk(None, twice[skip:]))
+    for end in ends:
+        d[:, end] += markov.packed(markov.shrunk(e.kappa, twice[end]))
+    o[:, at - 1] = -markov.packed(markov.shrunk(e.omega, eta[at] + eta[at - 1]))
+    return d, o, log_det + markov.packed(twice)[:, skip:].sum(1)
+
+
+def _add_totals(WW: np.ndarray, W: np.ndarray, d: np.ndarray, o: np.ndarray) -> None:
+    for total, own, across in zip(WW, d, o, strict=True):
+        half = (W[:, 1:] * across) @ W[:, :-1].T
+        total += (W * own) @ W.T + half + half.T
+
+
+def _add_levels(M: np.ndarray, chain: Chain, here: slice, d: np.ndarray, o: np.ndarray) -> None:
+    own, across = products(chain, here), neighbours(chain, slice(here.start + 1, here.stop))
+    level = chain.level[here]
+    starts = np.flatnonzero(np.diff(level, prepend=-1))
+    for into, a, b in zip(M, d, o, strict=True):
+        each = own * a
+        each[:, 1:] += across * b
+        into[:, level[starts]] += np.add.reduceat(each, starts, axis=1)
