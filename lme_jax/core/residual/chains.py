@@ -12,7 +12,7 @@ from .model import Model
 from .stacks import Rows
 
 # Rows that are looked at together: what of them is at hand stays in the cache.
-CHUNK = 1 << 14
+CHUNK = 1 << 13
 
 
 class Chain(NamedTuple):
@@ -95,40 +95,41 @@ def _coefficients(
 
     Rows before ``first`` are there as neighbours only.
     """
-    at = np.flatnonzero(chain.joined[here][1:]) + 1
-    links = Links(chain.gap[here][at], chain.at.group[here][at])
+    joined = chain.joined[here][1:]
+    # A gap of 1 stands in where there is no link.
+    links = Links(np.where(joined, chain.gap[here][1:], 1), chain.at.group[here][1:])
     e = markov.entries(model, x, links, derivatives)
-    log_det = markov.packed(e.log_rest).sum(1)
-    m = here.stop - here.start
-    d, o = np.zeros((len(log_det), m)), np.zeros((len(log_det), m - 1))
+    log_det = markov.packed(e.log_rest) @ joined
+    d = np.zeros((len(log_det), here.stop - here.start))
     skip = first - here.start
     if markov.homoscedastic(model):
         d[0, skip:] = 1.0
-        kappa = markov.packed(e.kappa)
-        d[:, at] += kappa
-        d[:, at - 1] += kappa
-        o[:, at - 1] = -markov.packed(e.omega)
-        return d, o, log_det
+        kappa = markov.packed(e.kappa) * joined
+        d[:, 1:] += kappa
+        d[:, :-1] += kappa
+        return d, markov.packed(e.omega) * np.where(joined, -1.0, 0.0), log_det
     eta = markov.log_sds(model, x, chain.at.map(here), derivatives)
-    twice, ends = eta + eta, (at, at - 1)
+    twice = eta + eta
     d[:, skip:] = markov.packed(markov.shrunk(None, twice[skip:]))
-    for end in ends:
-        d[:, end] += markov.packed(markov.shrunk(e.kappa, twice[end]))
-    o[:, at - 1] = -markov.packed(markov.shrunk(e.omega, eta[at] + eta[at - 1]))
+    d[:, 1:] += markov.packed(markov.shrunk(e.kappa, twice[1:])) * joined
+    d[:, :-1] += markov.packed(markov.shrunk(e.kappa, twice[:-1])) * joined
+    o = markov.packed(markov.shrunk(e.omega, eta[1:] + eta[:-1])) * np.where(joined, -1.0, 0.0)
     return d, o, log_det + markov.packed(twice)[:, skip:].sum(1)
 
 
 def _add_totals(WW: np.ndarray, W: np.ndarray, d: np.ndarray, o: np.ndarray) -> None:
-    for total, own, across in zip(WW, d, o, strict=True):
-        half = (W[:, 1:] * across) @ W[:, :-1].T
-        total += (W * own) @ W.T + half + half.T
+    w = len(W)
+    own = (d[:, None] * W).reshape(-1, W.shape[1]) @ W.T
+    half = ((o[:, None] * W[:, 1:]).reshape(-1, W.shape[1] - 1) @ W[:, :-1].T).reshape(-1, w, w)
+    WW += own.reshape(-1, w, w) + half + half.swapaxes(1, 2)
 
 
 def _add_levels(M: np.ndarray, chain: Chain, here: slice, d: np.ndarray, o: np.ndarray) -> None:
     own, across = products(chain, here), neighbours(chain, slice(here.start + 1, here.stop))
     level = chain.level[here]
     starts = np.flatnonzero(np.diff(level, prepend=-1))
-    for into, a, b in zip(M, d, o, strict=True):
+    into = slice(level[0], level[-1] + 1)
+    for total, a, b in zip(M, d, o, strict=True):
         each = own * a
         each[:, 1:] += across * b
-        into[:, level[starts]] += np.add.reduceat(each, starts, axis=1)
+        total[:, into] += np.add.reduceat(each, starts, axis=1)

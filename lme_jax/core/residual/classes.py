@@ -12,7 +12,7 @@ from .stacks import Rows
 
 # Sets of sums that are made at most.
 MOST = 60
-# Links that are looked at before all of them are sorted.
+# Rows that are looked at before all of them are sorted.
 SAMPLE = 4_096
 
 
@@ -65,12 +65,12 @@ def _coefficients(model: Model, x: np.ndarray, sets: Sets, derivatives: bool) ->
 
 
 class _Codes(NamedTuple):
-    """Classes of rows (n,) and of gaps (n,), 0 where there is no link; a row of each."""
+    """Classes of rows (n,) and of gaps (n,), 0 where there is no link; how many."""
 
     own: np.ndarray
     n_own: int
     gap: np.ndarray
-    gaps: np.ndarray
+    n_gaps: int
 
 
 def compress(model: Model, chain: Chain) -> Sets | None:
@@ -78,40 +78,82 @@ def compress(model: Model, chain: Chain) -> Sets | None:
     codes = _codes(model, chain)
     if codes is None:
         return None
-    m, g = codes.n_own, len(codes.gaps)
-    at = np.flatnonzero(chain.joined)
-    ends = [codes.gap[at] * m + codes.own[at], codes.gap[at] * m + codes.own[at - 1]]
-    low = np.minimum(codes.own[at], codes.own[at - 1])
-    link = (codes.gap[at] * m + low) * m + np.maximum(codes.own[at], codes.own[at - 1])
-    end_seen, link_seen = (_seen(np.concatenate(c), size) for c, size in ((ends, g * m), ([link], g * m * m)))
-    S = m + len(end_seen.first) + len(link_seen.first)
-    n = len(chain.level)
+    places = _places(codes, chain.joined)
+    S, n = sum(places.sizes), len(chain.level)
     if S > MOST or S * max(chain.n_levels, 1) > 2 * n:
         return None
-    small = np.uint8
-    own = codes.own.astype(small)
-    near = [np.zeros(n, small), np.zeros(n, small)]
-    for into, code in zip(near, ends, strict=True):
-        into[at] = end_seen.number[code]
-    linked = np.zeros(n, small)
-    linked[at] = link_seen.number[link]
-    M, WW = _sums(chain, own, near, linked, (m, len(end_seen.first), len(link_seen.first)))
+    M, WW = _sums(chain, places)
     M, count = pooled(M, len(chain.Z))
-    end_row = np.concatenate([at, at - 1])[end_seen.first]
-    end_link = np.concatenate([at, at])[end_seen.first]
-    right = at[link_seen.first]
+    end, right = places.end_row, places.link_row
+    end_link = np.where(places.end_is_left, end + 1, end)
     return Sets(
-        own=chain.at.map(_seen(codes.own, m).first),
-        n_own=np.bincount(own, minlength=m),
-        ends=chain.at.map(end_row),
+        own=chain.at.map(places.own_row),
+        n_own=places.n_own,
+        ends=chain.at.map(end),
         end_links=Links(chain.gap[end_link], chain.at.group[end_link]),
         left=chain.at.map(right - 1),
         right=chain.at.map(right),
         links=Links(chain.gap[right], chain.at.group[right]),
-        n_links=np.bincount(linked[at], minlength=len(right)),
+        n_links=places.n_links,
         M=M,
         WW=WW,
         count=count,
+    )
+
+
+class _Places(NamedTuple):
+    """Numbers of the sets that every row (n,) counts to: of itself, of a link's right and left end, of the link.
+
+    Attributes
+    ----------
+    own, right, left, link : (n,), 0 where there is no link. own_row, end_row, link_row : a row of each, of a link its right
+        one. end_is_left : whether such an end is the left one. n_own, n_links : how many rows each stands for.
+    """
+
+    own: np.ndarray
+    right: np.ndarray
+    left: np.ndarray
+    link: np.ndarray
+    own_row: np.ndarray
+    end_row: np.ndarray
+    end_is_left: np.ndarray
+    link_row: np.ndarray
+    n_own: np.ndarray
+    n_links: np.ndarray
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """m₀, m₁, m₂."""
+        return len(self.own_row), len(self.end_row), len(self.link_row)
+
+
+def _places(codes: _Codes, joined: np.ndarray) -> _Places:
+    m, g, at = codes.n_own, codes.n_gaps, np.flatnonzero(joined)
+    if m == 1:
+        seen = _seen(codes.gap[at], g)
+        none, n_links = np.zeros(len(seen.first), bool), np.bincount(codes.gap[at], minlength=g)
+        row = at[seen.first]
+        return _Places(
+            codes.own, codes.gap, codes.gap, codes.gap, np.zeros(1, int), row, none, row, np.array([len(joined)]), n_links
+        )
+    gap, own, before = codes.gap[at], codes.own[at], codes.own[at - 1]
+    ends = np.concatenate([gap * m + own, gap * m + before])
+    link = (gap * m + np.minimum(own, before)) * m + np.maximum(own, before)
+    end_seen, link_seen = _seen(ends, g * m), _seen(link, g * m * m)
+    right, left, linked = (np.zeros(len(joined), np.int64) for _ in range(3))
+    right[at], left[at] = end_seen.number[ends].reshape(2, -1)
+    linked[at] = link_seen.number[link]
+    return _Places(
+        own=codes.own,
+        right=right,
+        left=left,
+        link=linked,
+        own_row=_seen(codes.own, m).first,
+        end_row=np.concatenate([at, at - 1])[end_seen.first],
+        end_is_left=end_seen.first >= len(at),
+        link_row=at[link_seen.first],
+        n_own=np.bincount(codes.own, minlength=m),
+        n_links=np.bincount(linked[at], minlength=len(link_seen.first)),
     )
 
 
@@ -130,116 +172,110 @@ def _seen(codes: np.ndarray, size: int) -> _Seen:
 
 
 def _codes(model: Model, chain: Chain) -> _Codes | None:
-    gap = chain.gap[chain.joined]
-    if len(np.unique(gap[:SAMPLE])) > MOST:
+    found = _gap_codes(chain)
+    if found is None:
         return None
-    by_number = gap.dtype.kind in "iu" and len(gap) and gap.max() < len(gap)
-    gaps = np.flatnonzero(np.bincount(gap)) if by_number else np.unique(gap)
-    if len(gaps) > MOST:
-        return None
-    number = np.zeros(len(chain.gap), np.int64)
-    number[chain.joined] = np.searchsorted(gaps, gap)
     own, n_own = np.zeros(len(chain.gap), np.int64), 1
-    features: list[np.ndarray] = [] if model.n_groups == 1 else [chain.at.group]
-    features += [chain.at.clock] if model.family.heterogeneous else []
-    for (_, S), strata, v in zip(model.variances, chain.at.strata, chain.at.covariates, strict=True):
-        features += [strata] if S > 1 else []
-        features += [v] if v.any() else []
-    for f in features:
+    for f in _features(model, chain):
         if len(np.unique(f[:SAMPLE])) > MOST:
             return None
         values, each = np.unique(f, return_inverse=True)
         if len(values) > MOST:
             return None
         own = own * len(values) + each.reshape(-1)
-        n_own *= len(values)
-        seen = _seen(own, n_own)
+        seen = _seen(own, n_own * len(values))
         own, n_own = seen.number[own], len(seen.first)
         if n_own > MOST:
             return None
-    return _Codes(own, n_own, number, gaps)
+    return _Codes(own, n_own, *found)
 
 
-def _sums(
-    chain: Chain, own: np.ndarray, near: list[np.ndarray], link: np.ndarray, sizes: tuple[int, int, int]
-) -> tuple[np.ndarray, np.ndarray]:
+def _gap_codes(chain: Chain) -> tuple[np.ndarray, int] | None:
+    gap, most = chain.gap, 8 * len(chain.gap)
+    if len(np.unique(gap[:SAMPLE])) > MOST + 1 or (gap.dtype.kind in "iu" and gap.max(initial=0) > most):
+        return None
+    if gap.dtype.kind in "iu":
+        # Gap 0 stands for no link.
+        seen = np.bincount(gap) > 0
+        seen[0] = False
+        number = np.maximum(np.cumsum(seen) - 1, 0)
+        return number[gap], int(seen.sum())
+    values = np.unique(gap[chain.joined])
+    return None if len(values) > MOST else (np.where(chain.joined, np.searchsorted(values, gap), 0), len(values))
+
+
+def _features(model: Model, chain: Chain) -> list[np.ndarray]:
+    """What the standard deviation of a row depends on."""
+    out: list[np.ndarray] = [] if model.n_groups == 1 else [chain.at.group]
+    out += [chain.at.clock] if model.family.heterogeneous else []
+    for (_, S), strata, v in zip(model.variances, chain.at.strata, chain.at.covariates, strict=True):
+        out += [strata] if S > 1 else []
+        out += [v] if v.any() else []
+    return out
+
+
+def _sums(chain: Chain, places: _Places) -> tuple[np.ndarray, np.ndarray]:
     """M (S, F, L) and WW (S, w, w)."""
-    w, S, offsets = len(chain.W), sum(sizes), np.cumsum([0, *sizes])
+    w, S = len(chain.W), sum(places.sizes)
     M, WW = np.zeros((S, chain.width, chain.n_levels)), np.zeros((S, w, w))
-    parts = [slice(a, b) for a, b in zip(offsets, offsets[1:], strict=False)]
+    own, end, link = (slice(b - m, b) for m, b in zip(places.sizes, np.cumsum(places.sizes), strict=True))
     for rows in chain.chunks():
-        at = np.flatnonzero(chain.joined[rows]) + rows.start
-        _add_totals(WW, chain.W, own, near, link, at, rows, parts)
-        if len(chain.Z):
-            _add_levels(M, chain, own, near, link, at, rows, parts)
+        here = slice(rows.start - int(chain.joined[rows.start]), rows.stop)
+        after = slice(here.start + 1, here.stop)
+        joined = chain.joined[after].astype(float)
+        W = chain.W[:, here]
+        right, left = W[:, 1:] * joined, W[:, :-1] * joined
+        _add_grams(WW[own], places.own[rows], chain.W[:, rows], chain.W[:, rows])
+        _add_grams(WW[end], places.right[after], right, W[:, 1:])
+        _add_grams(WW[end], places.left[after], left, W[:, :-1])
+        _add_grams(WW[link], places.link[after], right, W[:, :-1])
+        if not len(chain.Z):
+            continue
+        square, lo = chains.products(chain, here), int(chain.level[here.start])
+        into = M[:, :, lo : int(chain.level[rows.stop - 1]) + 1]
+        level = chain.level[here] - lo
+        skip = rows.start - here.start
+        _add_levels(into[own], places.own[rows], level[skip:], square[:, skip:])
+        if places.right is places.left:
+            _add_levels(into[end], places.right[after], level[1:], (square[:, 1:] + square[:, :-1]) * joined)
+        else:
+            _add_levels(into[end], places.right[after], level[1:], square[:, 1:] * joined)
+            _add_levels(into[end], places.left[after], level[1:], square[:, :-1] * joined)
+        _add_levels(into[link], places.link[after], level[1:], chains.neighbours(chain, after) * joined)
+    WW[link] += WW[link].swapaxes(1, 2).copy()
     return M, WW
 
 
-def _add_totals(
-    WW: np.ndarray,
-    W: np.ndarray,
-    own: np.ndarray,
-    near: list[np.ndarray],
-    link: np.ndarray,
-    at: np.ndarray,
-    rows: slice,
-    parts: list[slice],
-) -> None:
-    _add_grams(WW[parts[0]], own[rows], W[:, rows], W[:, rows])
-    for code, shift in zip(near, (0, 1), strict=True):
-        mine = W[:, at - shift]
-        _add_grams(WW[parts[1]], code[at], mine, mine)
-    halves = np.zeros_like(WW[parts[2]])
-    _add_grams(halves, link[at], W[:, at], W[:, at - 1])
-    WW[parts[2]] += halves + halves.swapaxes(1, 2)
-
-
 def _add_grams(into: np.ndarray, code: np.ndarray, A: np.ndarray, B: np.ndarray) -> None:
-    """into[c] += ABᵀ over the columns of class c."""
-    if len(into) == 1:
-        into[0] += A @ B.T
+    """into[c] += ABᵀ over the columns of class c; what is not of another class is of the first."""
+    if not len(into):
         return
-    order = np.argsort(code, kind="stable")
-    ends = np.cumsum(np.bincount(code, minlength=len(into)))
-    A, B = A[:, order], B[:, order]
-    for total, lo, hi in zip(into, [0, *ends], ends, strict=False):
-        if hi > lo:
-            total += A[:, lo:hi] @ B[:, lo:hi].T
+    into[0] += A @ B.T
+    if len(into) == 1:
+        return
+    other = np.flatnonzero(code)
+    for c in np.flatnonzero(np.bincount(code[other], minlength=len(into))):
+        at = other[code[other] == c]
+        own = A[:, at] @ B[:, at].T
+        into[c] += own
+        into[0] -= own
 
 
-def _add_levels(
-    M: np.ndarray,
-    chain: Chain,
-    own: np.ndarray,
-    near: list[np.ndarray],
-    link: np.ndarray,
-    at: np.ndarray,
-    rows: slice,
-    parts: list[slice],
-) -> None:
-    here = slice(max(rows.start - 1, 0), rows.stop)
-    square, lo = chains.products(chain, here), int(chain.level[here.start])
-    size = int(chain.level[rows.stop - 1]) - lo + 1
-    into = M[:, :, lo : lo + size]
-    local = chain.level[rows] - lo
-    _add_by_class(into[parts[0]], own[rows], local, square[:, rows.start - here.start :])
-    inside = chain.level[at] - lo
-    if parts[0].stop == 1:
-        both = square[:, at - here.start] + square[:, at - 1 - here.start]
-        _add_by_class(into[parts[1]], near[0][at], inside, both)
-    else:
-        for code, shift in zip(near, (0, 1), strict=True):
-            _add_by_class(into[parts[1]], code[at], inside, square[:, at - shift - here.start])
-    across = chains.neighbours(chain, slice(here.start + 1, here.stop))
-    _add_by_class(into[parts[2]], link[at], inside, across[:, at - here.start - 1])
-
-
-def _add_by_class(into: np.ndarray, code: np.ndarray, level: np.ndarray, columns: np.ndarray) -> None:
-    """into[c, f, l] += the sums of columns (F, m) over the rows of class c and level l."""
+def _add_levels(into: np.ndarray, code: np.ndarray, level: np.ndarray, columns: np.ndarray) -> None:
+    """into[c, f, l] += the sums of columns (F, m) over the rows of class c and level l; levels increase."""
     m, _, size = into.shape
-    place = code.astype(np.int64) * size + level
-    for f, column in enumerate(columns):
-        into[:, f] += np.bincount(place, column, m * size).reshape(m, size)
+    if not m or not len(level):
+        return
+    starts = np.flatnonzero(np.diff(level, prepend=-1))
+    into[0][:, level[starts]] += np.add.reduceat(columns, starts, axis=1)
+    if m == 1:
+        return
+    other = np.flatnonzero(code)
+    place, few = code[other] * size + level[other], columns[:, other]
+    for f, column in enumerate(few):
+        sums = np.bincount(place, column, m * size).reshape(m, size)
+        into[:, f] += sums
+        into[0, f] -= sums.sum(0)
 
 
 # ---------------------------------------------------------------- pooling

@@ -155,10 +155,19 @@ def _check_visits(model: Model) -> None:
 def _sampled(data: BlockData) -> BlockData | None:
     """Some rows as data of their own."""
     assert data.series is not None
-    series = long.sampled(data.model, data.series.chain)
-    if series is None:
+    found = long.sampled(data.model, data.series.chain)
+    if found is None:
         return None
-    return replace(data, series=series, n_rows=np.float64(series.chain.W.shape[1]), log_weights=np.float64(0.0))
+    chain = found.series.chain
+    p = len(found.kept)
+    return replace(
+        data,
+        series=found.series,
+        n_rows=np.float64(chain.W.shape[1]),
+        log_weights=np.float64(0.0),
+        X=data.X[:, found.kept],
+        basis=Basis(np.eye(p + 1), np.float64(0.0), np.ones(0)),
+    )
 
 
 def _none(n: int) -> Correlation:
@@ -170,7 +179,7 @@ def _read(
 ) -> tuple[Model, Rows]:
     """The model and its rows, checked."""
     entry, options = family(correlation.word), read_options(correlation)
-    subject = np.unique(_codes("subject", correlation.subject, n), return_inverse=True)[1].reshape(-1)
+    subject = _renumbered(_codes("subject", correlation.subject, n))
     group = np.zeros(n, int) if correlation.group is None else _codes("group", correlation.group, n)
     clock, T = _clock(correlation, n, entry.distance)
     strata, covariates, sizes = [], [], []
@@ -179,7 +188,7 @@ def _read(
         strata.append(s)
         covariates.append(c)
         sizes.append((v.word, int(s.max()) + 1))
-    codes = tuple(np.unique(_codes("codes of a random term", t.codes, n), return_inverse=True)[1] for t in terms)
+    codes = tuple(_renumbered(_codes("codes of a random term", t.codes, n)) for t in terms)
     Zs = tuple(real_array("Z", t.Z, 2) for t in terms)
     check_rows(subject=subject, **{f"Z{j}": Z for j, Z in enumerate(Zs)})
     model = Model(
@@ -199,6 +208,14 @@ def _codes(name: str, values: Any, n: int) -> np.ndarray:
     if values.shape != (n,):
         raise DataError(f"{name} has shape {values.shape}; give ({n},), one code per row")
     return check_codes(values, int(values.max()) + 1 if n else 0, name)
+
+
+def _renumbered(codes: np.ndarray) -> np.ndarray:
+    """The codes that occur as 0, 1, 2 …"""
+    if not len(codes) or codes.max() > 8 * len(codes):
+        return np.unique(codes, return_inverse=True)[1].reshape(-1)
+    seen = np.bincount(codes) > 0
+    return (np.cumsum(seen) - 1)[codes]
 
 
 def _clock(term: Correlation, n: int, distance: bool) -> tuple[np.ndarray, int]:

@@ -4,7 +4,7 @@ import numpy as np
 
 from ...errors import DataError
 from .model import Model, gathered
-from .stacks import Rows, Stack
+from .stacks import Rows, Stack, in_order
 
 
 class IdentificationError(DataError):
@@ -16,7 +16,8 @@ def check_rows(model: Model, rows: Rows) -> None:
     clock = rows.clock if rows.clock.ndim == 2 else rows.clock[:, None]
     if model.word == "ident" and model.n_groups == 1:
         return
-    order = np.lexsort((*clock.T[::-1], rows.subject))
+    keys = [rows.subject, *clock.T]
+    order = np.arange(len(clock)) if in_order(keys) else np.lexsort(keys[::-1])
     same = (rows.subject[order][1:] == rows.subject[order][:-1]) & (clock[order][1:] == clock[order][:-1]).all(1)
     nugget = bool(model.settings.get("nugget"))
     if same.any() and not nugget:

@@ -6,6 +6,7 @@ import numpy as np
 
 from .. import moments
 from ..blocks import Block
+from ..compression import dependent_columns
 from ..moments import Basis
 from . import classes, identification, markov
 from .chains import CHUNK, Chain
@@ -87,20 +88,32 @@ def _gram(chain: Chain) -> np.ndarray:
     return total
 
 
-def sampled(model: Model, chain: Chain) -> Series | None:
+class Sample(NamedTuple):
+    """Some rows, and the columns of X (p′,) that they tell apart."""
+
+    series: Series
+    kept: np.ndarray
+
+
+def sampled(model: Model, chain: Chain) -> Sample | None:
     """The first rows of levels here and there; None of few rows."""
     n = chain.W.shape[1]
     if n <= 2 * SAMPLE_ROWS:
         return None
     starts = np.flatnonzero(np.diff(chain.level, prepend=-1))
     ends = np.append(starts[1:], n)
-    step = max(1, len(starts) // SAMPLE_LEVELS)
-    starts, ends = starts[::step], ends[::step]
+    if len(starts) > SAMPLE_LEVELS:
+        chosen = np.sort(np.random.default_rng(0).choice(len(starts), SAMPLE_LEVELS, replace=False))
+        starts, ends = starts[chosen], ends[chosen]
     ends = np.minimum(ends, starts + max(2, SAMPLE_ROWS // len(starts)))
     size = ends - starts
     rows = np.repeat(starts - (np.cumsum(size) - size), size) + np.arange(size.sum())
     joined = chain.joined[rows].copy()
     joined[np.cumsum(size) - size] = False
+    W = chain.W[:, rows]
+    p = len(W) - 1
+    kept = np.setdiff1d(np.arange(p), dependent_columns((W @ W.T)[:p, :p]))
     level = np.repeat(np.arange(len(starts)), size)
-    part = Chain(chain.W[:, rows], chain.Z[:, rows], chain.at.map(rows), level, joined, chain.gap[rows])
-    return Series(part, classes.compress(model, part)) if joined.any() or model.word == "ident" else None
+    part = Chain(W[[*kept, p]], chain.Z[:, rows], chain.at.map(rows), level, joined, chain.gap[rows])
+    told = model.word == "ident" or all(joined[part.at.group == a].any() for a in range(model.n_groups))
+    return Sample(Series(part, classes.compress(model, part)), kept) if told else None

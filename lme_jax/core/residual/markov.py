@@ -122,22 +122,27 @@ def entries(model: Model, x: np.ndarray, links: Links, derivatives: bool) -> Ent
     phi, rest = correlations(model, x, links, derivatives)
     f, g = phi.value, 1.0 / rest
     square = f * f
+    kappa, omega, log_rest = square * g, f * g, np.log(rest)
+    if not derivatives:
+        return Entries(*(Jet(v, phi.first, phi.second) for v in (kappa, omega, log_rest)))
+    across, gg = phi.first[:, None] * phi.first[None], g * g
+    steep, ggg = (1.0 + square) * gg, gg * g
     return Entries(
-        _composed(phi, square * g, 2.0 * f * g**2, (2.0 + 6.0 * square) * g**3),
-        _composed(phi, f * g, (1.0 + square) * g**2, 2.0 * f * (3.0 + square) * g**3),
-        _composed(phi, np.log(rest), -2.0 * f * g, -2.0 * (1.0 + square) * g**2),
+        _composed(phi, across, kappa, 2.0 * f * gg, (2.0 + 6.0 * square) * ggg),
+        _composed(phi, across, omega, steep, f * (6.0 + 2.0 * square) * ggg),
+        _composed(phi, across, log_rest, -2.0 * omega, -2.0 * steep),
     )
 
 
-def _composed(x: Jet, f: np.ndarray, slope: np.ndarray, bend: np.ndarray) -> Jet:
-    across = x.first[:, None] * x.first[None]
+def _composed(x: Jet, across: np.ndarray, f: np.ndarray, slope: np.ndarray, bend: np.ndarray) -> Jet:
+    """g(x), g = f with two derivatives; ``across`` ∂x∂xᵀ."""
     return Jet(f, slope * x.first, slope * x.second + bend * across)
 
 
 def shrunk(factor: Jet | None, sum_of_logs: Jet) -> Jet:
     """factor · exp(−η): factor None is 1."""
     f = np.exp(-sum_of_logs.value)
-    out = _composed(sum_of_logs, f, -f, f)
+    out = _composed(sum_of_logs, sum_of_logs.first[:, None] * sum_of_logs.first[None], f, -f, f)
     return out if factor is None else factor * out
 
 

@@ -40,11 +40,12 @@ class Series(NamedTuple):
 
 
 class SolvedSeries(NamedTuple):
-    """log|V| (), H (w, w) and where."""
+    """log|V| (), H (w, w), where, and the sums that it came from, with their derivatives if rows had to be looked at."""
 
     log_det: float
     H: np.ndarray
     x: np.ndarray
+    mixed: Mixed
 
 
 class _Level(NamedTuple):
@@ -68,14 +69,14 @@ def mixed(model: Model, x: np.ndarray, series: Series, derivatives: bool) -> Mix
 
 def solve(model: Model, x: np.ndarray, series: Series) -> SolvedSeries | None:
     """``SolvedSeries`` at x; None where V is not positive definite or not finite."""
-    m = mixed(model, x, series, False)
+    m = mixed(model, x, series, derivatives=series.sets is None)
     log_det, H = float(m.log_det[0]), m.WW[0]
     if len(series.chain.Z):
         half, log_dets, C = _root(model, x, m, series)
         E = _act(half, C)
         log_det, H = log_det + float(log_dets @ series.count), H - _gram(E, E)
     H = 0.5 * (H + H.T)
-    return SolvedSeries(log_det, H, x) if np.isfinite(H).all() and np.isfinite(log_det) else None
+    return SolvedSeries(log_det, H, x, m) if np.isfinite(H).all() and np.isfinite(log_det) else None
 
 
 def _root(model: Model, x: np.ndarray, m: Mixed, series: Series) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -156,7 +157,7 @@ def moved(model: Model, solved: SolvedSeries, series: Series, R: np.ndarray, sec
     of log|V| and H, and ``bend`` and ``bent`` are 0. All second derivatives of ℓ and Cov β̂ are as they should be; the
     expected information is not to be had from it.
     """
-    j = _whitened(_jets(model, solved.x, series), whitening(R))
+    j = _whitened(_jets(model, solved, series), whitening(R))
     p, k = len(R) - 1, len(solved.x)
     X_a, F = -j.H1[:, :p, :p], 0.5 * j.H2[:, :, :p, :p]
     record = Record(
@@ -182,8 +183,9 @@ def _whitened(j: _Jets, A: np.ndarray) -> _Jets:
     return j._replace(H1=A.T @ j.H1 @ A, H2=A.T @ j.H2 @ A)
 
 
-def _jets(model: Model, x: np.ndarray, series: Series) -> _Jets:
-    m, k, t = mixed(model, x, series, True), model.size, model.n_theta
+def _jets(model: Model, solved: SolvedSeries, series: Series) -> _Jets:
+    x, k, t = solved.x, model.size, model.n_theta
+    m = solved.mixed if series.sets is None else mixed(model, x, series, True)
     W1, W2 = markov.unpacked(m.WW, k - t)
     own1, own2 = markov.unpacked(m.log_det, k - t)
     w = m.WW.shape[1]

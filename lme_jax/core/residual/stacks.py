@@ -91,10 +91,11 @@ def sorted_rows(block: np.ndarray, r: Rows) -> np.ndarray:
     """Rows by block, then by the levels of the bars, the subject and its clock."""
     clock = [r.clock] if r.clock.ndim == 1 else list(r.clock.T[::-1])
     keys = [*clock, r.subject, *r.codes[::-1], block]
-    return np.arange(len(block)) if _in_order(keys[::-1]) else np.lexsort(keys)
+    return np.arange(len(block)) if in_order(keys[::-1]) else np.lexsort(keys)
 
 
-def _in_order(keys: list[np.ndarray]) -> bool:
+def in_order(keys: list[np.ndarray]) -> bool:
+    """Whether rows are sorted by the keys (n,), the first the slowest."""
     later = np.zeros(max(len(keys[0]) - 1, 0), bool)
     for key in keys:
         step = key[1:] - key[:-1]
