@@ -22,6 +22,7 @@ class Chain(NamedTuple):
     ----------
     W : (w, n) [X y] conditioned and weighted; Z : (q, n). at : ``Rows`` (n,).
     level : (n,) 0 … L − 1, increasing. joined : (n,) whether the row before is of the same subject; gap : (n,) how far.
+    apart : whether links count by the difference of their rows, see ``markov``, or by their product.
     """
 
     W: np.ndarray
@@ -30,6 +31,7 @@ class Chain(NamedTuple):
     level: np.ndarray
     joined: np.ndarray
     gap: np.ndarray
+    apart: bool
 
     @property
     def n_levels(self) -> int:
@@ -56,11 +58,14 @@ def products(chain: Chain, rows: slice) -> np.ndarray:
     return np.concatenate([Z[i] * Z[j], (W[:, None] * Z).reshape(-1, Z.shape[1])])
 
 
-def neighbours(chain: Chain, rows: slice) -> np.ndarray:
-    """(F, m) of every row with the one before, both ways; rows from 1 on."""
+def linked(chain: Chain, rows: slice) -> np.ndarray:
+    """(F, m) of every row and the one before: of their difference, or both ways; rows from 1 on."""
     before = slice(rows.start - 1, rows.stop - 1)
     Z, W, Z0, W0 = chain.Z[:, rows], chain.W[:, rows], chain.Z[:, before], chain.W[:, before]
     i, j = linalg.tril(len(Z))
+    if chain.apart:
+        Z, W = Z - Z0, W - W0
+        return np.concatenate([Z[i] * Z[j], (W[:, None] * Z).reshape(-1, Z.shape[1])])
     both = W[:, None] * Z0 + W0[:, None] * Z
     return np.concatenate([Z[i] * Z0[j] + Z0[i] * Z[j], both.reshape(-1, Z.shape[1])])
 
@@ -82,7 +87,7 @@ def mixed(model: Model, x: np.ndarray, chain: Chain, derivatives: bool) -> Mixed
         here = slice(rows.start - int(chain.joined[rows.start]), rows.stop)
         d, o, own = _coefficients(model, x, chain, here, rows.start, derivatives)
         log_det += own
-        _add_totals(WW, chain.W[:, here], d, o)
+        _add_totals(WW, chain.W[:, here], d, o, chain.apart)
         if len(chain.Z):
             _add_levels(M, chain, here, d, o)
     return Mixed(log_det, M, WW)
@@ -102,12 +107,12 @@ def _coefficients(
     log_det = markov.packed(e.log_rest) @ joined
     d = np.zeros((len(log_det), here.stop - here.start))
     skip = first - here.start
-    if markov.homoscedastic(model):
+    if chain.apart:
         d[0, skip:] = 1.0
         kappa = markov.packed(e.kappa) * joined
         d[:, 1:] += kappa
         d[:, :-1] += kappa
-        return d, markov.packed(e.omega) * np.where(joined, -1.0, 0.0), log_det
+        return d, markov.packed(e.omega) * joined, log_det
     eta = markov.log_sds(model, x, chain.at.map(here), derivatives)
     twice = eta + eta
     d[:, skip:] = markov.packed(markov.shrunk(None, twice[skip:]))
@@ -117,15 +122,24 @@ def _coefficients(
     return d, o, log_det + markov.packed(twice)[:, skip:].sum(1)
 
 
-def _add_totals(WW: np.ndarray, W: np.ndarray, d: np.ndarray, o: np.ndarray) -> None:
-    w = len(W)
-    own = (d[:, None] * W).reshape(-1, W.shape[1]) @ W.T
-    half = ((o[:, None] * W[:, 1:]).reshape(-1, W.shape[1] - 1) @ W[:, :-1].T).reshape(-1, w, w)
-    WW += own.reshape(-1, w, w) + half + half.swapaxes(1, 2)
+def _add_totals(WW: np.ndarray, W: np.ndarray, d: np.ndarray, o: np.ndarray, apart: bool) -> None:
+    WW += _grams(W, d, W)
+    if apart:
+        step = W[:, 1:] - W[:, :-1]
+        WW += _grams(step, o, step)
+        return
+    half = _grams(W[:, 1:], o, W[:, :-1])
+    WW += half + half.swapaxes(1, 2)
+
+
+def _grams(A: np.ndarray, weights: np.ndarray, B: np.ndarray) -> np.ndarray:
+    """(J, w, w) AD_jBᵀ."""
+    w = len(A)
+    return ((weights[:, None] * A).reshape(-1, A.shape[1]) @ B.T).reshape(-1, w, w)
 
 
 def _add_levels(M: np.ndarray, chain: Chain, here: slice, d: np.ndarray, o: np.ndarray) -> None:
-    own, across = products(chain, here), neighbours(chain, slice(here.start + 1, here.stop))
+    own, across = products(chain, here), linked(chain, slice(here.start + 1, here.stop))
     level = chain.level[here]
     starts = np.flatnonzero(np.diff(level, prepend=-1))
     into = slice(level[0], level[-1] + 1)

@@ -51,11 +51,14 @@ def _coefficients(model: Model, x: np.ndarray, sets: Sets, derivatives: bool) ->
     """c (J, S) and log|R| (J,)."""
     at_ends = markov.entries(model, x, sets.end_links, derivatives)
     at_links = markov.entries(model, x, sets.links, derivatives)
-    own, end, left, right = (markov.log_sds(model, x, r, derivatives) for r in (sets.own, sets.ends, sets.left, sets.right))
+    own, end, left, right = (
+        markov.log_sds(model, x, r, derivatives) for r in (sets.own, sets.ends, sets.left, sets.right)
+    )
+    sign = 1.0 if markov.homoscedastic(model) else -1.0
     parts = [
         markov.packed(markov.shrunk(None, own + own)),
         markov.packed(markov.shrunk(at_ends.kappa, end + end)),
-        -markov.packed(markov.shrunk(at_links.omega, left + right)),
+        sign * markov.packed(markov.shrunk(at_links.omega, left + right)),
     ]
     log_det = 2.0 * markov.packed(own) @ sets.n_own + markov.packed(at_links.log_rest) @ sets.n_links
     return np.concatenate(parts, axis=1), log_det
@@ -134,7 +137,16 @@ def _places(codes: _Codes, joined: np.ndarray) -> _Places:
         none, n_links = np.zeros(len(seen.first), bool), np.bincount(codes.gap[at], minlength=g)
         row = at[seen.first]
         return _Places(
-            codes.own, codes.gap, codes.gap, codes.gap, np.zeros(1, int), row, none, row, np.array([len(joined)]), n_links
+            codes.own,
+            codes.gap,
+            codes.gap,
+            codes.gap,
+            np.zeros(1, int),
+            row,
+            none,
+            row,
+            np.array([len(joined)]),
+            n_links,
         )
     gap, own, before = codes.gap[at], codes.own[at], codes.own[at - 1]
     ends = np.concatenate([gap * m + own, gap * m + before])
@@ -228,7 +240,8 @@ def _sums(chain: Chain, places: _Places) -> tuple[np.ndarray, np.ndarray]:
         _add_grams(WW[own], places.own[rows], chain.W[:, rows], chain.W[:, rows])
         _add_grams(WW[end], places.right[after], right, W[:, 1:])
         _add_grams(WW[end], places.left[after], left, W[:, :-1])
-        _add_grams(WW[link], places.link[after], right, W[:, :-1])
+        step = (W[:, 1:] - W[:, :-1]) * joined
+        _add_grams(WW[link], places.link[after], *((step, step) if chain.apart else (right, W[:, :-1])))
         if not len(chain.Z):
             continue
         square, lo = chains.products(chain, here), int(chain.level[here.start])
@@ -241,8 +254,8 @@ def _sums(chain: Chain, places: _Places) -> tuple[np.ndarray, np.ndarray]:
         else:
             _add_levels(into[end], places.right[after], level[1:], square[:, 1:] * joined)
             _add_levels(into[end], places.left[after], level[1:], square[:, :-1] * joined)
-        _add_levels(into[link], places.link[after], level[1:], chains.neighbours(chain, after) * joined)
-    WW[link] += WW[link].swapaxes(1, 2).copy()
+        _add_levels(into[link], places.link[after], level[1:], chains.linked(chain, after) * joined)
+    WW[link] += 0.0 if chain.apart else WW[link].swapaxes(1, 2).copy()
     return M, WW
 
 

@@ -198,7 +198,9 @@ def _read(
         n_visits=T,
         n_groups=int(group.max()) + 1,
         variances=tuple(sizes),
-        delta_units=tuple(u for (w, S), v in zip(sizes, covariates, strict=True) for u in VARIANCES[w].unit(v, S).tolist()),
+        delta_units=tuple(
+            u for (w, S), v in zip(sizes, covariates, strict=True) for u in VARIANCES[w].unit(v, S).tolist()
+        ),
     )
     return model, Rows(subject, clock, group, tuple(strata), tuple(covariates), Zs, codes)
 

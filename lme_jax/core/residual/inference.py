@@ -145,9 +145,7 @@ def interval(p: Parameter, quantile: float) -> tuple[float, float]:
 # ---------------------------------------------------------------- Cov β̂
 
 
-def jets(
-    fitted: ResidualFit, data: BlockData, *, reml: bool = True, second: bool = True, natural: bool = True
-) -> Jets:
+def jets(fitted: ResidualFit, data: BlockData, *, reml: bool = True, second: bool = True, natural: bool = True) -> Jets:
     """Cov β̂ to second order in the covariance parameters at a fit.
 
     Parameters
@@ -166,7 +164,8 @@ def jets(
     hessian = objective.whole(at, m, reml).hessian * np.outer(full, full)
     of_fixed = (m.record.own, m.record.F, m.record.products) if reml and p else None
     expected = fixed_effects.expected_information(m.record.trace, m.record.trace2, of_fixed, at.N, m.record.Q / at.N)
-    expected = expected * np.outer(scale, scale)
+    # A chain's sums do not tell the expected information.
+    expected = expected * np.outer(scale, scale) if data.series is None else np.full_like(expected, np.nan)
     back = data.basis.map[:p, :p] @ whitening(at.R)[:p, :p]
     F = None if m.F is None else m.F * unit[:, None, None, None] * unit[:, None]
     bent = None if m.bent is None else m.bent * np.outer(unit, unit)[:, :, None, None]

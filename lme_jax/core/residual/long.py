@@ -70,7 +70,7 @@ def compress(model: Model, rows: Rows, block: np.ndarray, W: np.ndarray) -> Foun
         gap[1:] = np.where(joined[1:], rows.clock[1:] - rows.clock[:-1], 0)
     level = np.cumsum(np.diff(block, prepend=block[0]) != 0)
     Z = np.concatenate(rows.Z, axis=1).T.copy() if rows.Z else np.zeros((0, len(block)))
-    chain = Chain(conditioned, Z, rows._replace(Z=(), codes=()), level, joined, gap)
+    chain = Chain(conditioned, Z, rows._replace(Z=(), codes=()), level, joined, gap, markov.homoscedastic(model))
     identification.check_chain(model, chain.at, joined)
     return Found(Series(chain, classes.compress(model, chain)), basis, _gram(chain))
 
@@ -114,6 +114,6 @@ def sampled(model: Model, chain: Chain) -> Sample | None:
     p = len(W) - 1
     kept = np.setdiff1d(np.arange(p), dependent_columns((W @ W.T)[:p, :p]))
     level = np.repeat(np.arange(len(starts)), size)
-    part = Chain(W[[*kept, p]], chain.Z[:, rows], chain.at.map(rows), level, joined, chain.gap[rows])
+    part = Chain(W[[*kept, p]], chain.Z[:, rows], chain.at.map(rows), level, joined, chain.gap[rows], chain.apart)
     told = model.word == "ident" or all(joined[part.at.group == a].any() for a in range(model.n_groups))
     return Sample(Series(part, classes.compress(model, part)), kept) if told else None

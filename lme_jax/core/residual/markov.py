@@ -2,7 +2,9 @@
 
 With φ_t the correlation of row t with the row of its subject before it and u_t = exp η_t their standard deviations,
     R⁻¹ = Σ_t u_t⁻²(1 + κ_t + κ_{t+1}) e_te_tᵀ − Σ_t (u_tu_{t−1})⁻¹ω_t (e_te_{t−1}ᵀ + e_{t−1}e_tᵀ),
-    log|R| = Σ_t 2η_t + Σ_t log(1 − φ_t²),   κ = φ²/(1 − φ²),   ω = φ/(1 − φ²),
+    log|R| = Σ_t 2η_t + Σ_t log(1 − φ_t²),   κ = φ²/(1 − φ²),   ω = φ/(1 − φ²).
+Where η = 0 the sums over links are taken of differences d_t = e_t − e_{t−1}, which lose nothing as φ → 1:
+    R⁻¹ = Σ_t e_te_tᵀ + Σ_t λ_t(e_te_tᵀ + e_{t−1}e_{t−1}ᵀ) + Σ_t ω_t d_td_tᵀ,   λ = κ − ω = −φ/(1 + φ).
 φ_t = ρ^gap of AR(1), exp(−gap/range) of CAR(1). The first row of a subject has φ = 0. Derivatives are in the parameters of
 the residuals alone, x[n_theta:]; jets of no parameters are the values.
 """
@@ -65,7 +67,13 @@ def log_sds(model: Model, x: np.ndarray, at: Rows, derivatives: bool) -> Jet:
 
 
 def _add_visits(
-    value: np.ndarray, first: np.ndarray, x: np.ndarray, mine: slice, visit: np.ndarray, inside: np.ndarray, model: Model
+    value: np.ndarray,
+    first: np.ndarray,
+    x: np.ndarray,
+    mine: slice,
+    visit: np.ndarray,
+    inside: np.ndarray,
+    model: Model,
 ) -> None:
     """A log standard deviation for every visit but the first."""
     T = model.n_visits
@@ -110,7 +118,7 @@ def _by_lag(angle: float, gap: np.ndarray) -> tuple[np.ndarray, ...]:
 
 
 class Entries(NamedTuple):
-    """κ, ω and log(1 − φ²) of links (m,)."""
+    """κ, or λ where η = 0, ω and log(1 − φ²) of links (m,)."""
 
     kappa: Jet
     omega: Jet
@@ -122,13 +130,17 @@ def entries(model: Model, x: np.ndarray, links: Links, derivatives: bool) -> Ent
     phi, rest = correlations(model, x, links, derivatives)
     f, g = phi.value, 1.0 / rest
     square = f * f
-    kappa, omega, log_rest = square * g, f * g, np.log(rest)
+    apart = homoscedastic(model)
+    kappa, omega, log_rest = -f / (1.0 + f) if apart else square * g, f * g, np.log(rest)
     if not derivatives:
         return Entries(*(Jet(v, phi.first, phi.second) for v in (kappa, omega, log_rest)))
     across, gg = phi.first[:, None] * phi.first[None], g * g
     steep, ggg = (1.0 + square) * gg, gg * g
+    slope, bend = 2.0 * f * gg, (2.0 + 6.0 * square) * ggg
+    if apart:
+        slope, bend = -1.0 / (1.0 + f) ** 2, 2.0 / (1.0 + f) ** 3
     return Entries(
-        _composed(phi, across, kappa, 2.0 * f * gg, (2.0 + 6.0 * square) * ggg),
+        _composed(phi, across, kappa, slope, bend),
         _composed(phi, across, omega, steep, f * (6.0 + 2.0 * square) * ggg),
         _composed(phi, across, log_rest, -2.0 * omega, -2.0 * steep),
     )

@@ -100,9 +100,7 @@ def _lambda(model: Model, x: np.ndarray) -> np.ndarray:
 def _bars(model: Model) -> list[tuple[slice, slice, covariance.Block]]:
     """Where the effects and the parameters of every bar stand."""
     ends = np.cumsum([b.size for b in model.bars])
-    return [
-        (slice(int(e) - b.size, int(e)), here, b) for e, b, here in zip(ends, model.bars, model.theta, strict=True)
-    ]
+    return [(slice(int(e) - b.size, int(e)), here, b) for e, b, here in zip(ends, model.bars, model.theta, strict=True)]
 
 
 def _psi_steps(model: Model, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -226,9 +224,7 @@ def _both(A: np.ndarray) -> np.ndarray:
     return A + A.swapaxes(-1, -2)
 
 
-def _add_psi(
-    out: _Jets, v: _Level, Y: np.ndarray, steps: np.ndarray, bends: np.ndarray, count: np.ndarray
-) -> None:
+def _add_psi(out: _Jets, v: _Level, Y: np.ndarray, steps: np.ndarray, bends: np.ndarray, count: np.ndarray) -> None:
     k, w, q = Y.shape[:3]
     D, E = v.D.reshape(w * q, -1), v.E.reshape(q * q, -1)
     DD = (D @ D.copy().T).reshape(w, q, w, q)
