@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from oracles import residuals as oracle
 
 from lme_jax.core.blocks import Block
 from lme_jax.core.residual import data as residual_data
@@ -13,8 +14,6 @@ from lme_jax.core.residual.identification import IdentificationError
 from lme_jax.core.residual.terms import Correlation, RandomTerm, Variance
 from lme_jax.core.types import Status
 from lme_jax.errors import DataError
-
-from oracles import residuals as oracle
 
 BY_VISIT = ("ident", "ar1", "ar1h")
 T = 7
@@ -49,8 +48,8 @@ def _design(word, bars, variances, arms, weighted, seed=0):
 
 
 def _spec(design, model):
-    y, X, terms, correlation, variances, weights = design
-    n, c = len(y), correlation
+    y, _, _, c, variances, weights = design
+    n = len(y)
     sizes = [s.stop - s.start for s in model.delta]
     return {
         "word": "ident" if c is None else c.word,
@@ -115,7 +114,7 @@ def test_a_chain_is_the_blocks_and_dense_v(case):
     # Searched units: θ of the bars by powers of two, δ by their spreads.
     for reml in (True, False):
         dense = _dense(design, blocks.model, x / blocks.unit, reml)
-        value, gradient, hessian, kept = objective.evaluate(x, blocks, reml)
+        _, gradient, hessian, kept = objective.evaluate(x, blocks, reml)
         wanted = objective.moved(objective.point(x, blocks, reml), blocks, reml, True)
         for data in (chain, rows):
             mine = objective.evaluate(x, data, reml)
@@ -183,7 +182,7 @@ def test_levels_alike_are_pooled_and_a_sample_is_where_searches_begin():
     term = RandomTerm(np.ones((len(y), 1)), subject, Block("unstructured", 1))
     chain = residual_data.compress(y, X, [term], Correlation("ar1", subject, visit, 5), engine="series")
     blocks = residual_data.compress(y, X, [term], Correlation("ar1", subject, visit, 5), engine="blocks")
-    assert chain.series.count.sum() == 9_000 and len(chain.series.count) < 2_000
+    assert chain.series.counts.sum() == 9_000 and len(chain.series.counts) < 2_000
     assert chain.sample.n_fixed == 4 and chain.sample.n_rows < 22_000
     a, b = residual_fit.fit(blocks), residual_fit.fit(chain)
     assert b.n_iter <= 6 and a.status == b.status == Status.CONVERGED
@@ -212,7 +211,7 @@ def test_one_long_series(irregular):
 
 
 def test_what_is_no_chain_is_refused():
-    y, X, subject, visit, t = _series(20, 6, 0.1, False)
+    y, X, subject, visit, _ = _series(20, 6, 0.1, False)
     other = RandomTerm(np.ones((len(y), 1)), visit, Block("unstructured", 1))
     with pytest.raises(DataError, match="not a chain"):
         residual_data.compress(y, X, [other], Correlation("ar1", subject, visit, 6), engine="series")

@@ -33,7 +33,7 @@ def arma_correlations(angles, p, q, T, terms=4000):
         psi[t] = (t == 0) + (theta[t - 1] if 1 <= t <= q else 0.0)
         for i in range(1, min(p, t) + 1):
             psi[t] += phi[i - 1] * psi[t - i]
-    gamma = [psi[:terms] @ psi[k : terms + k] for k in range(T)]
+    gamma = [psi[: terms] @ psi[k : terms + k] for k in range(T)]
     return [g / gamma[0] for g in gamma]
 
 

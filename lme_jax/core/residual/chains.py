@@ -71,7 +71,7 @@ def linked(chain: Chain, rows: slice) -> np.ndarray:
 
 
 class Mixed(NamedTuple):
-    """log|R| (J,), and [Z X y]ᵀR⁻¹[Z X y] level by level: M (J, F, L) and WW (J, w, w); J as ``markov.packed`` has them."""
+    """log|R| (J,) and [Z X y]ᵀR⁻¹[Z X y], M (J, F, L) by level and WW (J, w, w); J as in ``markov.packed``."""
 
     log_det: np.ndarray
     M: np.ndarray

@@ -23,7 +23,7 @@ class Sets(NamedTuple):
     ----------
     own : ``Rows`` (m₀,), a row of each; n_own : (m₀,) how many. ends : (m₁,) a row of each and the number of its link.
     left, right : ``Rows`` (m₂,); links : (m₂,); n_links : (m₂,).
-    M : (S, F, P) of the levels, pooled; WW : (S, w, w); count : (P,) levels whose log-determinant an entry stands for.
+    M : (S, F, P) of the levels, pooled; WW : (S, w, w); counts : (P,) levels whose log-determinant an entry stands for.
     """
 
     own: Rows
@@ -36,7 +36,7 @@ class Sets(NamedTuple):
     n_links: np.ndarray
     M: np.ndarray
     WW: np.ndarray
-    count: np.ndarray
+    counts: np.ndarray
 
 
 def mixed(model: Model, x: np.ndarray, sets: Sets, derivatives: bool) -> Mixed:
@@ -86,7 +86,7 @@ def compress(model: Model, chain: Chain) -> Sets | None:
     if S > MOST or S * max(chain.n_levels, 1) > 2 * n:
         return None
     M, WW = _sums(chain, places)
-    M, count = pooled(M, len(chain.Z))
+    M, counts = pooled(M, len(chain.Z))
     end, right = places.end_row, places.link_row
     end_link = np.where(places.end_is_left, end + 1, end)
     return Sets(
@@ -100,7 +100,7 @@ def compress(model: Model, chain: Chain) -> Sets | None:
         n_links=places.n_links,
         M=M,
         WW=WW,
-        count=count,
+        counts=counts,
     )
 
 
@@ -109,8 +109,8 @@ class _Places(NamedTuple):
 
     Attributes
     ----------
-    own, right, left, link : (n,), 0 where there is no link. own_row, end_row, link_row : a row of each, of a link its right
-        one. end_is_left : whether such an end is the left one. n_own, n_links : how many rows each stands for.
+    own, right, left, link : (n,), 0 where there is no link. own_row, end_row, link_row : a row of each, of a link its
+        right one. end_is_left : whether such an end is the left one. n_own, n_links : how many rows each stands for.
     """
 
     own: np.ndarray

@@ -93,8 +93,8 @@ def compress(
     weights, offset : (n,), optional
         Var(ε) is divided by w > 0 (SAS WEIGHT, mmrm's weights); a known term subtracted from y.
     engine : {"blocks", "series"}, optional
-        Patterns of blocks, or, of structures that look back by one row under the levels of at most one factor, the rows as
-        a chain; None takes the cheaper.
+        Patterns of blocks, or, of structures that look back by one row under the levels of at most one factor, the rows
+        as a chain; None takes the cheaper.
 
     Raises
     ------
@@ -198,9 +198,7 @@ def _read(
         n_visits=T,
         n_groups=int(group.max()) + 1,
         variances=tuple(sizes),
-        delta_units=tuple(
-            u for (w, S), v in zip(sizes, covariates, strict=True) for u in VARIANCES[w].unit(v, S).tolist()
-        ),
+        delta_units=tuple(u for (w, S), v in zip(sizes, covariates, strict=True) for u in VARIANCES[w].unit(v, S).tolist()),
     )
     return model, Rows(subject, clock, group, tuple(strata), tuple(covariates), Zs, codes)
 

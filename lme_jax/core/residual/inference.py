@@ -145,7 +145,9 @@ def interval(p: Parameter, quantile: float) -> tuple[float, float]:
 # ---------------------------------------------------------------- Cov β̂
 
 
-def jets(fitted: ResidualFit, data: BlockData, *, reml: bool = True, second: bool = True, natural: bool = True) -> Jets:
+def jets(
+    fitted: ResidualFit, data: BlockData, *, reml: bool = True, second: bool = True, natural: bool = True
+) -> Jets:
     """Cov β̂ to second order in the covariance parameters at a fit.
 
     Parameters

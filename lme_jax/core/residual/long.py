@@ -9,7 +9,7 @@ from ..blocks import Block
 from ..compression import dependent_columns
 from ..moments import Basis
 from . import classes, identification, markov
-from .chains import CHUNK, Chain
+from .chains import Chain
 from .model import Model
 from .series import Series
 from .stacks import SMALL_GRID, Rows, sorted_rows

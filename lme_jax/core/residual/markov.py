@@ -1,6 +1,6 @@
 """R⁻¹ of correlations that look back by one row, entry by entry, with two derivatives.
 
-With φ_t the correlation of row t with the row of its subject before it and u_t = exp η_t their standard deviations,
+With φ_t the correlation of row t with the row of its subject before it, u_t = exp η_t their standard deviations,
     R⁻¹ = Σ_t u_t⁻²(1 + κ_t + κ_{t+1}) e_te_tᵀ − Σ_t (u_tu_{t−1})⁻¹ω_t (e_te_{t−1}ᵀ + e_{t−1}e_tᵀ),
     log|R| = Σ_t 2η_t + Σ_t log(1 − φ_t²),   κ = φ²/(1 − φ²),   ω = φ/(1 − φ²).
 Where η = 0 the sums over links are taken of differences d_t = e_t − e_{t−1}, which lose nothing as φ → 1:

@@ -248,9 +248,7 @@ def _on_grid(
         scale, mine = model.arm(a)
         own = np.arange(mine.start if scale is None else scale, mine.stop)
         inside = arm == a
-        part = _Grid(
-            U[inside], root[inside], D[inside[stack.owner]], stack.count[inside], _renumbered(stack.owner, inside)
-        )
+        part = _Grid(U[inside], root[inside], D[inside[stack.owner]], stack.count[inside], _renumbered(stack.owner, inside))
         steps = M1[own, a].reshape(len(own), T * T)
         S[a] = _one_arm(part, steps, own, s2, reml and p > 0, total)
         if full is not None and bent is not None:

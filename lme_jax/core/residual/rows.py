@@ -204,7 +204,9 @@ def covariance_of(
     return R, V
 
 
-def residual_covariance(fitted: ResidualFit, data: BlockData, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def residual_covariance(
+    fitted: ResidualFit, data: BlockData, rows: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """σ²R and σ²V of rows (m,) of the data, in the order given: those of a subject, say, by its clock."""
     rows = np.asarray(rows)
     weights = None if data.weights is None else data.weights[rows]

@@ -34,13 +34,13 @@ class Series(NamedTuple):
     sets: Sets | None
 
     @property
-    def count(self) -> np.ndarray:
+    def counts(self) -> np.ndarray:
         """(P,) levels whose log-determinant an entry stands for."""
-        return np.ones(self.chain.n_levels) if self.sets is None else self.sets.count
+        return np.ones(self.chain.n_levels) if self.sets is None else self.sets.counts
 
 
 class SolvedSeries(NamedTuple):
-    """log|V| (), H (w, w), where, and the sums that it came from, with their derivatives if rows had to be looked at."""
+    """log|V| (), H (w, w), where, and the sums they came from, with their derivatives if rows had to be looked at."""
 
     log_det: float
     H: np.ndarray
@@ -74,7 +74,7 @@ def solve(model: Model, x: np.ndarray, series: Series) -> SolvedSeries | None:
     if len(series.chain.Z):
         half, log_dets, C = _root(model, x, m, series)
         E = _act(half, C)
-        log_det, H = log_det + float(log_dets @ series.count), H - _gram(E, E)
+        log_det, H = log_det + float(log_dets @ series.counts), H - _gram(E, E)
     H = 0.5 * (H + H.T)
     return SolvedSeries(log_det, H, x, m) if np.isfinite(H).all() and np.isfinite(log_det) else None
 
@@ -196,8 +196,8 @@ def _jets(model: Model, solved: SolvedSeries, series: Series) -> _Jets:
     level = _level(half, G, C)
     steps, bends = _psi_steps(model, x)
     Y = np.stack([_times(step, level.D) for step in steps])
-    _add_psi(out, level, Y, steps, bends, series.count)
-    _add_rho(out, level, Y, steps, m, series.count)
+    _add_psi(out, level, Y, steps, bends, series.counts)
+    _add_rho(out, level, Y, steps, m, series.counts)
     return out
 
 

@@ -43,7 +43,7 @@ class Rows(NamedTuple):
     Z: tuple[np.ndarray, ...]
     codes: tuple[np.ndarray, ...]
 
-    def map(self, of: "np.ndarray") -> "Rows":
+    def map(self, of: "np.ndarray | slice") -> "Rows":
         """The rows ``of``, which may have any shape."""
         return Rows(*(tuple(a[of] for a in f) if isinstance(f, tuple) else f[of] for f in self))
 
