@@ -30,9 +30,10 @@ from .inference.terms import fixed_terms
 from .inference.wald import chosen_covariance, wald_table
 from .keeping import has_rows, packed_state, unpacked_state, without_rows
 from .lazy import handed_out
+from .tested import Tested
 
 
-class Estimates:
+class Estimates(Tested):
     """The part of every result that needs no random effects; see ``MixedLMResults``.
 
     Parameters

@@ -9,7 +9,7 @@ from oracles import residuals as oracle
 from lme_jax.core.blocks import Block
 from lme_jax.core.residual import data as residual_data
 from lme_jax.core.residual import fit as residual_fit
-from lme_jax.core.residual import inference, objective
+from lme_jax.core.residual import inference, long, objective
 from lme_jax.core.residual.identification import IdentificationError
 from lme_jax.core.residual.terms import Correlation, RandomTerm, Variance
 from lme_jax.core.types import Status
@@ -153,7 +153,7 @@ def _series(subjects, visits, missing, irregular, seed=3):
 
 
 @pytest.mark.parametrize("irregular", [False, True])
-def test_fits_are_those_of_the_blocks(irregular):
+def test_fits_are_those_of_the_blocks(irregular, monkeypatch):
     y, X, subject, visit, t = _series(300, 8, 0.15, irregular)
     term = RandomTerm(np.ones((len(y), 1)), subject, Block("unstructured", 1))
     correlation = Correlation("car1", subject, t) if irregular else Correlation("ar1", subject, visit, 8)
@@ -166,13 +166,19 @@ def test_fits_are_those_of_the_blocks(irregular):
     assert abs(a.deviance - b.deviance) < 1e-8
     for name in ("params", "beta", "unscaled_cov", "sigma", "hessian"):
         np.testing.assert_allclose(getattr(b, name), getattr(a, name), rtol=1e-6, atol=1e-9, err_msg=name)
+    # Sums of a chain alone, as where the blocks are too large.
+    monkeypatch.setattr(long, "affordable", lambda block: False)
     have, want = (inference.jets(f, d, natural=True) for d, f in ((chain, b), (blocks, a)))
     for name in ("cov", "slope", "curve", "information"):
         size = np.abs(getattr(want, name)).max()
         np.testing.assert_allclose(getattr(have, name), getattr(want, name), rtol=1e-5, atol=1e-6 * size, err_msg=name)
-    assert np.isnan(have.expected).all()
+    assert np.isnan(have.expected).all() and np.isnan(have.bend).all()
+    monkeypatch.undo()
+    have = inference.jets(b, chain, natural=True)
+    np.testing.assert_allclose(have.expected, want.expected, rtol=1e-5)
+    np.testing.assert_allclose(have.bend, want.bend, rtol=1e-5, atol=1e-6 * np.abs(want.bend).max())
     # What is asked of single blocks makes them then.
-    assert sum(s.count.sum() for s in chain.stacks) == len(np.unique(subject))
+    assert sum(s.copies.sum() for s in chain.stacks) == len(np.unique(subject))
 
 
 def test_levels_alike_are_pooled_and_a_sample_is_where_searches_begin():

@@ -175,7 +175,7 @@ def evaluate(engine: Engine, theta: np.ndarray, data: CrossedData | NestedData, 
         return None
     p, k = len(R) - 1, len(theta)
     Q, dof = float(R[p, p] ** 2), float(data.n_rows) - (p if reml else 0)
-    D = engine.project(solved, _whitening(R))
+    D = engine.project(solved, whitening(R))
     gradient, bend = np.empty(k), np.zeros((k, k))
     owner: list[int] = []
     moves, Y = [], []
@@ -197,7 +197,7 @@ def evaluate(engine: Engine, theta: np.ndarray, data: CrossedData | NestedData, 
     return Point(theta, solved, tuple(owner), moves, D, value, gradient, bend, quadratic, slopes, Q, dof, kept)
 
 
-def _whitening(R: np.ndarray) -> np.ndarray:
+def whitening(R: np.ndarray) -> np.ndarray:
     """``assembly.whitening`` in one call."""
     A = lapack.dtrtri(R, lower=1)[0].T
     A[:, -1] *= R[-1, -1]

@@ -20,6 +20,7 @@ from .moments import GroupData, GroupMoments
 from .nested import Nested
 from .parameterizations import Scale, check_scale, sqrt_from_profile, to_profile
 from .small import Small
+from .structures import entry
 
 # Effects up to which all of them as one dense system are exact everywhere and still cheap.
 EXACT = 1500
@@ -266,6 +267,11 @@ def layout_of(data: Statistics) -> Layout:
         return data.layout
     q, m = data.moments.ZtZ.shape[0], data.moments.ZtZ.shape[2]
     return Layout((q,), (m,), (0,))
+
+
+def is_linear(data: Statistics) -> bool:
+    """Whether Ψ is linear in some parameters, so that it has a natural scale."""
+    return all(block.size == 1 or entry(block).patterns(block) is not None for block in data.template)
 
 
 def _solved(held: criterion.Engine, Ls: list[np.ndarray]) -> Any:

@@ -135,7 +135,7 @@ def _propose(state: NewtonState, tol: Any) -> NewtonState:
     small = decrease < tol
     exact = decrease < 1e-8 * tol
     saddle = small & (curvature < -(info.eps**0.5))  # what rounding makes of a flat direction is no saddle
-    leave = escape / _length(escape) * xp.minimum(state.radius, 0.1)
+    leave = escape / xp.maximum(_length(escape), info.tiny) * xp.minimum(state.radius, 0.1)
     gain = -0.5 * (leave[:, None] * state.hessian * leave[None]).sum((0, 1))
     done = select(exact, _status(xp, Status.CONVERGED), _status(xp, LAST))
     return state._replace(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from typing import Any
 
@@ -47,7 +47,10 @@ from lme_jax.formula.wrappers import Spelled
 
 @dataclass(frozen=True)
 class Lme4State:
-    """Rebuilds the design of an lme4 formula; the transforms' memory is in `memory`."""
+    """Rebuilds the design of an lme4 formula; the transforms' memory is in `memory`.
+
+    `widths` are the columns of each variable of numbers: several for such as poly(x, 2).
+    """
 
     parsed: MixedFormula
     codings: dict[str, FactorCoding]
@@ -56,6 +59,7 @@ class Lme4State:
     context: dict[str, Any]
     keep: np.ndarray
     offset_text: str | None
+    widths: dict[str, int] = field(default_factory=dict)
 
     def rebuild(self, frame: pd.DataFrame, random: bool, needed: Sequence[bool] | None = None) -> NewDesign:
         evaluator = Evaluator(frame, self.context, self.memory)
@@ -202,7 +206,10 @@ def _assemble(
     structures = _structures(parsed.bars, how.structures)
     terms, crossings = _random_terms(parsed.bars, structures, variables, codings, known, evaluator)
     check_design(variables.y, variables.endog_name, variables.weights, X, terms)
-    state = Lme4State(parsed, codings, crossings, evaluator.state, evaluator.used, kept_columns, how.offset_text)
+    widths = {k: v.shape[1] if v.ndim == 2 else 1 for k, v in variables.values.items() if not isinstance(v, Factor)}
+    state = Lme4State(
+        parsed, codings, crossings, evaluator.state, evaluator.used, kept_columns, how.offset_text, widths=widths
+    )
     return Design(
         y=np.array(variables.y),
         X=X,

@@ -1,7 +1,7 @@
 """The oracle of structured residual errors: V (n, n) entry by entry from the definitions, in plain loops.
 
-Nothing here knows of blocks, patterns or derivatives. Parameters are the package's searched ones, read anew: correlations
-are sines of angles, Σ of ``us`` is LLᵀ with L₁₁ = 1, ranges and ratios of standard deviations are logarithms.
+Nothing here knows of blocks, patterns or derivatives. Parameters are the package's searched ones, read anew:
+correlations are sines of angles, Σ of ``us`` is LLᵀ with L₁₁ = 1, ranges and ratios of standard deviations logarithms.
 """
 
 import numpy as np
@@ -33,7 +33,7 @@ def arma_correlations(angles, p, q, T, terms=4000):
         psi[t] = (t == 0) + (theta[t - 1] if 1 <= t <= q else 0.0)
         for i in range(1, min(p, t) + 1):
             psi[t] += phi[i - 1] * psi[t - i]
-    gamma = [psi[: terms] @ psi[k : terms + k] for k in range(T)]
+    gamma = [psi[:terms] @ psi[k : terms + k] for k in range(T)]
     return [g / gamma[0] for g in gamma]
 
 

@@ -33,6 +33,18 @@ STRUCTURED_KEYS = (
     "id dataset engine call method note n_obs n_groups npar m2ll AIC BIC sigma fixef se vcov random ranef "
     "fitted_head fitted_population_head"
 ).split()
+RESIDUAL = (
+    "bodyweight_lme_car1_reml bodyweight_lme_corgaus_nugget_reml bodyweight_lme_varexp_time_reml "
+    "bodyweight_lme_varpower_time_reml chickweight_lme_car1_ml orthodont_gls_ar1_reml orthodont_gls_ar1h_reml "
+    "orthodont_gls_cs_reml orthodont_gls_csh_reml orthodont_gls_toep_reml orthodont_gls_un_ml orthodont_gls_un_reml "
+    "orthodont_lme_varident_reml orthodont_tmb_diag_ml orthodont_tmb_dispsex_ml orthodont_tmb_toep_ml "
+    "ovary_gls_ar1_ml ovary_gls_arma11_ml ovary_lme_ar1_reml ovary_lme_arma11_reml ovary_tmb_ar1_ml "
+    "sleepstudy_lme_ar1_reml sleepstudy_lme_int_ar1_ml sleepstudy_tmb_disp_ml"
+).split()
+RESIDUAL_KEYS = (
+    "id dataset engine call method note m2ll sigma fixef se vcov cor_struct var_struct intervals "
+    "normalized_resid_head pearson_resid_head fitted_head ranef"
+).split()
 # What a test must not demand of an entry.
 WEAK = {
     "star_reml": "gradient of the deviance at theta is 2.8e-3: the deviance is good to 1e-5, theta to 1e-3",
@@ -45,7 +57,7 @@ TRIM_ABOVE_ROWS = 1000
 
 
 def main(folder: Path) -> None:
-    """Write lmer.json, lmer_inference.json, structured.json, lrt.json, datasets.json and data/*.csv.gz."""
+    """Write lmer.json, lmer_inference.json, structured.json, residual.json, lrt.json, datasets.json and data/*.csv.gz."""
     reference: dict[str, Any] = json.loads((folder / "reference.json").read_text())
     schema: dict[str, Any] = json.loads((folder / "datasets.json").read_text())
     lmer = {k: e for k, e in reference.items() if e["engine"] == "lme4::lmer"}
@@ -55,6 +67,8 @@ def main(folder: Path) -> None:
     inference = {k: {part: e[part] for part in INFERENCE_KEYS if part in e} for k, e in lmer.items()}
     write_lines("lmer_inference.json", inference)
     write_lines("structured.json", {k: named(e, STRUCTURED_KEYS) for k, e in structured.items()})
+    residual = {k: named(reference[k], RESIDUAL_KEYS) for k in RESIDUAL}
+    write_lines("residual.json", residual)
     write_lines("lrt.json", {k: without(e, ("r", "r_seconds")) for k, e in tests.items()})
 
     used = [*lmer.values(), *structured.values(), *tests.values()]

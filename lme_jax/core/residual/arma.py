@@ -7,7 +7,7 @@ signs as in nlme: x_t = Σ φ_i x_{t−i} + e_t + Σ θ_j e_{t−j}.
 import numpy as np
 
 from ..jets import Jet, elementwise, joined
-from .families import Family, Moments, Natural, Options, bend_of_lags, lag_sums, of_lags, one, variance
+from .families import Family, Moments, Natural, Options, bend_of_lags, blunter_angles, lag_sums, of_lags, one, variance
 
 
 def orders(options: Options) -> tuple[int, int]:
@@ -69,7 +69,7 @@ def _reciprocal(x: Jet) -> Jet:
 
 
 def _autocovariances(phi: list[Jet], theta: list[Jet], zero: Jet, m: int) -> list[Jet]:
-    """γ_0 … γ_m from the Yule–Walker equations γ_k − Σ φ_i γ_|k−i| = Σ_{j ≥ k} θ_j ψ_{j−k}; innovations of variance 1."""
+    """γ_0 … γ_m from the Yule–Walker equations γ_k − Σ φ_i γ_|k−i| = Σ_{j ≥ k} θ_j ψ_{j−k}."""
     p, q = len(phi), len(theta) - 1
     psi = [theta[0]]
     for k in range(1, q + 1):
@@ -129,6 +129,7 @@ ARMA = Family(
     bend=lambda rho, T, options, S: bend_of_lags(autocorrelations(rho, T, options), S),
     starts=_starts,
     edges=lambda rho, T, options: np.abs(np.cos(rho)),
+    blunter=blunter_angles,
     natural=_natural,
     linear=lambda rho, T, options: [variance(one(len(rho)), 0), *_natural(rho, T, options)],
     options={"p": 0, "q": 0},

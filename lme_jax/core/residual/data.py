@@ -61,6 +61,13 @@ class BlockData:
         return tuple(s._replace(C=s.C @ self.basis.map) for s in _stacks(self.model, self.block, scaled, W))
 
     @property
+    def as_blocks(self) -> "BlockData":
+        """The same data with fits by blocks, or itself where these are too many or too large."""
+        if self.series is None or not long.affordable(self.block):
+            return self
+        return replace(self, series=None, sample=None, made=self.stacks)
+
+    @property
     def n_fixed(self) -> int:
         """p."""
         return self.X.shape[1]
@@ -68,7 +75,7 @@ class BlockData:
     @property
     def n_patterns(self) -> int:
         """Distinct covariance matrices."""
-        return sum(len(s.count) for s in self.stacks)
+        return sum(len(s.copies) for s in self.stacks)
 
 
 def compress(
@@ -198,7 +205,9 @@ def _read(
         n_visits=T,
         n_groups=int(group.max()) + 1,
         variances=tuple(sizes),
-        delta_units=tuple(u for (w, S), v in zip(sizes, covariates, strict=True) for u in VARIANCES[w].unit(v, S).tolist()),
+        delta_units=tuple(
+            unit for (word, S), v in zip(sizes, covariates, strict=True) for unit in VARIANCES[word].unit(v, S).tolist()
+        ),
     )
     return model, Rows(subject, clock, group, tuple(strata), tuple(covariates), Zs, codes)
 
@@ -244,12 +253,11 @@ def _variance(term: Variance, n: int) -> tuple[np.ndarray, np.ndarray]:
     v = real_array(f"covariate of {term.word}", term.covariate, 1)
     check_rows(strata=strata, covariate=v)
     if entry.positive and (v == 0).any():
-        row = int(np.argmax(v == 0))
+        instead = "shift it" if term.word == "constpower" else "use constpower or exp, or shift it"
         raise DataError(
-            f"the covariate of {term.word} is 0 in row {row} (from 0), where the variance would be 0 or unbounded: "
-            "use constpower, exp, or shift it" if term.word != "constpower" else
-            f"the covariate of constpower is 0 in row {row} (from 0): shift it"
-        )  # fmt: skip
+            f"the covariate of {term.word} is 0 in row {int(np.argmax(v == 0))} (from 0), where the variance would be "
+            f"0 or unbounded: {instead}"
+        )
     if term.word == "fixed" and (v < 0).any():
         raise DataError(f"fixed variances must be positive: row {int(np.argmax(v < 0))} (from 0) is not")
     return strata, v

@@ -5,7 +5,8 @@ its second derivative along a symmetric S, Σ_ij S_ij ∂²M_ij, so that no arra
 visit know the T visits; families by distance make M elementwise from distances (…,).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,7 +42,7 @@ class Natural(NamedTuple):
     """
 
     kind: str
-    index: tuple[int, ...]
+    place: tuple[int, ...]
     value: Jet
     transform: str = "identity"
     low: float = -np.inf
@@ -59,9 +60,10 @@ class Family(NamedTuple):
     bend : by visit (ρ, T, options, S (T, T)) → (k, k); by distance (ρ, d (*s), options, S (*s)) → (k, k).
     starts : (Moments, T, options) → starts ρ, the likeliest first.
     edges : (ρ, T, options) → (m,) what vanishes where M is singular or a parameter stands on its edge.
+    blunter : (ρ, T) → the ρ whose edges that almost vanish are ten times as far, None where there is none.
     natural : (ρ, T, options) → what people read; k of them, and sds where the visits have some.
-    linear : (ρ, T, options) → the k + 1 parameters that SAS estimates, the first of them a variance: in these, where it can
-        be, V is linear.
+    linear : (ρ, T, options) → the k + 1 parameters that SAS estimates, a variance first; V is linear in them where it
+        can be.
     options : names of options and their defaults.
     distance : by distance; heterogeneous : has a variance for every visit; pairs : needs pairs of visits seen together;
         each : every pair has a parameter of its own; adjacent : only pairs of neighbours have.
@@ -74,7 +76,8 @@ class Family(NamedTuple):
     edges: Callable[[np.ndarray, int, Options], np.ndarray]
     natural: Callable[[np.ndarray, int, Options], list[Natural]]
     linear: Callable[[np.ndarray, int, Options], list[Natural]]
-    options: dict[str, Any] = {}
+    blunter: Callable[[np.ndarray, int], np.ndarray] | None = None
+    options: Mapping[str, Any] = MappingProxyType({})
     distance: bool = False
     heterogeneous: bool = False
     pairs: bool = True
@@ -102,6 +105,17 @@ def of_lags(r: Jet, T: int) -> tuple[np.ndarray, np.ndarray]:
 def bend_of_lags(r: Jet, S: np.ndarray) -> np.ndarray:
     """(k, k) of autocorrelations."""
     return r.second @ lag_sums(S)
+
+
+# What nearly vanishes.
+NEAR_EDGE = 1e-3
+
+
+def blunter_angles(rho: np.ndarray, T: int) -> np.ndarray:
+    """Correlations sin φ near ±1 with cos φ tenfold."""
+    size = np.abs(np.cos(rho))
+    turned = np.sign(np.sin(rho)) * np.arccos(np.minimum(10.0 * size, 1.0))
+    return np.where(size < NEAR_EDGE, turned, rho)
 
 
 # ---------------------------------------------------------------- entries of M with two derivatives
@@ -166,9 +180,9 @@ def entries(family: Family, rho: np.ndarray, T: int, options: Options) -> Entrie
     return Entries(M, M1, lambda S: family.bend(rho, T, options, S))
 
 
-def variance(x: Jet, *index: int) -> Natural:
+def variance(x: Jet, *place: int) -> Natural:
     """A variance, times σ²."""
-    return Natural("variance", index, x, "log", 0.0, power=2)
+    return Natural("variance", place, x, "log", 0.0, power=2)
 
 
 def covariance(x: Jet, i: int, j: int) -> Natural:
@@ -176,9 +190,9 @@ def covariance(x: Jet, i: int, j: int) -> Natural:
     return Natural("covariance", (i, j), x, power=2)
 
 
-def correlation(kind: str, x: Jet, *index: int) -> Natural:
+def correlation(kind: str, x: Jet, *place: int) -> Natural:
     """A correlation between −1 and 1."""
-    return Natural(kind, index, x, "atanh", -1.0, 1.0)
+    return Natural(kind, place, x, "atanh", -1.0, 1.0)
 
 
 # ---------------------------------------------------------------- a variance for every visit
@@ -230,6 +244,11 @@ def heterogeneous(base: Family) -> Family:
         at = entries(whole, rho, T, options)
         return [*(variance(at.covariance(t, t), t) for t in range(T)), *inner(rho, T, options)]
 
+    def blunter(rho: np.ndarray, T: int) -> np.ndarray:
+        eta, inner = rho[: T - 1], rho[T - 1 :]
+        moved = inner if base.blunter is None else base.blunter(inner, T)
+        return np.concatenate([np.where(np.exp(eta) < NEAR_EDGE, eta + np.log(10.0), eta), moved])
+
     whole = base._replace(
         size=lambda T, options: T - 1 + base.size(T, options),
         first=first,
@@ -238,6 +257,7 @@ def heterogeneous(base: Family) -> Family:
         natural=natural,
         edges=lambda rho, T, options: np.concatenate([split(rho, T)[0], base.edges(split(rho, T)[1], T, options)]),
         linear=linear,
+        blunter=blunter,
         heterogeneous=True,
     )
     return whole

@@ -6,19 +6,23 @@ import numpy as np
 
 from ...errors import DataError
 from .. import covariance, multistart
-from ..optimize import NewtonOptions, NewtonState
+from ..optimize import NewtonOptions, NewtonState, initial_state
 from ..profiled import estimates, nothing_kept
 from ..types import Status
 from . import objective
 from .data import BlockData
+from .families import NEAR_EDGE
 from .starts import starts
 
 # Further searches where an end is in doubt, and always where a range and a nugget make several optima likely.
 FURTHER = 3
-# A deviance that falls by this for a smallest root a tenth of what it is has no minimum there.
+# A deviance that falls by this for each tenth of what vanishes has no minimum there.
 FALLS = 0.1
 # What must not vanish at the optimum of some of the rows, if a search of all is to begin there.
 INNER = 0.05
+# What a search that stalled on an edge might still have gained, at most.
+GAINED = 1e-6
+DECADES = 5
 # The curvature of the deviance in a direction, search's units, below which it counts as not told: SE > 2.
 FLAT = 0.5
 
@@ -101,6 +105,10 @@ def ranked(data: BlockData, reml: bool) -> list[np.ndarray]:
 
 
 def _search(data: BlockData, xs: list[np.ndarray], tol: Any, max_iter: Any, *, reml: bool) -> tuple[NewtonState, Any]:
+    if not len(xs[0]):
+        value, gradient, hessian, kept = objective.evaluate(xs[0], data, reml)
+        state = initial_state(xs[0], kept)._replace(value=value, gradient=gradient, hessian=hessian)
+        return state._replace(decrease=np.float64(0.0), iterations=np.int32(1), status=np.int32(Status.CONVERGED)), 1
     always = len(xs) > 1 and bool(data.model.settings.get("nugget") or data.model.word == "arma")
     further = _apart(xs)[: FURTHER + 1]
 
@@ -111,7 +119,9 @@ def _search(data: BlockData, xs: list[np.ndarray], tol: Any, max_iter: Any, *, r
 
     plan = multistart.Plan(again, lambda s: further[int(s.attempt) + 1]) if len(further) > 1 else None
     first = multistart.begin(further[0], nothing_kept(data.n_fixed, further[0]))
-    done = multistart.minimise(lambda x: objective.evaluate(x, data, reml), first, plan, tol, max_iter)
+    # Where the likelihood has no bound a search goes until numbers overflow.
+    with np.errstate(all="ignore"):
+        done = multistart.minimise(lambda x: objective.evaluate(x, data, reml), first, plan, tol, max_iter)
     return done.found, done.optima
 
 
@@ -132,6 +142,9 @@ def smallest(x: np.ndarray, data: BlockData) -> float:
         found.append(float(covariance.smallest_root(x[here], (block,))))
     for a in range(model.n_groups):
         found += np.abs(model.family.edges(x[model.arm(a)[1]], model.n_visits, model.settings)).tolist()
+    for here, (word, _) in zip(model.delta, model.variances, strict=True):
+        if word == "ident":
+            found += np.exp(-np.abs(x[here])).tolist()
     return min(found)
 
 
@@ -159,28 +172,46 @@ def _status(found: NewtonState, gls: Any, data: BlockData, reml: bool) -> int:
     finite = np.isfinite(found.value) and np.isfinite(gls.sigma) and np.isfinite(gls.beta).all()
     if not finite:
         return int(Status.NOT_FINITE)
-    if smallest(found.x, data) >= covariance.SINGULAR_BELOW:
-        return int(found.status)
-    if _is_unbounded(found, data, reml):
+    least = smallest(found.x, data)
+    converged = found.status == Status.CONVERGED
+    if converged:
+        return int(Status.SINGULAR if least < covariance.SINGULAR_BELOW else Status.CONVERGED)
+    if least < NEAR_EDGE and _is_unbounded(found, data, reml):
         return int(Status.UNBOUNDED)
-    return int(Status.SINGULAR if found.status == Status.CONVERGED else found.status)
+    # A deviance that only approaches its infimum leaves a search nothing to gain and no curvature to trust.
+    plateau = least < covariance.SINGULAR_BELOW and found.decrease < GAINED
+    return int(Status.SINGULAR if plateau else found.status)
 
 
 def _is_unbounded(found: NewtonState, data: BlockData, reml: bool) -> bool:
-    """Whether the deviance goes on falling as an unstructured Σ becomes singular."""
-    model = data.model
-    if not model.family.each:
-        return False
-    x = found.x.copy()
+    """Whether the deviance falls as the logarithm of what vanishes: by as much in two successive decades.
+
+    The last decades that a search saw may be rounding.
+    """
+    values = [float(found.value)]
+    x = found.x
+    for _ in range(DECADES):
+        x = _blunter(x, data)
+        at = objective.point(x, data, reml)
+        values.append(np.nan if at is None else float(at.value))
+    falls = np.diff(values)
+    near, far = falls[:-1], falls[1:]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return bool(((near > FALLS) & (far > FALLS) & (far < 2.0 * near) & (near < 2.0 * far)).any())
+
+
+def _blunter(x: np.ndarray, data: BlockData) -> np.ndarray:
+    """x with all that nearly vanishes tenfold: edges of the correlation, and scales of strata."""
+    model, out = data.model, x.copy()
     for a in range(model.n_groups):
         mine = model.arm(a)[1]
-        edges = model.family.edges(x[mine], model.n_visits, model.settings)
-        t = int(np.argmin(edges[1:])) + 1
-        if edges[t] < covariance.SINGULAR_BELOW:
-            at = mine.start + t * (t + 1) // 2 + t - 1
-            x[at] *= 0.1
-    beyond = objective.point(x, data, reml)
-    return beyond is not None and float(beyond.value) < float(found.value) - FALLS
+        if model.family.blunter is not None:
+            out[mine] = model.family.blunter(x[mine], model.n_visits)
+    for here, (word, _) in zip(model.delta, model.variances, strict=True):
+        if word == "ident":
+            far = np.abs(x[here]) > -np.log(NEAR_EDGE)
+            out[here] = np.where(far, x[here] - np.sign(x[here]) * np.log(10.0), x[here])
+    return out
 
 
 def _flat(found: NewtonState, data: BlockData) -> np.ndarray:

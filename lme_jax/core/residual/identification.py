@@ -22,10 +22,10 @@ def check_rows(model: Model, rows: Rows) -> None:
     nugget = bool(model.settings.get("nugget"))
     if same.any() and not nugget:
         first, second = sorted(order[int(np.argmax(same)) + np.array([0, 1])].tolist())
+        what = "place" if model.family.distance else "visit"
         raise DataError(
-            f"rows {first} and {second} (from 0) are of one subject at one {'place' if model.family.distance else 'visit'}"
-            f" ({int(same.sum())} such pairs): {model.word} needs one row each; take their mean, or add a level for what "
-            "tells them apart"
+            f"rows {first} and {second} (from 0) are of one subject at one {what} ({int(same.sum())} such pairs): "
+            f"{model.word} needs one row each; take their mean, or add a level for what tells them apart"
         )
     apart = np.flatnonzero((rows.subject[order][1:] == rows.subject[order][:-1]) & (np.diff(rows.group[order]) != 0))
     if len(apart):
@@ -39,7 +39,7 @@ def pairs_seen(model: Model, stacks: list[Stack]) -> np.ndarray:
     for s in stacks:
         both = s.present[:, :, None] & s.present[:, None, :]
         both = both if s.together is None else both & s.together
-        total += gathered(model, s, both * s.count[:, None, None])
+        total += gathered(model, s, both * s.copies[:, None, None])
     return total
 
 
@@ -101,15 +101,16 @@ def _check_pairs(model: Model, a: int, seen: np.ndarray) -> None:
         lag = [k for k in range(1, T) if not np.diagonal(seen, k).any()]
         if lag:
             raise IdentificationError(
-                f"no subject{where} has two visits {lag[0]} apart, so nothing tells that correlation of {word}: use ar1 or cs"
+                f"no subject{where} has two visits {lag[0]} apart, so nothing tells that correlation of {word}: "
+                "use ar1 or cs"
             )
 
 
 def _missing(pairs: np.ndarray, where: str, word: str, instead: str) -> None:
     if len(pairs):
         i, j = sorted(int(v) for v in pairs[0])
+        many = f" ({len(pairs)} such pairs)" if len(pairs) > 1 else ""
         raise IdentificationError(
-            f"visits {i} and {j} (from 0) are never seen in one subject{where}"
-            f"{f' ({len(pairs)} such pairs)' if len(pairs) > 1 else ''}, so nothing tells their covariance: {word} needs "
-            f"every such pair; use {instead}"
+            f"visits {i} and {j} (from 0) are never seen in one subject{where}{many}, so nothing tells their "
+            f"covariance: {word} needs every such pair; use {instead}"
         )

@@ -8,14 +8,14 @@ import scipy.linalg
 from ...errors import DataError
 from .. import covariance, fixed_effects
 from ..blocks import Block
-from ..criterion import _whitening as whitening
+from ..criterion import whitening
 from ..fixed_effects import Jets
 from ..jets import Jet
 from . import objective
 from .data import BlockData
 from .families import Natural, compose, jet, one, padded
 from .fit import ResidualFit
-from .model import _steps as steps
+from .model import steps
 from .registry import VARIANCES
 from .terms import Parameter
 
@@ -71,7 +71,7 @@ def _of_variances(data: BlockData, fitted: ResidualFit, linear: bool) -> list[_R
         entry, delta = VARIANCES[word], fitted.params[here]
         own = entry.natural(delta, S)
         if linear and entry.linear is not None:
-            own = [(n.index[0], n) for n in entry.linear(delta, S)]
+            own = [(n.place[0], n) for n in entry.linear(delta, S)]
         out += [_Read(n, j, stratum, _at(data, fitted, here, n)) for stratum, n in own]
         if not linear and word == "ident":
             out += _stratum_sds(data, fitted, j, here, S)
@@ -102,7 +102,7 @@ def parameters(fitted: ResidualFit, data: BlockData, *, reml: bool = True) -> li
         on_edge |= n.transform == "logit" and n.low == 0.0 and value < EDGE
         se = np.nan if on_edge or not variance >= 0.0 else float(np.sqrt(variance))
         out.append(
-            Parameter(n.kind, read.term, read.group, n.index, value, se, n.transform, n.low, n.high, slope, on_edge)
+            Parameter(n.kind, read.term, read.group, n.place, value, se, n.transform, n.low, n.high, slope, on_edge)
         )
     return out
 
@@ -145,9 +145,7 @@ def interval(p: Parameter, quantile: float) -> tuple[float, float]:
 # ---------------------------------------------------------------- Cov β̂
 
 
-def jets(
-    fitted: ResidualFit, data: BlockData, *, reml: bool = True, second: bool = True, natural: bool = True
-) -> Jets:
+def jets(fitted: ResidualFit, data: BlockData, *, reml: bool = True, second: bool = True, natural: bool = True) -> Jets:
     """Cov β̂ to second order in the covariance parameters at a fit.
 
     Parameters
@@ -155,7 +153,13 @@ def jets(
     second : second derivatives too, k²p² numbers, for Kenward and Roger's correction.
     natural : in the parameters that SAS estimates (variances and covariances where V is linear in them, else variances,
         correlations, ranges …), r = k + 1; parameters at 0 are left out. Else in (params, σ²).
+
+    Notes
+    -----
+    A chain's sums do not tell V_aV⁻¹V_b from V_ab: ``expected`` and ``bend`` come from its blocks, and are NaN where these
+    are too many or too large.
     """
+    data = data.as_blocks
     p, unit = data.n_fixed, data.unit
     at = objective.point(fitted.params * unit, data, reml)
     if at is None:
@@ -166,14 +170,17 @@ def jets(
     hessian = objective.whole(at, m, reml).hessian * np.outer(full, full)
     of_fixed = (m.record.own, m.record.F, m.record.products) if reml and p else None
     expected = fixed_effects.expected_information(m.record.trace, m.record.trace2, of_fixed, at.N, m.record.Q / at.N)
-    # A chain's sums do not tell the expected information.
-    expected = expected * np.outer(scale, scale) if data.series is None else np.full_like(expected, np.nan)
+    expected = expected * np.outer(scale, scale)
     back = data.basis.map[:p, :p] @ whitening(at.R)[:p, :p]
     F = None if m.F is None else m.F * unit[:, None, None, None] * unit[:, None]
     bent = None if m.bent is None else m.bent * np.outer(unit, unit)[:, :, None, None]
     X_a = m.X_a * unit[:, None, None]
     sigma2 = float(fitted.sigma) ** 2
-    own = fixed_effects.assembled(hessian, m.record.M, X_a, F, bent, back, sigma2, expected)
+    own = fixed_effects.of_products(m.record.M, X_a, F, bent, back, sigma2)
+    own = own._replace(information=fixed_effects.without_beta(-hessian, p), expected=expected)
+    if data.series is not None:
+        untold = None if own.bend is None else np.full_like(own.bend, np.nan)
+        own = own._replace(expected=np.full_like(expected, np.nan), bend=untold)
     return transformed(own, *natural_map(fitted, data)) if natural else own
 
 
@@ -221,16 +228,18 @@ def transformed(own: Jets, J: np.ndarray, J2: np.ndarray) -> Jets:
     J, J2 = J[np.ix_(chosen, kept)], J2[np.ix_(chosen, kept, kept)]
     Z = np.linalg.inv(J)
     slope, pair = own.slope[kept], np.ix_(kept, kept)
-    curve = None
-    if own.curve is not None:
-        inner = own.curve[pair] - np.einsum("lab,cl,cij->abij", J2, Z, slope, optimize=True)
-        curve = np.einsum("ai,bj,abpq->ijpq", Z, Z, inner, optimize=True)
+    turned = np.einsum("lab,cl,cij->abij", J2, Z, slope, optimize=True)
+
+    def second(of: np.ndarray | None) -> np.ndarray | None:
+        return None if of is None else np.einsum("ai,bj,abpq->ijpq", Z, Z, of[pair] - turned, optimize=True)
+
     return Jets(
         own.cov,
         np.einsum("ai,apq->ipq", Z, slope),
-        curve,
+        second(own.curve),
         Z.T @ own.information[pair] @ Z,
         Z.T @ own.expected[pair] @ Z,
+        second(own.bend),
     )
 
 

@@ -12,10 +12,12 @@ from . import classes, identification, markov
 from .chains import Chain
 from .model import Model
 from .series import Series
-from .stacks import SMALL_GRID, Rows, sorted_rows
+from .stacks import LARGEST, SMALL_GRID, Rows, sorted_rows
 
 # Σ n³ over blocks of n rows above which they are not factored. A millisecond is about 1e5.
 FACTORED = 5_000_000
+# … and above which they are not factored for anything.
+AFFORDABLE = 500_000_000
 # Rows at which a search of more than twice as many begins, and the levels that they are of.
 SAMPLE_ROWS, SAMPLE_LEVELS = 20_000, 1_000
 
@@ -49,6 +51,12 @@ def cheaper(model: Model, rows: Rows, block: np.ndarray) -> bool:
     grid = not model.bars and not model.variances and not model.family.distance and model.n_visits <= SMALL_GRID
     size = np.bincount(block).astype(float)
     return not grid and float((size**3).sum()) > FACTORED and possible(model, rows)
+
+
+def affordable(block: np.ndarray) -> bool:
+    """Whether the blocks can be factored at all, in seconds."""
+    size = np.bincount(block).astype(float)
+    return bool(size.max() <= LARGEST and (size**3).sum() <= AFFORDABLE)
 
 
 def compress(model: Model, rows: Rows, block: np.ndarray, W: np.ndarray) -> Found:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..jets import Jet
-from .model import Model, _eta
+from .model import Model, log_sd
 from .stacks import Rows
 
 # Structures whose rows depend on the row before alone; by distance only in one coordinate.
@@ -48,7 +48,7 @@ def log_sds(model: Model, x: np.ndarray, at: Rows, derivatives: bool) -> Jet:
     """η of rows (m,)."""
     m, k = len(at.subject), size(model) if derivatives else 0
     value, first, second = np.zeros(m), np.zeros((k, m)), np.zeros((k, k, m))
-    eta, eta1, eta2 = _eta(model, x, at, at.subject.shape)
+    eta, eta1, eta2 = log_sd(model, x, at, at.subject.shape)
     value += eta
     if k and len(eta1):
         first[-len(eta1) :] = eta1

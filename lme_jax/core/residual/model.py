@@ -147,7 +147,7 @@ def _mask(stack: Stack) -> np.ndarray:
     return (both if stack.together is None else both & stack.together).astype(float)
 
 
-def _eta(
+def log_sd(
     model: Model, x: np.ndarray, rows: Rows, shape: tuple[int, ...]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """η (*shape), ∂η (kδ, *shape) and ∂²η of all variance functions together, of rows of that shape."""
@@ -202,7 +202,7 @@ def _arms(model: Model, stack: Stack) -> list[tuple[int, np.ndarray | float]]:
 def pattern(model: Model, x: np.ndarray, stack: Stack, derivatives: bool = True) -> Pattern:
     """``Pattern`` at x (k,)."""
     mask = _mask(stack)
-    eta, eta1, eta2 = _eta(model, x, stack.at, stack.present.shape)
+    eta, eta1, eta2 = log_sd(model, x, stack.at, stack.present.shape)
     u = np.exp(eta)
     M, M1, grid = _correlation(model, x, stack)
     across = mask * u[:, :, None] * u[:, None, :]
@@ -220,8 +220,7 @@ def pattern(model: Model, x: np.ndarray, stack: Stack, derivatives: bool = True)
         half = stack.at.Z[j] @ L
         V = V + own * (half @ half.swapaxes(1, 2))
         if derivatives:
-            steps = _steps(x[here], model.bars[j])[0]
-            moved = np.tensordot(steps, stack.at.Z[j], (1, 2))
+            moved = np.tensordot(steps(x[here], model.bars[j])[0], stack.at.Z[j], (1, 2))
             first[here] = own * _sandwich(moved, stack.at.Z[j])
     return Pattern(V, first, R, R1, u, eta1, eta2, grid)
 
@@ -231,7 +230,7 @@ def _sandwich(moved: np.ndarray, Z: np.ndarray) -> np.ndarray:
     return np.moveaxis(moved, 1, 3) @ Z.swapaxes(1, 2)
 
 
-def _steps(theta: np.ndarray, block: Block) -> tuple[np.ndarray, np.ndarray]:
+def steps(theta: np.ndarray, block: Block) -> tuple[np.ndarray, np.ndarray]:
     """∂Ψ (k, q, q) and ∂²Ψ (k, k, q, q)."""
     first, second = covariance.squared_derivatives(theta, (block,))
     at = covariance.packed_positions(block.size)
@@ -256,7 +255,7 @@ def bend(model: Model, x: np.ndarray, stack: Stack, at: Pattern, S: np.ndarray) 
     for j, here in enumerate(model.theta):
         Z = stack.at.Z[j]
         inner = np.einsum("pnq,pnm,pmr->qr", Z, S * _levels(stack, j), Z, optimize=True)
-        out[here, here] = np.tensordot(_steps(x[here], model.bars[j])[1], inner, 2)
+        out[here, here] = np.tensordot(steps(x[here], model.bars[j])[1], inner, 2)
     _bend_residual(model, x, stack, at, S, out)
     return out
 

@@ -1,10 +1,10 @@
 """log|V|, H and all that moves them at one x, summed over the stacks.
 
-Two passes: H = [X y]ᵀV⁻¹[X y] first; then, in the basis A in which X is orthonormal in V⁻¹ and r = y − Xβ̂ stands beside it,
-the sums of ``likelihood.Record``. With V = KKᵀ, T = K⁻¹XA, e = K⁻¹r and A_a = K⁻¹V_aK⁻ᵀ of a pattern these are tr A_a, tr A_aA_b,
-eᵀA_aA_be and, with N = Σ TTᵀ over the blocks of a pattern, tr A_aA_bN: one n × n matrix in the place of p columns.
-On the grid of a structure by visit the same is summed for the T² entries of Σ, before the chain rule: the cost is that of the
-patterns and not of the T(T + 1)/2 parameters.
+Two passes: H = [X y]ᵀV⁻¹[X y] first; then, in the basis A in which X is orthonormal in V⁻¹ and r = y − Xβ̂ stands beside
+it, the sums of ``likelihood.Record``. With V = KKᵀ, T = K⁻¹XA, e = K⁻¹r and A_a = K⁻¹V_aK⁻ᵀ of a pattern these are
+tr A_a, tr A_aA_b, eᵀA_aA_be and, with N = Σ TTᵀ over the blocks of a pattern, tr A_aA_bN: one n × n matrix in the place
+of p columns. On the grid of a structure by visit the same is summed for the T² entries of Σ, before the chain rule: the
+cost is that of the patterns and not of the T(T + 1)/2 parameters.
 """
 
 from collections.abc import Sequence
@@ -13,8 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.linalg import lapack
 
-from .. import linalg
-from ..criterion import _whitening as whitening
+from ..criterion import whitening
 from ..likelihood import Record
 from .model import Model, Pattern, bend, bend_of_grids, grids, pattern
 from .stacks import Stack
@@ -70,7 +69,8 @@ def solve(model: Model, x: np.ndarray, stacks: Sequence[Stack]) -> Solved | None
     """``Solved`` at x; None where V is not positive definite or not finite."""
     on_grid = is_grid(model, stacks)
     small = not on_grid and sum(s.present.size * s.present.shape[1] for s in stacks) * (len(x) + 3) < KEPT
-    log_det, H, halves = 0.0, 0.0, []
+    w = stacks[0].C.shape[2]
+    log_det, H, halves = 0.0, np.zeros((w, w)), []
     for stack in stacks:
         at = pattern(model, x, stack, derivatives=small)
         if not np.isfinite(at.V).all():
@@ -79,20 +79,19 @@ def solve(model: Model, x: np.ndarray, stacks: Sequence[Stack]) -> Solved | None
             K = np.linalg.cholesky(at.V)
         except np.linalg.LinAlgError:
             return None
-        log_det += 2.0 * float(stack.count @ np.log(np.diagonal(K, axis1=1, axis2=2)).sum(1))
+        log_det += 2.0 * float(stack.copies @ np.log(np.diagonal(K, axis1=1, axis2=2)).sum(1))
         inverse = triangular_inverse(K)
         E = inverse[stack.owner] @ stack.C
         flat = E.reshape(-1, E.shape[2])
-        H = H + flat.T @ flat
+        H += flat.T @ flat
         halves.append(Half(inverse, E, at if small else None))
-    H = np.asarray(H)
     return Solved(log_det, 0.5 * (H + H.T), halves, x) if np.isfinite(H).all() and np.isfinite(log_det) else None
 
 
 def is_grid(model: Model, stacks: Sequence[Stack]) -> bool:
     """Whether Σ by visit is all there is and has so many parameters that its entries are the cheaper directions."""
     one = len(stacks) == 1 and not model.bars and not model.variances and not model.family.distance
-    return one and stacks[0].present.shape[1] == model.n_visits and model.n_rho >= model.n_visits - 1
+    return one and stacks[0].present.shape[1] == model.n_visits and model.n_rho >= max(model.n_visits - 1, 1)
 
 
 def moved(
@@ -136,7 +135,7 @@ class _Sums(NamedTuple):
 # ---------------------------------------------------------------- along the directions of the parameters
 
 
-def _by_pattern(blocks: np.ndarray, stack: Stack) -> np.ndarray:
+def by_pattern(blocks: np.ndarray, stack: Stack) -> np.ndarray:
     """(P, n, n) Σ bbᵀ over the root blocks b (R, n, c) of each pattern."""
     each = blocks @ blocks.swapaxes(1, 2)
     return each if len(each) == len(stack.first) else np.add.reduceat(each, stack.first, axis=0)
@@ -159,7 +158,7 @@ def _by_directions(
         if full is not None and bent is not None:
             full += _all_F(stack, at, half.inverse, E[:, :, :p])
             bent += _all_bends(model, solved.x, stack, at, half.inverse, E[:, :, :p])
-    return _Sums(*total, full, bent)
+    return _Sums(*total)._replace(F_full=full, bent=bent)
 
 
 def _one_stack(
@@ -175,20 +174,20 @@ def _one_stack(
     """The fields of ``_Sums`` up to ``bend``."""
     k, p, n = len(x), E.shape[2] - 1, E.shape[1]
     T, e = E[:, :, :p], E[:, :, p:]
-    G = _by_pattern(e, stack)
+    G = by_pattern(e, stack)
     moves = inverse @ at.first @ inverse.swapaxes(1, 2)
-    flat, weight = moves.reshape(k, stack.count.size * n * n), np.repeat(stack.count, n * n)
-    trace = np.trace(moves, axis1=2, axis2=3) @ stack.count
+    flat, weight = moves.reshape(k, stack.copies.size * n * n), np.repeat(stack.copies, n * n)
+    trace = np.trace(moves, axis1=2, axis2=3) @ stack.copies
     trace2 = (flat * weight) @ flat.T
     turned = (moves @ G).reshape(flat.shape)
     B, BB = np.trace(turned.reshape(moves.shape), axis1=2, axis2=3).sum(1), flat @ turned.T
-    own = moves if len(stack.owner) == len(stack.count) else moves[:, stack.owner]
+    own = moves if len(stack.owner) == len(stack.copies) else moves[:, stack.owner]
     XB = np.einsum("arn,rnp->ap", (own @ e)[..., 0], T, optimize=True) if p else np.zeros((k, 0))
-    S = 0.5 * G / s2 - 0.5 * stack.count[:, None, None] * np.eye(n)
+    S = 0.5 * G / s2 - 0.5 * stack.copies[:, None, None] * np.eye(n)
     X_a, F = np.zeros((k, p, p)), np.zeros((k, k))
     if reml and p:
         X_a = _inner(own, T)
-        M = _by_pattern(T, stack)
+        M = by_pattern(T, stack)
         F = flat @ (moves @ M).reshape(flat.shape).T
         S = S + 0.5 * M
     bent = bend(model, x, stack, at, inverse.swapaxes(1, 2) @ S @ inverse)
@@ -239,7 +238,7 @@ def _on_grid(
     root = half.inverse * (stack.present[:, :, None] & stack.present[:, None, :])
     U = root.swapaxes(1, 2) @ root
     D = half.inverse.swapaxes(1, 2)[stack.owner] @ (half.E @ A)
-    arm = stack.at.group[np.arange(len(stack.count)), stack.present.argmax(1)]
+    arm = stack.at.group[np.arange(len(stack.copies)), stack.present.argmax(1)]
     total = [np.zeros(s) for s in [(len(x),), (len(x),) * 2] * 2 + [(len(x), p), (len(x), p, p)] + [(len(x),) * 2] * 2]
     S = np.empty((model.n_groups, T, T))
     full = np.zeros((len(x), p, len(x), p)) if second else None
@@ -248,14 +247,16 @@ def _on_grid(
         scale, mine = model.arm(a)
         own = np.arange(mine.start if scale is None else scale, mine.stop)
         inside = arm == a
-        part = _Grid(U[inside], root[inside], D[inside[stack.owner]], stack.count[inside], _renumbered(stack.owner, inside))
+        part = _Grid(
+            U[inside], root[inside], D[inside[stack.owner]], stack.copies[inside], _renumbered(stack.owner, inside)
+        )
         steps = M1[own, a].reshape(len(own), T * T)
         S[a] = _one_arm(part, steps, own, s2, reml and p > 0, total)
         if full is not None and bent is not None:
             full[np.ix_(own, np.arange(p), own, np.arange(p))] = _grid_F(part, steps, p)
             bent += _grid_bends(model, x, part, a, M1, p)
     total[7] = bend_of_grids(model, x, S, M1)
-    return _Sums(*total, full, bent)
+    return _Sums(*total)._replace(F_full=full, bent=bent)
 
 
 class _Grid(NamedTuple):
@@ -264,13 +265,13 @@ class _Grid(NamedTuple):
     U: np.ndarray
     root: np.ndarray
     D: np.ndarray
-    count: np.ndarray
+    copies: np.ndarray
     owner: np.ndarray
 
     def by_pattern(self, blocks: np.ndarray) -> np.ndarray:
         """(P, T, T) Σ bbᵀ of blocks b (R, T, c)."""
         each = blocks @ blocks.swapaxes(1, 2)
-        first = np.searchsorted(self.owner, np.arange(len(self.count)))
+        first = np.searchsorted(self.owner, np.arange(len(self.copies)))
         return each if len(each) == len(first) else np.add.reduceat(each, first, axis=0)
 
 
@@ -291,7 +292,7 @@ def _one_arm(
     """Adds an arm's share to the fields of ``_Sums`` up to F; returns S (T, T) with ∂ℓ = Σ S ∂Σ."""
     T, p = g.U.shape[1], g.D.shape[2] - 1
     e = g.D[:, :, p:]
-    weighed, G = g.U * g.count[:, None, None], g.by_pattern(e)
+    weighed, G = g.U * g.copies[:, None, None], g.by_pattern(e)
     pair = np.ix_(own, own)
     sum_U, sum_G = weighed.sum(0), G.sum(0)
     S = 0.5 * sum_G / s2 - 0.5 * sum_U

@@ -20,7 +20,7 @@ def reduced(V: np.ndarray) -> np.ndarray:
     chosen, of, scale = distinct_columns(V)
     if len(V) <= len(chosen):
         return V
-    R = np.linalg.qr(V[:, chosen], mode="r")
+    R: np.ndarray = np.linalg.qr(V[:, chosen], mode="r")  # type: ignore[assignment]
     return np.where(scale == 0.0, 0.0, R[:, of] * scale)
 
 

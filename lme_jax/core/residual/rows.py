@@ -161,7 +161,7 @@ def _inner(fitted: ResidualFit, data: BlockData, j: int, m: int) -> np.ndarray:
         levels = stack.levels[j]
         inverse = inverse if levels is None else inverse * levels
         Z = np.zeros((*stack.present.shape, q))
-        lead = stack.rows[np.searchsorted(stack.member, np.arange(len(stack.count)))]
+        lead = stack.rows[np.searchsorted(stack.member, np.arange(len(stack.copies)))]
         Z[stack.present] = own[lead[stack.present]]
         product = Z[:, :, :, None] * (inverse @ Z)[:, :, None, :]
         there = stack.rows >= 0
@@ -180,7 +180,7 @@ def covariance_of(
     x = fitted.params * data.unit
     bare = model._replace(bars=())
     stack = Stack(
-        count=np.ones(1),
+        copies=np.ones(1),
         present=np.ones((1, n), bool),
         at=rows._replace(Z=(), codes=()).map(np.arange(n)[None]),
         owner=np.zeros(1, int),
@@ -204,9 +204,7 @@ def covariance_of(
     return R, V
 
 
-def residual_covariance(
-    fitted: ResidualFit, data: BlockData, rows: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def residual_covariance(fitted: ResidualFit, data: BlockData, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """σ²R and σ²V of rows (m,) of the data, in the order given: those of a subject, say, by its clock."""
     rows = np.asarray(rows)
     weights = None if data.weights is None else data.weights[rows]
@@ -228,8 +226,9 @@ def predict(
 
     Parameters
     ----------
-    X : (m, p); rows : what V depends on, in the codes of ``data.rows``; a subject or level that is not there, −1 say, is
-        new. weights : (m,), optional.
+    X : (m, p).
+    rows : what V depends on, in the codes of ``data.rows``; a subject or level that is not there, −1 say, is new.
+    weights : (m,), optional.
 
     Notes
     -----
@@ -239,7 +238,7 @@ def predict(
     r = residuals(fitted, data)
     for chosen, old in _linked(data, rows):
         new = rows.map(chosen)
-        joint = Rows(*(_joined(a, b) for a, b in zip(data.rows.map(old), new, strict=True)))
+        joint = data.rows.map(old).joined(new)
         w = None
         if data.weights is not None or weights is not None:
             left = np.ones(len(old)) if data.weights is None else data.weights[old]
@@ -259,20 +258,12 @@ def predict(
     return Prediction(mean, variance)
 
 
-def _joined(a: object, b: object) -> object:
-    if isinstance(a, tuple) and isinstance(b, tuple):
-        return tuple(np.concatenate([x, y]) for x, y in zip(a, b, strict=True))
-    return np.concatenate([np.asarray(a), np.asarray(b)])
-
-
 def _linked(data: BlockData, rows: Rows) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """New rows that depend on the same blocks, and the rows of those."""
     if any(len(Z.T) != b.size for Z, b in zip(rows.Z, data.model.bars, strict=True)):
         raise DataError("the new rows' Z must have the columns of the bars that were fitted")
-    links = np.stack(
-        [_blocks_of(own, data, new) for own, new in zip((data.rows.subject, *data.rows.codes), (rows.subject, *rows.codes),
-                                                        strict=True)], 1
-    )  # fmt: skip
+    known, given = (data.rows.subject, *data.rows.codes), (rows.subject, *rows.codes)
+    links = np.stack([_blocks_of(own, data, new) for own, new in zip(known, given, strict=True)], 1)
     links = np.sort(links, axis=1)
     order = np.argsort(data.block, kind="stable")
     ends = np.searchsorted(data.block[order], np.arange(int(data.block.max()) + 2))

@@ -18,12 +18,12 @@ from typing import NamedTuple
 import numpy as np
 
 from .. import covariance, linalg
-from ..criterion import _whitening as whitening
+from ..criterion import whitening
 from ..likelihood import Record
 from . import chains, classes, markov
 from .chains import Chain, Mixed
 from .classes import Sets
-from .model import Model, _steps
+from .model import Model, steps
 from .record import Moved
 
 
@@ -108,7 +108,7 @@ def _psi_steps(model: Model, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     q, k = sum(b.size for b in model.bars), model.n_theta
     first, second = np.zeros((k, q, q)), np.zeros((k, k, q, q))
     for at, here, block in _bars(model):
-        first[here, at, at], second[here, here, at, at] = _steps(x[here], block)
+        first[here, at, at], second[here, here, at, at] = steps(x[here], block)
     return first, second
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import scipy.sparse
 from scipy.sparse.csgraph import connected_components
 
-from ...errors import DataError, UnsupportedError
+from ...errors import UnsupportedError
 from ..compression import bucket
 from . import roots
 from .distances import between
@@ -43,9 +43,16 @@ class Rows(NamedTuple):
     Z: tuple[np.ndarray, ...]
     codes: tuple[np.ndarray, ...]
 
-    def map(self, of: "np.ndarray | slice") -> "Rows":
+    def map(self, of: np.ndarray | slice) -> "Rows":
         """The rows ``of``, which may have any shape."""
-        return Rows(*(tuple(a[of] for a in f) if isinstance(f, tuple) else f[of] for f in self))
+        several = [tuple(a[of] for a in field) for field in (self.strata, self.covariates, self.Z, self.codes)]
+        return Rows(self.subject[of], self.clock[of], self.group[of], *several)
+
+    def joined(self, other: "Rows") -> "Rows":
+        """These rows, then those."""
+        several = [tuple(map(np.concatenate, zip(a, b, strict=True))) for a, b in zip(self[3:], other[3:], strict=True)]
+        subject, clock, group = (np.concatenate(pair) for pair in zip(self[:3], other[:3], strict=True))
+        return Rows(subject, clock, group, *several)
 
 
 class Stack(NamedTuple):
@@ -53,14 +60,14 @@ class Stack(NamedTuple):
 
     Attributes
     ----------
-    count : (P,) blocks of each pattern. present : (P, n). at : ``Rows`` (P, n, …) of each pattern.
+    copies : (P,) blocks of each pattern. present : (P, n). at : ``Rows`` (P, n, …) of each pattern.
     owner : (R,) pattern of each root, increasing; first : (P,) the first root of each. C : (R, n, p+1) roots of [X y].
     rows : (B, n) row numbers of every block, −1 where there is none; member : (B,) its pattern.
     together : (P, n, n) rows of one subject; levels : per bar (P, n, n) rows of one level. None where that is all rows.
     distance : (P, n, n) of structures by distance, else None.
     """
 
-    count: np.ndarray
+    copies: np.ndarray
     present: np.ndarray
     at: Rows
     owner: np.ndarray
@@ -88,9 +95,9 @@ def components(subject: np.ndarray, codes: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def sorted_rows(block: np.ndarray, r: Rows) -> np.ndarray:
-    """Rows by block, then by the levels of the bars, the subject and its clock."""
+    """Rows by block, then by subject, its clock, and the levels of the bars."""
     clock = [r.clock] if r.clock.ndim == 1 else list(r.clock.T[::-1])
-    keys = [*clock, r.subject, *r.codes[::-1], block]
+    keys = [*r.codes[::-1], *clock, r.subject, block]
     return np.arange(len(block)) if in_order(keys[::-1]) else np.lexsort(keys)
 
 
@@ -123,7 +130,7 @@ def _features(block: np.ndarray, r: Rows) -> np.ndarray:
 
 
 def patterns(starts: np.ndarray, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A block of every pattern, and the pattern of every block; rows sorted by block, which begin at ``starts`` (B,)."""
+    """A block of every pattern, and the pattern of every block; blocks of sorted rows begin at ``starts`` (B,)."""
     n = len(features)
     size = np.diff(np.append(starts, n))
     place = np.arange(n) - np.repeat(starts, size)
@@ -212,7 +219,7 @@ def _stack(
     numbers = np.where(rows >= 0, order[rows], -1)
     C, owner = _roots(numbers, member, present, W)
     return Stack(
-        count=count.astype(float),
+        copies=count.astype(float),
         present=present,
         at=at,
         owner=owner,

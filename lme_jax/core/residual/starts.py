@@ -10,13 +10,17 @@ from .data import BlockData
 from .families import Moments
 from .identification import pairs_seen
 from .model import gathered
-from .record import _by_pattern as by_pattern
+from .record import by_pattern
 from .registry import VARIANCES
+from .stacks import Stack
+from .visits import shrunk
 
 # Quantiles of the distances of two rows of a subject, at which ranges begin.
 QUANTILES = (0.1, 0.5, 0.9)
 # Standard deviations of effects, relative to the residual's, and shares of the correlations that a bar leaves.
 SPREADS, SHARES = (1.0, 0.3, 3.0), (1.0, 0.4, 0.1)
+# Steps of EM, and complete patients per visit from which they help.
+EM_STEPS, COMPLETE = 3, 2
 # Pairs of rows whose distances are looked at.
 PAIRS = 200_000
 
@@ -43,16 +47,16 @@ def moments(data: BlockData) -> list[ArmMoments]:
             S += gathered(model, s, products * _together(s))
         own = np.diagonal(products, axis1=1, axis2=2)
         squares += np.bincount(s.at.group.ravel(), own.ravel(), A)
-        rows += np.bincount(s.at.group.ravel(), (s.present * s.count[:, None]).ravel(), A)
+        rows += np.bincount(s.at.group.ravel(), (s.present * s.copies[:, None]).ravel(), A)
     size = np.sqrt(np.maximum(squares / np.maximum(rows, 1.0), np.finfo(float).tiny))
     if not model.family.distance:
         N = pairs_seen(model, list(data.stacks))
-    return [ArmMoments(_of_arm(S[a], N[a], size[a], gaps), float(size[a])) for a in range(A)]
+    found = [ArmMoments(_of_arm(S[a], N[a], size[a], gaps), float(size[a])) for a in range(A)]
+    return [_improved(arm, a, data) for a, arm in enumerate(found)] if model.family.each else found
 
 
-def _together(s: "object") -> np.ndarray | float:
-    own = getattr(s, "together", None)
-    return 1.0 if own is None else own.astype(float)
+def _together(s: Stack) -> np.ndarray | float:
+    return 1.0 if s.together is None else s.together.astype(float)
 
 
 def _of_arm(S: np.ndarray, N: np.ndarray, size: float, gaps: np.ndarray) -> Moments:
@@ -62,6 +66,34 @@ def _of_arm(S: np.ndarray, N: np.ndarray, size: float, gaps: np.ndarray) -> Mome
     R = np.where(N > 0, S / np.maximum(N, 1e-300) / np.outer(sd, sd), 0.0)
     np.fill_diagonal(R, 1.0)
     return Moments(sd, R, N, gaps)
+
+
+def _improved(arm: ArmMoments, a: int, data: BlockData) -> ArmMoments:
+    """The moments of an unstructured Σ after a few EM steps over the patterns of an arm.
+
+    Moments of pairs do not fit together where correlations are high and visits missing. Not where few patients are
+    complete: EM would follow an unbounded likelihood into its corner.
+    """
+    model, stack = data.model, data.stacks[0]
+    T = model.n_visits
+    if model.bars or len(data.stacks) > 1 or stack.present.shape[1] != T:
+        return arm
+    mine = (stack.at.group[np.arange(len(stack.copies)), stack.present.argmax(1)] == a) & stack.present.any(1)
+    complete, present, copies = stack.present.all(1) & mine, stack.present[mine], stack.copies[mine]
+    if stack.copies[complete].sum() < COMPLETE * T or complete.sum() == mine.sum():
+        return arm
+    squares = by_pattern(stack.C[:, :, -1:], stack)[mine]
+    Sigma = np.outer(arm.moments.sd, arm.moments.sd) * shrunk(arm.moments.R)
+    both = present[:, :, None] & present[:, None, :]
+    for _ in range(EM_STEPS):
+        V = np.where(both, Sigma, np.eye(T) * ~present[:, :, None])
+        gain = Sigma @ (np.linalg.inv(V) * both)
+        known = gain @ squares @ gain.swapaxes(1, 2)
+        missing = Sigma - gain @ Sigma
+        Sigma = (known + copies[:, None, None] * missing).sum(0) / copies.sum()
+        Sigma = 0.5 * (Sigma + Sigma.T)
+    sd = np.sqrt(np.diagonal(Sigma))
+    return arm._replace(moments=arm.moments._replace(sd=sd, R=Sigma / np.outer(sd, sd)))
 
 
 def _distances(data: BlockData) -> np.ndarray:

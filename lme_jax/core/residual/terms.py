@@ -75,7 +75,7 @@ class Parameter(NamedTuple):
     kind: str
     term: int
     group: int
-    index: tuple[int, ...]
+    index: tuple[int, ...]  # type: ignore[assignment]
     estimate: float
     se: float
     transform: str

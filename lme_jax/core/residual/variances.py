@@ -20,8 +20,8 @@ class VarianceFamily(NamedTuple):
     eta : (δ, v, strata, S) → η (*s), ∂η (k, *s) and ∂²η (k, k, *s), None where η is linear in δ.
     starts : S → starts δ.
     unit : v (n,) → what a step of 1 in the search is divided by, δ = x / unit; by parameter of a stratum.
-    natural : (δ, S) → what people read, one tuple (stratum, Natural) each. linear : (δ, S) → what SAS estimates in their
-        place, None where that is the same.
+    natural : (δ, S) → what people read, one tuple (stratum, Natural) each.
+    linear : (δ, S) → what SAS estimates in their place, None where that is the same.
     covariate : whether it needs one; positive : whether that must not be 0.
     """
 

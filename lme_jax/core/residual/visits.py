@@ -8,12 +8,14 @@ from .. import correlations
 from ..jets import Jet, elementwise
 from . import arma
 from .families import (
+    NEAR_EDGE,
     Entries,
     Family,
     Moments,
     Natural,
     Options,
     bend_of_lags,
+    blunter_angles,
     correlation,
     covariance,
     entries,
@@ -102,6 +104,7 @@ AR1 = Family(
     edges=lambda rho, T, options: np.abs(np.cos(rho)),
     natural=_ar1_natural,
     linear=lambda rho, T, options: _with_variance(rho, _ar1_natural(rho, T, options)),
+    blunter=blunter_angles,
 )
 
 # ---------------------------------------------------------------- compound symmetry
@@ -170,6 +173,7 @@ TOEPLITZ = Family(
     edges=lambda rho, T, options: np.abs(np.cos(rho)),
     natural=_toep_natural,
     linear=_toep_linear,
+    blunter=blunter_angles,
 )
 
 # ---------------------------------------------------------------- ante-dependence
@@ -220,6 +224,7 @@ ANTE = Family(
     natural=_ad_natural,
     linear=lambda rho, T, options: _with_variance(rho, _ad_natural(rho, T, options)),
     adjacent=True,
+    blunter=blunter_angles,
 )
 
 # ---------------------------------------------------------------- unstructured
@@ -252,13 +257,28 @@ def _us_bend(rho: np.ndarray, T: int, options: Options, S: np.ndarray) -> np.nda
     return np.where(same, (S + S.T)[np.ix_(rows, rows)], 0.0)
 
 
-def _us_starts(m: Moments, T: int, options: Options) -> list[np.ndarray]:
-    """The moments, shrunk towards no correlation only as far as a least eigenvalue needs."""
-    least = float(np.linalg.eigvalsh(m.R)[0])
+def shrunk(R: np.ndarray) -> np.ndarray:
+    """Correlations shrunk towards none only as far as a least eigenvalue needs."""
+    least = float(np.linalg.eigvalsh(R)[0])
     share = 1.0 if least >= FLOOR else (1.0 - FLOOR) / (1.0 - least)
-    R = np.eye(T) + share * (m.R - np.diag(np.diagonal(m.R)))
-    L = np.linalg.cholesky(R * np.outer(m.sd, m.sd) / m.sd[0] ** 2)
+    return np.eye(len(R)) + share * (R - np.diag(np.diagonal(R)))
+
+
+def _us_starts(m: Moments, T: int, options: Options) -> list[np.ndarray]:
+    L = np.linalg.cholesky(shrunk(m.R) * np.outer(m.sd, m.sd) / m.sd[0] ** 2)
     return [L[_places(T)[:2]]]
+
+
+def _us_edges(rho: np.ndarray, T: int, options: Options) -> np.ndarray:
+    """What a visit's standard deviation keeps beside the earlier visits, relative to it."""
+    L = root(rho, T)
+    return np.abs(np.diagonal(L)) / np.maximum(np.sqrt((L**2).sum(1)), np.finfo(float).tiny)
+
+
+def _us_blunter(rho: np.ndarray, T: int) -> np.ndarray:
+    rows, columns, _ = _places(T)
+    small = (_us_edges(rho, T, {})[rows] < NEAR_EDGE) & (rows == columns)
+    return np.where(small, 10.0 * rho, rho)
 
 
 def _us_natural(rho: np.ndarray, T: int, options: Options) -> list[Natural]:
@@ -278,7 +298,8 @@ UNSTRUCTURED = Family(
     first=_us_first,
     bend=_us_bend,
     starts=_us_starts,
-    edges=lambda rho, T, options: np.abs(np.diagonal(root(rho, T))) / np.sqrt((root(rho, T) ** 2).sum(1)),
+    edges=_us_edges,
+    blunter=_us_blunter,
     natural=_us_natural,
     linear=_us_linear,
     heterogeneous=True,

@@ -1,0 +1,221 @@
+"""``Tested``: the part of every result that tests its fixed effects with denominator degrees of freedom."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from .core.fixed_effects import Jets, jets
+from .core.records import Fit
+from .data import ModelData
+from .errors import DataError, UnsupportedError
+from .inference import degrees
+from .inference.degrees import Reference
+from .inference.hypotheses import hypotheses
+from .inference.linear_tests import joint_test, row_tests
+from .inference.term_hypotheses import hypotheses as term_hypotheses
+from .inference.term_hypotheses import read_type, structure
+from .keeping import has_rows
+
+Statistic = Literal["F", "chisq"]
+
+
+@dataclass(frozen=True)
+class HypothesisTest:
+    """The test of Lβ = c.
+
+    Attributes
+    ----------
+    table : each row alone: estimate, se, df, statistic, p, lower, upper.
+    statistic : F of all rows together, times ``scale`` (Kenward & Roger's factor; 1 otherwise); χ²/df_num if df_denom
+        is infinite.
+    df_num : rank of L; df_denom; pvalue; method : of the degrees of freedom.
+    """
+
+    table: pd.DataFrame
+    statistic: float
+    df_num: int
+    df_denom: float
+    pvalue: float
+    scale: float
+    method: str
+
+    def __repr__(self) -> str:
+        head = f"F({self.df_num}, {self.df_denom:.6g}) = {self.statistic:.6g}, p = {self.pvalue:.4g}"
+        if np.isinf(self.df_denom):
+            head = f"chi2({self.df_num}) = {self.df_num * self.statistic:.6g}, p = {self.pvalue:.4g}"
+        return f"{head} ({self.method})\n{self.table.to_string()}"
+
+
+class Tested:
+    """Coefficients, tests and analysis of variance; see ``Estimates``."""
+
+    if TYPE_CHECKING:
+        _data: ModelData
+        _held: np.ndarray
+
+        @property
+        def fit(self) -> Fit: ...
+        @property
+        def reml(self) -> bool: ...
+        @property
+        def scale(self) -> float: ...
+        @property
+        def nobs(self) -> int: ...
+        @property
+        def singular(self) -> bool: ...
+        @property
+        def _exog_names(self) -> tuple[str, ...]: ...
+
+    # ------------------------------------------------------------ degrees of freedom
+
+    def _jets(self, natural: bool) -> Jets:
+        """Cov β̂ and its derivatives in the parameters that were estimated; kept."""
+        kept: dict[bool, Jets] = self.__dict__.setdefault("_kept_jets", {})
+        if natural not in kept:
+            if not has_rows(self._data):
+                raise DataError("remove_data() took away what these degrees of freedom need: ask for them before it")
+            kept[natural] = self._new_jets(natural)
+        return kept[natural]
+
+    def _new_jets(self, natural: bool) -> Jets:
+        held = self._held.any()
+        found = jets(self.fit, self._data.compressed, reml=self.reml, second=natural, natural=natural and not held)
+        return degrees.of_parameters(found, np.append(~self._held, True)) if held else found
+
+    @property
+    def default_ddf(self) -> degrees.Method:
+        """Satterthwaite's under REML, where estimates of variances allow for the fixed effects, else none."""
+        return "satterthwaite" if self.reml else "normal"
+
+    def _reference_of(self, ddf: str | None) -> Reference:
+        """What tests refer to, by the name of a method."""
+        method = self.default_ddf if ddf is None else degrees.read_method(ddf)
+        cov = self.scale * np.asarray(self.fit.unscaled_cov)
+        if method == "satterthwaite":
+            return degrees.satterthwaite(self._jets(False))
+        if method == "kenward-roger":
+            if not self.reml:
+                raise DataError("Kenward and Roger's degrees of freedom are those of a REML fit: fit with reml=True")
+            return degrees.kenward_roger(self._jets(True))
+        if method == "residual":
+            return degrees.residual(cov, self.nobs)
+        if method == "normal":
+            return degrees.normal(cov)
+        return degrees.by_column(method, cov, self._degrees_of_design(method))
+
+    def _degrees_of_design(self, method: str) -> np.ndarray:
+        """(p,) degrees of freedom that the design alone determines."""
+        factors = sorted(self._data.factors, key=lambda f: len(f.levels))
+        if not all(f.by_code for f in factors):
+            raise UnsupportedError(f"ddf={method!r} needs grouping factors with one level per row, independent ones")
+        chain = [np.asarray(f.codes) for f in factors]
+        for outer, inner in itertools.pairwise(chain):
+            pairs = len(np.unique(outer.astype(np.int64) * (int(inner.max()) + 1) + inner))
+            if pairs > len(np.unique(inner)):
+                raise UnsupportedError(f"ddf={method!r} needs nested grouping factors: use 'satterthwaite'")
+        if method == "between-within":
+            return degrees.between_within(self._data.X, chain[0])
+        return degrees.containment(self._data.X, chain)
+
+    # ------------------------------------------------------------ tests
+
+    def coefficients(self, ddf: str | None = None, level: float = 0.95) -> pd.DataFrame:
+        """The fixed effects: columns estimate, se, df, statistic, p, lower, upper.
+
+        Parameters
+        ----------
+        ddf : {"satterthwaite", "kenward-roger", "containment", "between-within", "residual", "normal"}, optional
+            How many degrees of freedom the t tests have, infinite ones for the normal. None: Satterthwaite's under
+            REML, the normal under ML. "kenward-roger" brings standard errors of its own.
+        level : coverage of the limits.
+
+        Notes
+        -----
+        Where a variance is estimated as zero, or a correlation as ±1, Satterthwaite's count it as known; Kenward and
+        Roger's, from the expected information of the (co)variances, as estimated.
+
+        References
+        ----------
+        See ``inference.degrees``.
+        """
+        L = np.eye(len(self._exog_names))
+        table = row_tests(L, np.zeros(len(L)), np.asarray(self.fit.beta), self._reference_of(ddf), level)
+        return pd.DataFrame(table._asdict(), index=pd.Index(self._exog_names))
+
+    def test(self, L: Any, rhs: Any = None, ddf: str | None = None, level: float = 0.95) -> HypothesisTest:
+        """The test of Lβ = rhs, all rows together (F) and each alone (t).
+
+        Parameters
+        ----------
+        L : (m, p) or (p,) array, a pair (L, rhs), or text such as ``"x1 - x2 = 0, x3"``
+        rhs : number or (m,), optional
+            Zero if None, and not given in the text.
+        ddf, level : as in ``coefficients``.
+
+        Notes
+        -----
+        Satterthwaite's of several rows are lmerTest's (Fai & Cornelius 1996); they depend on the rows, not only on
+        what the rows say together. F does not.
+        """
+        rows, c = hypotheses(L, self._exog_names)
+        if rows.shape[1] != len(self._exog_names):
+            raise DataError(f"L has {rows.shape[1]} columns; give {len(self._exog_names)}, one per fixed effect")
+        if rhs is not None:
+            c = np.broadcast_to(np.asarray(rhs, float), c.shape)
+        reference, beta = self._reference_of(ddf), np.asarray(self.fit.beta)
+        own = row_tests(rows, c, beta, reference, level)
+        table = pd.DataFrame(own._asdict(), index=pd.Index([f"c{i}" for i in range(len(rows))]))
+        value, q, df, p, scale = joint_test(rows, c, beta, reference)
+        return HypothesisTest(table, value, q, df, p, scale, reference.method)
+
+    def anova(self, type: Any = 3, ddf: str | None = None, test: Statistic = "F") -> pd.DataFrame:
+        """Analysis of variance: a test of each term of the fixed effects.
+
+        Parameters
+        ----------
+        type : 1, 2, 3 or "I", "II", "III"
+            Each term after those before it; after all that do not contain it; as SAS's type III, which equals that of
+            sum-to-zero contrasts. None depends on the contrasts in use.
+        ddf : as in ``coefficients``.
+        test : {"F", "chisq"}
+            "chisq" is Wald's, without degrees of freedom.
+
+        Returns
+        -------
+        DataFrame
+            A row per term: sum_sq, mean_sq, num_df, den_df, F, p; or chisq, df, p.
+
+        References
+        ----------
+        Kuznetsova, Brockhoff & Christensen (2017), J. Stat. Softw. 82(13).
+        """
+        if not has_rows(self._data):
+            raise DataError("anova() reads the rows, which remove_data() took away")
+        return self._term_table(term_hypotheses(self._data.design, read_type(type)), ddf, test)
+
+    def drop1(self, ddf: str | None = None, test: Statistic = "F") -> pd.DataFrame:
+        """A test of each term that no other contains; columns as of ``anova``."""
+        found = structure(self._data.design)
+        free = {t: np.eye(len(self._exog_names))[c] for t, c in found.columns.items() if not found.contained_in[t]}
+        return self._term_table(free, ddf, test)
+
+    def _term_table(self, terms: dict[str, np.ndarray], ddf: str | None, test: Statistic) -> pd.DataFrame:
+        if test not in ("F", "chisq"):
+            raise DataError(f"test={test!r} is unknown; use 'F' or 'chisq'")
+        if test == "chisq" and ddf is not None:
+            raise DataError("test='chisq' has no denominator degrees of freedom: leave ddf= out, or use test='F'")
+        reference = self._reference_of("normal" if test == "chisq" else ddf)
+        beta, lines = np.asarray(self.fit.beta), {}
+        for name, L in terms.items():
+            value, q, df, p, _ = joint_test(L, np.zeros(len(L)), beta, reference)
+            if test == "chisq":
+                lines[name] = {"chisq": q * value, "df": q, "p": p}
+                continue
+            mean = value * self.scale
+            lines[name] = {"sum_sq": q * mean, "mean_sq": mean, "num_df": q, "den_df": df, "F": value, "p": p}
+        return pd.DataFrame.from_dict(lines, orient="index")
