@@ -638,7 +638,7 @@ def test_variance_functions_refuse_what_they_cannot_take():
 def test_a_block_too_large_for_dense_algebra_is_refused():
     n = residual_data.MOST_VISITS
     with pytest.raises(NotImplementedError, match="depend on each other"):
-        compress(np.arange(n) ** 1.5, np.ones((n, 1)), [], Correlation("ar1", np.zeros(n, int), np.arange(n), n))
+        compress(np.arange(n) ** 1.5, np.ones((n, 1)), [], Correlation("cs", np.zeros(n, int), np.arange(n), n))
 
 
 def test_identification_is_a_data_error():
