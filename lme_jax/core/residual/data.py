@@ -118,19 +118,34 @@ def compress(
     identification.check_rows(model, rows)
     W, scaled, z_scale, log_weights = _weighed(model, rows, X, y, weights)
     block = components(rows.subject, rows.codes)
-    unit = _units(model, z_scale)
-    if engine == "series" or (engine is None and long.cheaper(model, rows, block)):
-        found = long.compress(model, scaled, block, W)
-        n_rows = _check([found.WtW], found.basis, len(y))
-        data = BlockData(
-            model, None, found.basis, n_rows, log_weights, unit, y, X, weights, rows, block, found.series
-        )  # fmt: skip
-        return replace(data, sample=_sampled(data))
-    _check_visits(model)
-    stacks, basis = conditioned(_stacks(model, block, scaled, W), len(y))
-    n_rows = _check([_gram(s.C) for s in stacks], basis, len(y))
-    identification.check_patterns(model, stacks)
-    return BlockData(model, tuple(stacks), basis, n_rows, log_weights, unit, y, X, weights, rows, block)
+    unit, nothing = _units(model, z_scale), Basis(np.zeros((0, 0)), np.float64(0.0), np.ones(0))
+    data = BlockData(
+        model, None, nothing, np.float64(np.nan), log_weights, unit, y, X, weights, rows, block
+    )  # fmt: skip
+    chain = engine == "series" or (engine is None and long.cheaper(model, rows, block))
+    return _as_chain(data, scaled, W) if chain else _by_blocks(data, scaled, W)
+
+
+def responding(data: BlockData, y: np.ndarray) -> BlockData:
+    """The same design with another response y (n,), less the offset."""
+    W, scaled = _weighed(data.model, data.rows, data.X, y, data.weights)[:2]
+    other = replace(data, y=y, sample=None)
+    return _by_blocks(other, scaled, W) if data.series is None else _as_chain(other, scaled, W)
+
+
+def _by_blocks(data: BlockData, scaled: Rows, W: np.ndarray) -> BlockData:
+    _check_visits(data.model)
+    stacks, basis = conditioned(_stacks(data.model, data.block, scaled, W), len(W))
+    n_rows = _check([_gram(s.C) for s in stacks], basis, len(W))
+    identification.check_patterns(data.model, stacks)
+    return replace(data, made=tuple(stacks), basis=basis, n_rows=n_rows)
+
+
+def _as_chain(data: BlockData, scaled: Rows, W: np.ndarray) -> BlockData:
+    found = long.compress(data.model, scaled, data.block, W)
+    n_rows = _check([found.WtW], found.basis, len(W))
+    data = replace(data, series=found.series, basis=found.basis, n_rows=n_rows)
+    return replace(data, sample=_sampled(data))
 
 
 def _weighed(

@@ -51,7 +51,7 @@ def moments(data: BlockData) -> list[ArmMoments]:
     size = np.sqrt(np.maximum(squares / np.maximum(rows, 1.0), np.finfo(float).tiny))
     if not model.family.distance:
         N = pairs_seen(model, list(data.stacks))
-    found = [ArmMoments(_of_arm(S[a], N[a], size[a], gaps), float(size[a])) for a in range(A)]
+    found = [ArmMoments(of_arm(S[a], N[a], size[a], gaps), float(size[a])) for a in range(A)]
     return [_improved(arm, a, data) for a, arm in enumerate(found)] if model.family.each else found
 
 
@@ -59,7 +59,8 @@ def _together(s: Stack) -> np.ndarray | float:
     return 1.0 if s.together is None else s.together.astype(float)
 
 
-def _of_arm(S: np.ndarray, N: np.ndarray, size: float, gaps: np.ndarray) -> Moments:
+def of_arm(S: np.ndarray, N: np.ndarray, size: float, gaps: np.ndarray) -> Moments:
+    """From sums of squares S and pairs N (T, T) of an arm."""
     own = np.diagonal(N)
     variance = np.where(own > 0, np.diagonal(S) / np.maximum(own, 1.0), size**2)
     sd = np.sqrt(np.maximum(variance, (1e-3 * size) ** 2))
@@ -112,7 +113,7 @@ def starts(data: BlockData) -> list[np.ndarray]:
     model, arms = data.model, moments(data)
     out = []
     for share in SHARES if model.bars else (1.0,):
-        for rho in _correlations(data, arms, share):
+        for rho in combined(data, arms, share):
             for spread in SPREADS if model.bars else (1.0,):
                 for delta in _variance_starts(data):
                     x = np.zeros(model.size)
@@ -124,7 +125,7 @@ def starts(data: BlockData) -> list[np.ndarray]:
     return out
 
 
-def _correlations(data: BlockData, arms: list[ArmMoments], share: float) -> list[np.ndarray]:
+def combined(data: BlockData, arms: list[ArmMoments], share: float) -> list[np.ndarray]:
     """Starts of all arms' parameters; the i-th of every arm together."""
     model = data.model
     each = []
