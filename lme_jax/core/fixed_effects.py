@@ -97,19 +97,18 @@ def of_products(
         derivatives are asked for. back : (p, p), X is conditioned, X·back of the user's.
     """
     p, k = len(M), len(X_a)
-    inverse = back @ np.linalg.inv(M) @ back.T
-    user = np.linalg.inv(back)
-    X_a = user.T @ X_a @ user
-    slope = np.concatenate([sigma2 * inverse @ X_a @ inverse, inverse[None]])
-    found = Jets(sigma2 * inverse, slope, None, np.empty((0, 0)), np.empty((0, 0)))
+    inverse = np.linalg.inv(M)
+    left = back @ inverse
+    slope = np.concatenate([sigma2 * left @ X_a @ left.T, (left @ back.T)[None]])
+    found = Jets(sigma2 * left @ back.T, slope, None, np.empty((0, 0)), np.empty((0, 0)))
     if F is None or bent is None:
         return found
     curve, bend = np.zeros((2, k + 1, k + 1, p, p))
-    F = np.einsum("ci,acbd,dj->abij", user, F, user, optimize=True)
-    products = np.einsum("aij,jk,bkl->abil", X_a, inverse, X_a, optimize=True)
-    inner = products + np.swapaxes(products, 0, 1) - F - np.swapaxes(F, 0, 1)
-    bent = user.T @ bent @ user
-    curve[:k, :k], bend[:k, :k] = sigma2 * inverse @ (inner + bent) @ inverse, sigma2 * inverse @ bent @ inverse
+    inner = (X_a @ inverse).reshape(k * p, p) @ np.moveaxis(X_a, 1, 0).reshape(p, k * p)
+    inner = np.swapaxes(inner.reshape(k, p, k, p) - F, 1, 2)
+    inner = inner + np.swapaxes(inner, 0, 1)
+    bend[:k, :k] = sigma2 * left @ bent @ left.T
+    curve[:k, :k] = sigma2 * left @ inner @ left.T + bend[:k, :k]
     for out in (curve, bend):
         out[:k, k] = out[k, :k] = slope[:k] / sigma2
     return found._replace(curve=curve, bend=bend)

@@ -57,7 +57,7 @@ TRIM_ABOVE_ROWS = 1000
 
 
 def main(folder: Path) -> None:
-    """Write lmer.json, lmer_inference.json, structured.json, residual.json, lrt.json, datasets.json and data/*.csv.gz."""
+    """Write lmer.json, lmer_inference.json, structured.json, residual.json, lrt.json, datasets.json, data/*.csv.gz."""
     reference: dict[str, Any] = json.loads((folder / "reference.json").read_text())
     schema: dict[str, Any] = json.loads((folder / "datasets.json").read_text())
     lmer = {k: e for k, e in reference.items() if e["engine"] == "lme4::lmer"}

@@ -228,14 +228,17 @@ def transformed(own: Jets, J: np.ndarray, J2: np.ndarray) -> Jets:
     J, J2 = J[np.ix_(chosen, kept)], J2[np.ix_(chosen, kept, kept)]
     Z = np.linalg.inv(J)
     slope, pair = own.slope[kept], np.ix_(kept, kept)
-    turned = np.einsum("lab,cl,cij->abij", J2, Z, slope, optimize=True)
+    turned = np.tensordot(J2, np.tensordot(Z, slope, (0, 0)), (0, 0))
 
     def second(of: np.ndarray | None) -> np.ndarray | None:
-        return None if of is None else np.einsum("ai,bj,abpq->ijpq", Z, Z, of[pair] - turned, optimize=True)
+        if of is None:
+            return None
+        half = np.tensordot(Z, of[pair] - turned, (0, 0))
+        return np.swapaxes(np.tensordot(Z, half, (0, 1)), 0, 1)
 
     return Jets(
         own.cov,
-        np.einsum("ai,apq->ipq", Z, slope),
+        np.tensordot(Z, slope, (0, 0)),
         second(own.curve),
         Z.T @ own.information[pair] @ Z,
         Z.T @ own.expected[pair] @ Z,

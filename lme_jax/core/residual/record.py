@@ -247,9 +247,8 @@ def _on_grid(
         scale, mine = model.arm(a)
         own = np.arange(mine.start if scale is None else scale, mine.stop)
         inside = arm == a
-        part = _Grid(
-            U[inside], root[inside], D[inside[stack.owner]], stack.copies[inside], _renumbered(stack.owner, inside)
-        )
+        owner = _renumbered(stack.owner, inside)
+        part = _Grid(U[inside], D[inside[stack.owner]], stack.copies[inside], owner)
         steps = M1[own, a].reshape(len(own), T * T)
         S[a] = _one_arm(part, steps, own, s2, reml and p > 0, total)
         if full is not None and bent is not None:
@@ -260,10 +259,9 @@ def _on_grid(
 
 
 class _Grid(NamedTuple):
-    """Of one arm: U (P, T, T) and its root K⁻¹, V⁻¹[X r] (R, T, w), counts (P,) and owners (R,) of its patterns."""
+    """Of one arm: U (P, T, T), V⁻¹[X r] (R, T, w), copies (P,) and owners (R,) of its patterns."""
 
     U: np.ndarray
-    root: np.ndarray
     D: np.ndarray
     copies: np.ndarray
     owner: np.ndarray
@@ -315,17 +313,19 @@ def _one_arm(
 
 
 def _grid_F(g: _Grid, steps: np.ndarray, p: int) -> np.ndarray:
-    """(k, p, k, p) Σ XᵀV⁻¹Σ_aUΣ_bV⁻¹X of one arm."""
-    k, T = len(steps), g.U.shape[1]
-    moves = steps.reshape(k, T, T)
-    out = np.zeros((k * p, k * p))
-    step = max(1, KEPT // max(k * p * T, 1))
-    for lo in range(0, len(g.D), step):
-        rows = slice(lo, lo + step)
-        Y = np.einsum("aij,rjp->riap", moves, g.D[rows, :, :p], optimize=True).reshape(-1, T, k * p)
-        half = (g.root[g.owner[rows]] @ Y).reshape(-1, k * p)
-        out += half.T @ half
-    return out.reshape(k, p, k, p)
+    """(k, p, k, p) Σ XᵀV⁻¹Σ_aUΣ_bV⁻¹X of one arm: first Σ U_jk D_ic D_ld over the patterns, then the directions."""
+    T, width = g.U.shape[1], g.U.shape[1] * p
+    moves = steps.reshape(len(steps), T, T)
+    first = np.searchsorted(g.owner, np.arange(len(g.copies) + 1))
+    X = g.D[:, :, :p].reshape(len(g.D), width)
+    total = np.zeros((T * T, width * width))
+    step = max(1, KEPT // width**2)
+    for lo in range(0, len(g.copies), step):
+        mine = range(lo, min(lo + step, len(g.copies)))
+        DD = np.stack([X[first[q] : first[q + 1]].T @ X[first[q] : first[q + 1]] for q in mine])
+        total += g.U[lo : lo + step].reshape(len(mine), -1).T @ DD.reshape(len(mine), -1)
+    half = np.tensordot(moves, total.reshape(T, T, T, p, T, p), ((1, 2), (2, 0)))
+    return np.tensordot(half, moves, ((1, 3), (1, 2))).swapaxes(2, 3)
 
 
 def _grid_bends(model: Model, x: np.ndarray, g: _Grid, a: int, M1: np.ndarray, p: int) -> np.ndarray:
