@@ -478,6 +478,18 @@ class MixedLMResults(Estimates):
 
     # ------------------------------------------------------------ report
 
+    def plot(self, figure: Any = None) -> Any:
+        """Four pictures of residuals and random effects, a matplotlib Figure; ``lme_jax.plots`` has them singly."""
+        from .plots import overview
+
+        return overview(self, figure)
+
+    def report(self, path: Any = None, *, title: str | None = None, ddf: str | None = None) -> str:
+        """The fit as one self-contained HTML page, written to ``path`` if one is given; see ``lme_jax.page.report``."""
+        from .page import report
+
+        return report(self, path, title=title, ddf=ddf)
+
     def summary(self, title: str | None = None, alpha: float = 0.05, ddf: str | None = None) -> Summary:
         """Criterion, estimates with standard errors, variance components, and how the fit ended.
 

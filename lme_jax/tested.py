@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
 
+from .comparison import Comparison, compare, quietly, random_anova
 from .core.fixed_effects import Jets, jets
+from .core.optimize import NewtonOptions
 from .core.records import Fit
 from .data import ModelData
 from .errors import DataError, UnsupportedError
@@ -57,6 +60,7 @@ class Tested:
     if TYPE_CHECKING:
         _data: ModelData
         _held: np.ndarray
+        _options: NewtonOptions
 
         @property
         def fit(self) -> Fit: ...
@@ -203,6 +207,57 @@ class Tested:
         found = structure(self._data.design)
         free = {t: np.eye(len(self._exog_names))[c] for t, c in found.columns.items() if not found.contained_in[t]}
         return self._term_table(free, ddf, test)
+
+    # ------------------------------------------------------------ models
+
+    def compare(self, *others: Any, names: Sequence[str] | None = None) -> Comparison:
+        """Information criteria of models of the same rows, and likelihood ratios of neighbours in size.
+
+        Parameters
+        ----------
+        others : results, or what ``without_random_effects()`` gives.
+        names : of all models, this one first; m0, m1, … if None.
+
+        Returns
+        -------
+        Comparison
+            ``table``, the smallest model first, and ``notes``.
+
+        Notes
+        -----
+        Where fixed effects differ, REML criteria do not compare: all are refitted by maximum likelihood, and ``notes``
+        say so. Variances that are zero in the smaller model make the law of the ratio a mixture of χ², its weights from
+        the information at the smaller model's estimates; where several correlated effects are new ``law`` is "at most
+        χ²", which is conservative.
+
+        References
+        ----------
+        Self & Liang (1987), JASA 82, 605–610; Stram & Lee (1994), Biometrics 50, 1171–1177; Burnham & Anderson (2002),
+        for the weights.
+        """
+        return compare([self, *others], names)
+
+    def ranova(self) -> pd.DataFrame:
+        """Likelihood ratios of the model without each of its random effects, by this fit's criterion.
+
+        Returns
+        -------
+        DataFrame
+            The model itself ("none"), then a row per reduced one: n_params, deviance, aic, chisq, df, p, law.
+
+        Notes
+        -----
+        Reduced as by lmerTest: ``(x | g)`` to ``(1 | g)``, ``(1 | g)`` to nothing. lmerTest's p-values are those of
+        χ²(df), up to twice these, as if variances could be negative.
+        """
+        return random_anova(self)
+
+    def _refitted_by_ml(self) -> Fit:
+        if self._held.any():
+            raise UnsupportedError("a fit with parameters that were held is not refitted by ML: fit it so yourself")
+        if not has_rows(self._data):
+            raise DataError("remove_data() took the rows away that a refit by maximum likelihood needs")
+        return quietly(self._data, False, self._options)
 
     def _term_table(self, terms: dict[str, np.ndarray], ddf: str | None, test: Statistic) -> pd.DataFrame:
         if test not in ("F", "chisq"):

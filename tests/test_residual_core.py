@@ -124,7 +124,14 @@ def test_sums_on_the_grid_are_those_along_the_parameters(how):
     case = Case("adh", **how)
     at = objective.point(case.x, case.data, True)
     assert record.is_grid(case.data.model, case.data.stacks)
-    arguments = (case.data.model, at.solved, case.data.stacks, record.whitening(at.R), 1.3, True, True)
+    arguments = (
+        case.data.model,
+        at.solved,
+        case.data.stacks,
+        record.whitening(at.R),
+        1.3,
+        record.Wanted(True, True, True),
+    )
     for grid, along in zip(record._on_grid(*arguments), record._by_directions(*arguments), strict=True):
         assert grid == pytest.approx(along, abs=1e-11 * (1.0 + np.abs(along).max()))
 
@@ -347,6 +354,10 @@ def test_jets_are_derivatives_of_the_covariance_of_the_effects(word, how):
     case = Case(word, **how)
     found = held(case)
     jets = inference.jets(found, case.data, natural=False)
+    # Under ML only the informations are others.
+    ml = inference.jets(found, case.data, reml=False, natural=False)
+    assert ml.slope == pytest.approx(jets.slope)
+    assert ml.curve == pytest.approx(jets.curve)
 
     def cov(z):
         V = z[-1] * oracle.covariance(case.spec, z[:-1])

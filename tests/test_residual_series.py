@@ -9,7 +9,7 @@ from oracles import residuals as oracle
 from lme_jax.core.blocks import Block
 from lme_jax.core.residual import data as residual_data
 from lme_jax.core.residual import fit as residual_fit
-from lme_jax.core.residual import inference, long, objective
+from lme_jax.core.residual import inference, long, objective, record
 from lme_jax.core.residual.identification import IdentificationError
 from lme_jax.core.residual.terms import Correlation, RandomTerm, Variance
 from lme_jax.core.types import Status
@@ -17,6 +17,10 @@ from lme_jax.errors import DataError
 
 BY_VISIT = ("ident", "ar1", "ar1h")
 T = 7
+
+
+def everything(reml):
+    return record.Wanted(reml, slopes=True, second=True)
 
 
 def _design(word, bars, variances, arms, weighted, seed=0):
@@ -115,14 +119,14 @@ def test_a_chain_is_the_blocks_and_dense_v(case):
     for reml in (True, False):
         dense = _dense(design, blocks.model, x / blocks.unit, reml)
         _, gradient, hessian, kept = objective.evaluate(x, blocks, reml)
-        wanted = objective.moved(objective.point(x, blocks, reml), blocks, reml, True)
+        wanted = objective.moved(objective.point(x, blocks, reml), blocks, everything(reml))
         for data in (chain, rows):
             mine = objective.evaluate(x, data, reml)
             assert abs(mine[0] - dense) < 1e-9 * (1 + abs(dense))
             np.testing.assert_allclose(mine[1], gradient, rtol=1e-9, atol=1e-9 * np.abs(gradient).max())
             np.testing.assert_allclose(mine[2], hessian, rtol=1e-8, atol=1e-8 * np.abs(hessian).max())
             np.testing.assert_allclose(mine[3].log_scale_slope, kept.log_scale_slope, rtol=1e-9, atol=1e-10)
-            m = objective.moved(objective.point(x, data, reml), data, reml, True)
+            m = objective.moved(objective.point(x, data, reml), data, everything(reml))
             for have, want in (
                 (_moved_twice(m, data), _moved_twice(wanted, blocks)),
                 (m.record.trace, wanted.record.trace),

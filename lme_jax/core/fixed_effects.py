@@ -55,11 +55,9 @@ def jets(fitted: Fit, data: Statistics, *, reml: bool = True, second: bool = Fal
         params = convert(params, "sqrt", "natural", n_fixed=p, template=data.template)
     scale: Scale = "natural" if natural else "sqrt"
     whole, first, moves, bends = likelihood.expand(params, data, scale=scale, reml=reml)
-    N = float(likelihood.totals_of(data).n_rows)
-    of_fixed = likelihood.fixed_traces(first.M, moves) if reml and p else None
     found = _of_moves(first, moves, bends, sigma2, data, second)._replace(
         information=without_beta(-whole.hessian, p),
-        expected=expected_information(moves.trace, moves.trace2, of_fixed, N - p if reml else N, sigma2),
+        expected=_expected(first, moves, sigma2, data, reml),
     )
     return _linear(found, params, p, data) if natural else found
 
@@ -125,7 +123,21 @@ def _linear(found: Jets, params: np.ndarray, p: int, data: Statistics) -> Jets:
     return found._replace(slope=slope, curve=curve, expected=expected, bend=None)
 
 
-def expected_information(
+def expected_information(params: np.ndarray, data: Statistics, *, reml: bool) -> np.ndarray:
+    """(k + 1, k + 1) of (Ψ, σ²), at packed (β, Ψ, σ²) on the natural scale; variances may be zero."""
+    _, first, moves, _ = likelihood.expand(params, data, scale="natural", reml=reml)
+    p = data.n_fixed
+    J = to_profile(np.asarray(params, float), "natural", p, data.template)[0][p:, p:]
+    return J.T @ _expected(first, moves, float(params[-1]), data, reml) @ J
+
+
+def _expected(first: likelihood.Sums, m: likelihood.Moves, sigma2: float, data: Statistics, reml: bool) -> np.ndarray:
+    p, N = len(first.M), float(likelihood.totals_of(data).n_rows)
+    of_fixed = likelihood.fixed_traces(first.M, m) if reml and p else None
+    return expected_of(m.trace, m.trace2, of_fixed, N - p if reml else N, sigma2)
+
+
+def expected_of(
     trace: np.ndarray,
     trace2: np.ndarray,
     of_fixed: tuple[np.ndarray, np.ndarray, np.ndarray] | None,

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-import scipy  # scipy.stats loads at its first use
 
 from ..data import ModelData
 from ..errors import DataError
+from .chi_bar import binomial
 
 # Columns count as combinations of others where at most this share of a direction is left: of one design, and beside
 # another package's, whose columns were computed by other code.
@@ -36,13 +36,10 @@ def likelihood_ratio(statistic: float, df: int, n_boundary: int) -> LikelihoodRa
     statistic : 2(ℓ₁ − ℓ₀); what rounding makes negative counts as zero.
     df : parameters more in the larger model, 1 or more.
     n_boundary : how many of them are variances that are zero in the smaller one: each is positive in half of all
-        samples, so that χ²₍df−j₎ has the binomial weight of j zeros among them.
+        samples, so that χ²₍df−j₎ has the binomial weight of j zeros among them (``chi_bar`` of uncorrelated ones).
     """
     statistic = max(0.0, statistic)
-    weights = scipy.stats.binom(n_boundary, 0.5).pmf(np.arange(n_boundary + 1))
-    dofs = df - n_boundary + np.arange(n_boundary + 1)
-    tails = [scipy.stats.chi2.sf(statistic, d) if d else float(statistic <= 0) for d in dofs]
-    return LikelihoodRatio(statistic, float(weights @ tails), int(df))
+    return LikelihoodRatio(statistic, binomial(n_boundary, df - n_boundary).pvalue(statistic), int(df))
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..errors import DataError, UnsupportedError
 from ..formula import Design
-from ..formula.matrix import model_matrix
+from ..formula.matrix import FactorCoding, model_matrix
 from ..formula.rank import independent_columns
 from ..formula.values import Factor
 from .terms import coded_terms, fixed_terms, lme4_terms
@@ -80,7 +80,8 @@ def hypotheses(design: Design, kind: Type) -> dict[str, np.ndarray]:
     adds to all terms that do not contain it. III: from the general form of estimable functions of the indicators of all
     levels, made orthogonal to those of the terms that contain it; with observations in all cells the equality of
     unweighted means. II and III of a term that no other contains: its coefficients. The rows are lmerTest's, on which
-    Satterthwaite's degrees of freedom of several rows depend; so are those of a term alone, which are type I's.
+    Satterthwaite's degrees of freedom of several rows depend: III takes those of treatment contrasts, whatever are in
+    use, and a term alone those of type I. lmerTest does not see that ``a`` is contained in ``a:b`` where b is alone.
     """
     found = structure(design)
     if kind == 1 or len(found.columns) == 1:
@@ -126,9 +127,15 @@ def _type_three(design: Design, found: Structure) -> dict[str, np.ndarray]:
         if hasattr(state, "fixed"):
             raise UnsupportedError("type III needs the terms of an lmer() formula; fit this model with lmer()")
         return {name: np.eye(p)[own] for name, own in found.columns.items()}
-    if not any(found.contained_in.values()) and len(state.keep) == sum(map(len, lme4_terms(state).values())):
+    complete = len(state.keep) == sum(map(len, lme4_terms(state).values()))
+    if complete and not any(found.contained_in.values()) and all(map(_by_treatment, state.codings.values())):
         return {name: np.eye(p)[own] for name, own in found.columns.items()}
     return _from_indicators(design, found)
+
+
+def _by_treatment(coding: FactorCoding) -> bool:
+    """Whether contrasts compare each level with the first, or are not used."""
+    return not coding.names or np.array_equal(coding.contrasts, np.eye(len(coding.labels))[:, 1:])
 
 
 def _from_indicators(design: Design, found: Structure) -> dict[str, np.ndarray]:

@@ -29,11 +29,15 @@ def _kept(terms: Mapping[str, list[int]], keep: np.ndarray) -> dict[str, list[in
 def lme4_terms(state: Any) -> dict[str, list[int]]:
     """Terms of an lme4 formula in R's order, with their columns before dependent ones were dropped."""
     linear = state.parsed.fixed
-    out: dict[str, list[int]] = {"(Intercept)": [0]} if linear.intercept else {}
-    at = len(out)
+    first: dict[str, list[int]] = {"(Intercept)": [0]} if linear.intercept else {}
+    return first | term_columns(linear, state)
+
+
+def term_columns(linear: Any, state: Any) -> dict[str, list[int]]:
+    """Terms of a linear predictor of an lme4 formula, but for the intercept, with their columns."""
+    out, at = {}, int(linear.intercept)
     for labels, full in coded_terms(linear, state.codings):
-        sizes = [_width(state, label, label in full) for label in labels]
-        size = int(np.prod(sizes))
+        size = int(np.prod([_width(state, label, label in full) for label in labels]))
         out[":".join(labels)] = list(range(at, at + size))
         at += size
     return out

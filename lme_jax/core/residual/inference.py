@@ -16,6 +16,7 @@ from .data import BlockData
 from .families import Natural, compose, jet, one, padded
 from .fit import ResidualFit
 from .model import steps
+from .record import Wanted
 from .registry import VARIANCES
 from .terms import Parameter
 
@@ -164,12 +165,12 @@ def jets(fitted: ResidualFit, data: BlockData, *, reml: bool = True, second: boo
     at = objective.point(fitted.params * unit, data, reml)
     if at is None:
         raise DataError("V is not positive definite at these parameters")
-    m = objective.moved(at, data, reml, second)
+    m = objective.moved(at, data, Wanted(reml, slopes=True, second=second))
     scale = np.append(unit, data.basis.map[p, p] ** 2)
     full = np.concatenate([np.ones(p), scale])
     hessian = objective.whole(at, m, reml).hessian * np.outer(full, full)
     of_fixed = (m.record.own, m.record.F, m.record.products) if reml and p else None
-    expected = fixed_effects.expected_information(m.record.trace, m.record.trace2, of_fixed, at.N, m.record.Q / at.N)
+    expected = fixed_effects.expected_of(m.record.trace, m.record.trace2, of_fixed, at.N, m.record.Q / at.N)
     expected = expected * np.outer(scale, scale)
     back = data.basis.map[:p, :p] @ whitening(at.R)[:p, :p]
     F = None if m.F is None else m.F * unit[:, None, None, None] * unit[:, None]

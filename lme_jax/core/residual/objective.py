@@ -39,12 +39,12 @@ def _solve(x: np.ndarray, data: BlockData) -> Solved | SolvedSeries | None:
     return record.solve(data.model, x, data.stacks)
 
 
-def moved(at: Point, data: BlockData, reml: bool, second: bool = False) -> Moved:
+def moved(at: Point, data: BlockData, wanted: record.Wanted) -> Moved:
     """The sums for derivatives there."""
     if isinstance(at.solved, SolvedSeries):
         assert data.series is not None
-        return series.moved(data.model, at.solved, data.series, at.R, second)
-    return record.moved(data.model, at.solved, data.stacks, at.R, at.N, reml, second)
+        return series.moved(data.model, at.solved, data.series, at.R, wanted.second)
+    return record.moved(data.model, at.solved, data.stacks, at.R, at.N, wanted)
 
 
 def whole(at: Point, m: Moved, reml: bool) -> likelihood.Likelihood:
@@ -59,7 +59,7 @@ def evaluate(x: np.ndarray, data: BlockData, reml: bool) -> tuple[Any, np.ndarra
     if at is None:
         nothing = AtOptimum(np.full((w, w), np.nan), np.full(k, np.nan))
         return np.float64(np.nan), np.full(k, np.nan), np.full((k, k), np.nan), nothing
-    m = moved(at, data, reml)
+    m = moved(at, data, record.Wanted(reml))
     full, p = whole(at, m, reml), w - 1
     inner = np.r_[0:p, p + k]
     across = full.hessian[p : p + k][:, inner]

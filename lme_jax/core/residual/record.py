@@ -55,6 +55,19 @@ class Moved(NamedTuple):
     bent: np.ndarray | None
 
 
+class Wanted(NamedTuple):
+    """Whether log|XᵀV⁻¹X| counts, X_a is asked for (it is needed then anyway), and second derivatives of Cov β̂ are."""
+
+    reml: bool
+    slopes: bool = False
+    second: bool = False
+
+    @property
+    def fixed(self) -> bool:
+        """Whether more than one residual is to be moved."""
+        return self.reml or self.slopes or self.second
+
+
 def triangular_inverse(K: np.ndarray) -> np.ndarray:
     """K⁻¹ (P, n, n) of lower triangular K."""
     n = K.shape[-1]
@@ -94,13 +107,11 @@ def is_grid(model: Model, stacks: Sequence[Stack]) -> bool:
     return one and stacks[0].present.shape[1] == model.n_visits and model.n_rho >= max(model.n_visits - 1, 1)
 
 
-def moved(
-    model: Model, solved: Solved, stacks: Sequence[Stack], R: np.ndarray, N: float, reml: bool, second: bool = False
-) -> Moved:
+def moved(model: Model, solved: Solved, stacks: Sequence[Stack], R: np.ndarray, N: float, wanted: Wanted) -> Moved:
     """``Moved`` at the point of ``solved``; R the Cholesky factor of H, σ² = Q/N."""
     p, Q = len(R) - 1, float(R[-1, -1] ** 2)
     find = _on_grid if is_grid(model, stacks) else _by_directions
-    sums = find(model, solved, stacks, whitening(R), Q / N, reml, second)
+    sums = find(model, solved, stacks, whitening(R), Q / N, wanted)
     XX = sums.X_a
     record = Record(
         M=np.eye(p),
@@ -142,17 +153,17 @@ def by_pattern(blocks: np.ndarray, stack: Stack) -> np.ndarray:
 
 
 def _by_directions(
-    model: Model, solved: Solved, stacks: Sequence[Stack], A: np.ndarray, s2: float, reml: bool, second: bool
+    model: Model, solved: Solved, stacks: Sequence[Stack], A: np.ndarray, s2: float, wanted: Wanted
 ) -> _Sums:
     k, p = len(solved.x), len(A) - 1
     shapes = [(k,), (k, k), (k,), (k, k), (k, p), (k, p, p), (k, k), (k, k)]
     total = [np.zeros(shape) for shape in shapes]
-    full = np.zeros((k, p, k, p)) if second else None
-    bent = np.zeros((k, k, p, p)) if second else None
+    full = np.zeros((k, p, k, p)) if wanted.second else None
+    bent = np.zeros((k, k, p, p)) if wanted.second else None
     for stack, half in zip(stacks, solved.halves, strict=True):
         at = half.at if half.at is not None else pattern(model, solved.x, stack)
         E = half.E @ A
-        found = _one_stack(model, solved.x, stack, at, half.inverse, E, s2, reml)
+        found = _one_stack(model, solved.x, stack, at, half.inverse, E, s2, wanted)
         for into, part in zip(total, found, strict=True):
             into += part
         if full is not None and bent is not None:
@@ -169,7 +180,7 @@ def _one_stack(
     inverse: np.ndarray,
     E: np.ndarray,
     s2: float,
-    reml: bool,
+    wanted: Wanted,
 ) -> tuple[np.ndarray, ...]:
     """The fields of ``_Sums`` up to ``bend``."""
     k, p, n = len(x), E.shape[2] - 1, E.shape[1]
@@ -185,11 +196,11 @@ def _one_stack(
     XB = np.einsum("arn,rnp->ap", (own @ e)[..., 0], T, optimize=True) if p else np.zeros((k, 0))
     S = 0.5 * G / s2 - 0.5 * stack.copies[:, None, None] * np.eye(n)
     X_a, F = np.zeros((k, p, p)), np.zeros((k, k))
-    if reml and p:
+    if wanted.fixed and p:
         X_a = _inner(own, T)
         M = by_pattern(T, stack)
         F = flat @ (moves @ M).reshape(flat.shape).T
-        S = S + 0.5 * M
+        S = S + 0.5 * M if wanted.reml else S
     bent = bend(model, x, stack, at, inverse.swapaxes(1, 2) @ S @ inverse)
     return trace, trace2, B, BB, XB, X_a, F, bent
 
@@ -229,9 +240,7 @@ def _all_bends(
 # ---------------------------------------------------------------- along the entries of Σ
 
 
-def _on_grid(
-    model: Model, solved: Solved, stacks: Sequence[Stack], A: np.ndarray, s2: float, reml: bool, second: bool
-) -> _Sums:
+def _on_grid(model: Model, solved: Solved, stacks: Sequence[Stack], A: np.ndarray, s2: float, wanted: Wanted) -> _Sums:
     (stack,), (half,) = stacks, solved.halves
     x, T, p = solved.x, model.n_visits, len(A) - 1
     M1 = grids(model, x)[1]
@@ -241,8 +250,8 @@ def _on_grid(
     arm = stack.at.group[np.arange(len(stack.copies)), stack.present.argmax(1)]
     total = [np.zeros(s) for s in [(len(x),), (len(x),) * 2] * 2 + [(len(x), p), (len(x), p, p)] + [(len(x),) * 2] * 2]
     S = np.empty((model.n_groups, T, T))
-    full = np.zeros((len(x), p, len(x), p)) if second else None
-    bent = np.zeros((len(x), len(x), p, p)) if second else None
+    full = np.zeros((len(x), p, len(x), p)) if wanted.second else None
+    bent = np.zeros((len(x), len(x), p, p)) if wanted.second else None
     for a in range(model.n_groups):
         scale, mine = model.arm(a)
         own = np.arange(mine.start if scale is None else scale, mine.stop)
@@ -250,7 +259,7 @@ def _on_grid(
         owner = _renumbered(stack.owner, inside)
         part = _Grid(U[inside], D[inside[stack.owner]], stack.copies[inside], owner)
         steps = M1[own, a].reshape(len(own), T * T)
-        S[a] = _one_arm(part, steps, own, s2, reml and p > 0, total)
+        S[a] = _one_arm(part, steps, own, s2, wanted, total)
         if full is not None and bent is not None:
             full[np.ix_(own, np.arange(p), own, np.arange(p))] = _grid_F(part, steps, p)
             bent += _grid_bends(model, x, part, a, M1, p)
@@ -285,7 +294,7 @@ def _pairs(left: np.ndarray, U: np.ndarray) -> np.ndarray:
 
 
 def _one_arm(
-    g: _Grid, steps: np.ndarray, own: np.ndarray, s2: float, fixed: bool, total: list[np.ndarray]
+    g: _Grid, steps: np.ndarray, own: np.ndarray, s2: float, wanted: Wanted, total: list[np.ndarray]
 ) -> np.ndarray:
     """Adds an arm's share to the fields of ``_Sums`` up to F; returns S (T, T) with ∂ℓ = Σ S ∂Σ."""
     T, p = g.U.shape[1], g.D.shape[2] - 1
@@ -299,7 +308,7 @@ def _one_arm(
     if not p:
         return S
     X = g.D[:, :, :p]
-    if not fixed:
+    if not wanted.fixed:
         across = np.tensordot(X, e[:, :, 0], (0, 0)).transpose(0, 2, 1).reshape(T * T, p)
         total[4][own] = steps @ across
         return S
@@ -309,7 +318,7 @@ def _one_arm(
     total[4][own], total[5][own] = moved[:, :p, p], moved[:, :p, :p]
     M = g.by_pattern(X)
     total[6][pair] = steps @ _pairs(M, g.U) @ steps.T
-    return S + 0.5 * M.sum(0)
+    return S + 0.5 * M.sum(0) if wanted.reml else S
 
 
 def _grid_F(g: _Grid, steps: np.ndarray, p: int) -> np.ndarray:
