@@ -338,13 +338,16 @@ def _grid_F(g: _Grid, steps: np.ndarray, p: int) -> np.ndarray:
 
 
 def _grid_bends(model: Model, x: np.ndarray, g: _Grid, a: int, M1: np.ndarray, p: int) -> np.ndarray:
-    """(k, k, p, p) Σ XᵀV⁻¹Σ_abV⁻¹X of arm a."""
+    """(k, k, p, p) Σ XᵀV⁻¹Σ_abV⁻¹X of arm a: Σ_ij DD_ij ∂²Σ_ij, an entry of Σ at a time."""
     T, k = g.U.shape[1], len(x)
     X = g.D[:, :, :p].reshape(len(g.D), T * p)
     DD = (X.T @ X).reshape(T, p, T, p)
-    out, S = np.zeros((k, k, p, p)), np.zeros((model.n_groups, T, T))
-    for i in range(p):
-        for j in range(i + 1):
-            S[a] = 0.5 * (DD[:, i, :, j] + DD[:, i, :, j].T)
-            out[:, :, i, j] = out[:, :, j, i] = bend_of_grids(model, x, S, M1)
-    return out
+    i, j = np.tril_indices(T)
+    bends, S = np.empty((len(i), k * k)), np.zeros((model.n_groups, T, T))
+    for at, (row, column) in enumerate(zip(i, j, strict=True)):
+        S[a] = 0.0
+        S[a, row, column] = S[a, column, row] = 0.5
+        bends[at] = bend_of_grids(model, x, S, M1).ravel()
+    both = DD[i, :, j] + DD[j, :, i]
+    # On the diagonal S has ½ once where it has it twice elsewhere.
+    return (bends.T @ both.reshape(len(i), p * p)).reshape(k, k, p, p)
