@@ -1,8 +1,9 @@
 """Many responses of one design of a structure by visit: the deviance with derivatives of all lanes together.
 
-Of a pattern of visits only A = Σ X_tX_sᵀ (one for all lanes), Σ X_ty_s and Σ y_ty_s over its patients count, pairs t ≥ s of
-visits, both orders summed. With U = S(SᵀΣS)⁻¹Sᵀ on the grid and W_a = UΣ_aU everything in ``likelihood.Record`` is a product
-of such arrays with U, W_a or U(Σ rrᵀ)U. Lanes run first inside, last where the search has them.
+Of a pattern of visits only A = Σ X_tX_sᵀ (one for all lanes), Σ X_ty_s and Σ y_ty_s over its patients count, K pairs t ≥ s
+of visits, both orders summed. With U = S(SᵀΣS)⁻¹Sᵀ on the grid everything in ``likelihood.Record`` is a product of such
+arrays with U, U ⊗ U or U(Σ rrᵀ)U, summed over the patterns of an arm for the entries of Σ before its parameters come in.
+Lanes run first inside, last where the search has them.
 """
 
 from typing import Any, NamedTuple
@@ -23,7 +24,8 @@ class Grid(NamedTuple):
     Attributes
     ----------
     model; present : (P, T); arm : (P,); copies : (P,) patients of a pattern.
-    A : (P·K, p(p + 1)/2) with K = T(T + 1)/2, X conditioned by ``basis``; WX : (n, p) those rows, weighted.
+    A : per pair of visits the columns c of p(p + 1)/2 that are not zero for it, and (P, c) of them, X conditioned by
+        ``to_x``; WX : (n, p) those rows, weighted.
     rows : (B, T) their numbers, −1 where there is none; member : (B,) the pattern.
     root_w : (n,) or None; n, log_weights.
     """
@@ -32,7 +34,7 @@ class Grid(NamedTuple):
     present: np.ndarray
     arm: np.ndarray
     copies: np.ndarray
-    A: np.ndarray
+    A: tuple[tuple[np.ndarray, np.ndarray], ...]
     WX: np.ndarray
     to_x: np.ndarray
     rows: np.ndarray
@@ -48,7 +50,7 @@ class Grid(NamedTuple):
 
 
 class Lanes(NamedTuple):
-    """Sums of the responses: Xy (L, P·K, p), yy (L, P·K), conditioned; ``profiled.RowTotals`` of all lanes."""
+    """Sums of the responses: Xy (L, P, K, p), yy (L, P, K), conditioned; ``profiled.RowTotals`` of all lanes."""
 
     grid: Grid
     Xy: np.ndarray
@@ -79,11 +81,18 @@ def shared(data: BlockData) -> Grid:
     WX = (data.X if root_w is None else data.X * root_w[:, None]) @ to_x
     arm = stack.at.group[np.arange(len(stack.copies)), stack.present.argmax(1)]
     grid = Grid(
-        data.model, stack.present, arm, stack.copies, np.zeros((0, 0)), WX, to_x, stack.rows, stack.member, root_w,
+        data.model, stack.present, arm, stack.copies, (), WX, to_x, stack.rows, stack.member, root_w,
         len(data.y), data.log_weights,
     )  # fmt: skip
     i, j = linalg.tril(p)
-    return grid._replace(A=_pairs_of_visits(grid, WX, WX)[:, i, j])
+    A = np.moveaxis(_pairs_of_visits(grid, WX, WX)[:, :, i, j], 1, 0)
+    live = [np.flatnonzero(one.any(0)) for one in A]
+    return grid._replace(A=tuple((c, one[:, c].copy()) for c, one in zip(live, A, strict=True)))
+
+
+def work(grid: Grid) -> int:
+    """Multiplications of an evaluation of one lane, nearly."""
+    return len(grid.A) * len(grid.copies) * sum(len(columns) for columns, _ in grid.A)
 
 
 def _by_pattern(grid: Grid, columns: np.ndarray) -> list[np.ndarray]:
@@ -93,13 +102,13 @@ def _by_pattern(grid: Grid, columns: np.ndarray) -> list[np.ndarray]:
 
 
 def _pairs_of_visits(grid: Grid, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """(P·K, c, d) Σ a_tb_sᵀ + a_sb_tᵀ over the patients of a pattern, t ≥ s; once where t = s."""
+    """(P, K, c, d) Σ a_tb_sᵀ + a_sb_tᵀ over the patients of a pattern, t ≥ s; once where t = s."""
     T, out = grid.present.shape[1], []
     t, s = linalg.tril(T)
     for x, y in zip(_by_pattern(grid, a), _by_pattern(grid, b), strict=True):
         both = np.tensordot(x, y, (0, 0)).transpose(0, 2, 1, 3)
         out.append(both[t, s] + np.where(t == s, 0.0, 1.0)[:, None, None] * both[s, t])
-    return np.concatenate(out)
+    return np.stack(out)
 
 
 def lanes(grid: Grid, Y: np.ndarray) -> Lanes:
@@ -113,7 +122,7 @@ def lanes(grid: Grid, Y: np.ndarray) -> Lanes:
     told = left > 1e-24 * total
     scale = np.where(told, np.sqrt(grid.n / np.where(told, left, 1.0)), 1.0)
     rest = rest * scale
-    across = np.moveaxis(_pairs_of_visits(grid, grid.WX, rest), 2, 0)
+    across = np.ascontiguousarray(np.moveaxis(_pairs_of_visits(grid, grid.WX, rest), 3, 0))
     own = []
     for e in _by_pattern(grid, rest):
         both = np.einsum("itl,isl->tsl", e, e, optimize=True) if len(e) < 2 * T else _squares(e)
@@ -123,7 +132,7 @@ def lanes(grid: Grid, Y: np.ndarray) -> Lanes:
     to_w[:p, p], to_w[p, p] = -(grid.to_x @ coefficients) * scale, scale
     basis = Basis(to_w, np.linalg.slogdet(grid.to_x)[1], np.ones(0))
     n_rows = np.where(told, float(grid.n), np.nan)
-    return Lanes(grid, across, np.concatenate(own).T.copy(), n_rows, grid.log_weights, basis)
+    return Lanes(grid, across, np.moveaxis(np.stack(own), 2, 0).copy(), n_rows, grid.log_weights, basis)
 
 
 def _squares(e: np.ndarray) -> np.ndarray:
@@ -173,18 +182,31 @@ def _factors(V: np.ndarray) -> np.ndarray:
 
 
 def packed(S: np.ndarray) -> np.ndarray:
-    """(…, P·K) the pairs t ≥ s of symmetric S (…, P, T, T)."""
+    """(…, K) the pairs t ≥ s of symmetric S (…, T, T)."""
     t, s = linalg.tril(S.shape[-1])
-    return S[..., t, s].reshape(*S.shape[:-3], -1)
+    return S[..., t, s]
 
 
-def full(v: np.ndarray, P: int, T: int) -> np.ndarray:
-    """Symmetric (…, P, T, T) of sums of both orders (…, P·K)."""
+def full(v: np.ndarray, T: int) -> np.ndarray:
+    """Symmetric (…, T, T) of sums of both orders (…, K)."""
     t, s = linalg.tril(T)
-    out = np.empty((*v.shape[:-1], P, T, T))
-    half = v.reshape(*v.shape[:-1], P, -1) * np.where(t == s, 1.0, 0.5)
-    out[..., t, s] = out[..., s, t] = half
+    out = np.empty((*v.shape[:-1], T, T))
+    out[..., t, s] = out[..., s, t] = v * np.where(t == s, 1.0, 0.5)
     return out
+
+
+def times_A(grid: Grid, v: np.ndarray) -> np.ndarray:
+    """(N, p(p + 1)/2) vA for v (N, P, K)."""
+    p = grid.n_fixed
+    out = np.zeros((len(v), p * (p + 1) // 2))
+    for k, (columns, A) in enumerate(grid.A):
+        out[:, columns] += v[:, :, k] @ A
+    return out
+
+
+def A_times(grid: Grid, v: np.ndarray) -> np.ndarray:
+    """(N, P, K) Av for v (N, p(p + 1)/2)."""
+    return np.stack([v[:, columns] @ A.T for columns, A in grid.A], 2)
 
 
 def symmetric(v: np.ndarray, p: int) -> np.ndarray:
@@ -216,21 +238,23 @@ def point(x: np.ndarray, data: Lanes, reml: bool, derivatives: bool = True) -> P
     grid, p = data.grid, data.grid.n_fixed
     here = at(grid, x, derivatives)
     U = packed(here.U)
-    H = np.empty((len(U), p + 1, p + 1))
-    H[:, :p, :p] = symmetric(U @ grid.A, p)
-    H[:, :p, p] = H[:, p, :p] = (U[:, None] @ data.Xy)[:, 0]
-    H[:, p, p] = (U * data.yy).sum(1)
+    L = len(U)
+    H = np.empty((L, p + 1, p + 1))
+    H[:, :p, :p] = symmetric(times_A(grid, U), p)
+    H[:, :p, p] = H[:, p, :p] = (U.reshape(L, 1, -1) @ data.Xy.reshape(L, -1, p))[:, 0]
+    H[:, p, p] = (U * data.yy).sum((1, 2))
     R = _cholesky(H)
     value = deviance_of_root(here.log_det, np.moveaxis(R, 0, 2), data, reml)
     return Point(here, H, R, value, data.n_rows - (p if reml else 0))
 
 
-class Sums(NamedTuple):
-    """Fields of ``likelihood.Record`` of all lanes, those of y None without a response, and X_a (L, k, p, p), whitened.
+class Fixed(NamedTuple):
+    """What moves log|V| and log|XᵀV⁻¹X| in all lanes, whitened; the fields of ``likelihood.Record``.
 
     Attributes
     ----------
-    whitening : (L, p, p) R⁻ᵀ of X; W : (L, k, P, T, T); Y : (L, k, P, T, T) Σ_aU; X2 : (L, P, T, T) Σ UXM⁻¹XᵀU.
+    trace : (L, k); trace2 : (L, k, k); own : (L, k); F, products : (L, k, k); X_a : (L, k, p, p).
+    whitening : (L, p, p) R⁻ᵀ of X; X2 : (L, P, T, T) Σ UXM⁻¹XᵀU.
     """
 
     trace: np.ndarray
@@ -240,64 +264,89 @@ class Sums(NamedTuple):
     products: np.ndarray
     X_a: np.ndarray
     whitening: np.ndarray
-    W: np.ndarray
-    Y: np.ndarray
     X2: np.ndarray
 
 
-def sums(grid: Grid, U: np.ndarray, R: np.ndarray, steps: np.ndarray) -> Sums:
-    """``Sums`` of U (L, P, T, T), R (L, p, p) the factor of XᵀV⁻¹X, and directions Σ_a (L, k, A, T, T)."""
-    P, T, k = *grid.present.shape, steps.shape[1]
-    L, p = len(U), R.shape[-1]
-    Y = steps[:, :, grid.arm] @ U[:, None]
-    W = U[:, None] @ Y
+def fixed(grid: Grid, U: np.ndarray, R: np.ndarray, steps: np.ndarray) -> Fixed:
+    """``Fixed`` of U (L, P, T, T), R (L, p, p) the factor of XᵀV⁻¹X, and directions Σ_a (L, k, A, T, T)."""
+    T, (L, k) = U.shape[-1], steps.shape[:2]
+    p = R.shape[-1]
     inverse = np.linalg.inv(R).swapaxes(1, 2)
-    M = full(twice_lower(inverse @ inverse.swapaxes(1, 2)) @ grid.A.T, P, T)
-    X2 = U @ M @ U
-    X_a = symmetric(packed(W).reshape(L * k, -1) @ grid.A, p).reshape(L, k, p, p)
-    X_a = inverse[:, None].swapaxes(2, 3) @ X_a @ inverse[:, None]
-    flat, turned = X_a.reshape(L, k, p * p), X_a.swapaxes(2, 3).reshape(L, k, p * p)
-    return Sums(
-        trace=np.einsum("lamtt,m->la", Y, grid.copies, optimize=True),
-        trace2=_pairs(Y, Y * grid.copies[:, None, None]),
+    X2 = U @ full(A_times(grid, twice_lower(inverse @ inverse.swapaxes(1, 2))), T) @ U
+    lower = np.zeros((L, k, p * (p + 1) // 2))
+    for a in range(grid.model.n_groups):
+        lower += twice_lower(steps[:, :, a]) @ _moved(grid, U, a)
+    X_a = inverse[:, None].swapaxes(2, 3) @ symmetric(lower, p) @ inverse[:, None]
+    flat = X_a.reshape(L, k, p * p)
+    weighed = U * grid.copies[:, None, None]
+    return Fixed(
+        trace=along(grid, weighed, steps),
+        trace2=along_twice(grid, weighed, U, steps),
         own=np.trace(X_a, axis1=2, axis2=3),
-        F=_pairs(Y, steps[:, :, grid.arm] @ X2[:, None]),
-        products=flat @ turned.swapaxes(1, 2),
+        F=along_twice(grid, X2, U, steps),
+        products=flat @ flat.swapaxes(1, 2),
         X_a=X_a,
         whitening=inverse,
-        W=W,
-        Y=Y,
         X2=X2,
     )
 
 
-def _pairs(Y: np.ndarray, Z: np.ndarray) -> np.ndarray:
-    """(L, k, k) Σ tr Y_aZ_b."""
-    L, k = Y.shape[:2]
-    return Y.reshape(L, k, -1) @ Z.swapaxes(3, 4).reshape(L, k, -1).swapaxes(1, 2)
+def _spread(V: np.ndarray, t: int, s: int) -> np.ndarray:
+    """(K, L, P) ½(U_itU_js + U_jtU_is) of V = U (T, T, L, P), for pairs i ≥ j."""
+    i, j = linalg.tril(len(V))
+    return 0.5 * (V[i, t] * V[j, s] + V[j, t] * V[i, s])
+
+
+def _moved(grid: Grid, U: np.ndarray, a: int) -> np.ndarray:
+    """(L, K, p(p + 1)/2) Σ UXXᵀU over the patients of arm a, entry by entry."""
+    mine, p = grid.arm == a, grid.n_fixed
+    V = np.ascontiguousarray(np.moveaxis(U[:, mine], (2, 3), (0, 1)))
+    t, s = linalg.tril(U.shape[-1])
+    out = np.zeros((len(t) * len(U), p * (p + 1) // 2))
+    for k, (columns, A) in enumerate(grid.A):
+        out[:, columns] += _spread(V, t[k], s[k]).reshape(len(out), -1) @ A[mine]
+    return out.reshape(len(t), len(U), -1).swapaxes(0, 1)
+
+
+def along(grid: Grid, S: np.ndarray, steps: np.ndarray) -> np.ndarray:
+    """(L, k) Σ tr SΣ_a for S (L, P, T, T)."""
+    arms = np.stack([S[:, grid.arm == a].sum(1) for a in range(grid.model.n_groups)], 1)
+    L, k = steps.shape[:2]
+    return (steps.reshape(L, k, -1) @ arms.reshape(L, -1, 1))[:, :, 0]
+
+
+def along_twice(grid: Grid, S: np.ndarray, U: np.ndarray, steps: np.ndarray) -> np.ndarray:
+    """(L, k, k) Σ tr SΣ_aUΣ_b for S, U (L, P, T, T)."""
+    L, k, A, T, _ = steps.shape
+    out = np.zeros((L, k, k))
+    for a in range(A):
+        mine = grid.arm == a
+        left, right = S[:, mine].reshape(L, -1, T * T), U[:, mine].reshape(L, -1, T * T)
+        both = (left.swapaxes(1, 2) @ right).reshape(L, T, T, T, T)
+        # S_ij U_kl stands at (jk, li).
+        both = both.transpose(0, 2, 3, 4, 1).reshape(L, T * T, T * T)
+        own = steps[:, :, a].reshape(L, k, T * T)
+        out += own @ both @ own.swapaxes(1, 2)
+    return out
 
 
 def evaluate(x: np.ndarray, data: Lanes, reml: bool) -> tuple[Any, np.ndarray, np.ndarray, AtOptimum]:
     """``residual.objective.evaluate`` of lanes on the last axis, x (k, L)."""
     grid, p = data.grid, data.grid.n_fixed
-    P, T = grid.present.shape
     one = point(x, data, reml)
-    here, Q, N = one.at, one.R[:, p, p] ** 2, one.N
-    s = sums(grid, here.U, one.R[:, :p, :p], here.M1)
+    here, steps, Q, N = one.at, one.at.M1, one.R[:, p, p] ** 2, one.N
+    f = fixed(grid, here.U, one.R[:, :p, :p], steps)
     s2 = (Q / N)[:, None, None]
-    beta = (s.whitening @ one.R[:, p, :p, None])[:, :, 0]
-    rr = full(_residual_squares(data, beta), P, T)
-    G = here.U @ rr @ here.U
-    B = (s.W * rr[:, None]).sum((2, 3, 4))
-    BB = _pairs(s.Y, here.M1[:, :, grid.arm] @ G[:, None])
-    cross = data.Xy - (grid.A @ _columns(beta)).reshape(P * (T * (T + 1) // 2), p, -1).transpose(2, 0, 1)
-    XB = (packed(s.W) @ cross) @ s.whitening
+    beta = (f.whitening @ one.R[:, p, :p, None])[:, :, 0]
+    G = here.U @ full(_residual_squares(data, beta), steps.shape[-1]) @ here.U
+    B, BB = along(grid, G, steps), along_twice(grid, G, here.U, steps)
+    XB = _across(data, here.U, steps) @ f.whitening - (f.X_a @ one.R[:, None, p, :p, None])[..., 0]
     S = 0.5 * G / s2[..., None] - 0.5 * grid.copies[:, None, None] * here.U
-    slope, curvature = -0.5 * s.trace + 0.5 * B / s2[:, :, 0], 0.5 * s.trace2 - BB / s2
+    slope, curvature = -0.5 * f.trace + 0.5 * B / s2[:, :, 0], 0.5 * f.trace2 - BB / s2
     if reml and p:
-        slope, S = slope + 0.5 * s.own, S + 0.5 * s.X2
-        curvature = curvature + 0.5 * s.products - 0.5 * (s.F + s.F.swapaxes(1, 2))
-    curvature = curvature + _bends(grid, x, S, here.M1)
+        slope, S = slope + 0.5 * f.own, S + 0.5 * f.X2
+        curvature = curvature + 0.5 * f.products - 0.5 * (f.F + f.F.swapaxes(1, 2))
+    curvature = curvature + _bends(grid, x, S, steps)
     curvature = curvature + XB @ XB.swapaxes(1, 2) / s2 + 0.5 * B[:, :, None] * B[:, None] / (N[:, None, None] * s2**2)
     hessian = -(curvature + curvature.swapaxes(1, 2))
     kept = AtOptimum(np.moveaxis(one.H, 0, 2), -(B / Q[:, None]).T)
@@ -305,20 +354,23 @@ def evaluate(x: np.ndarray, data: Lanes, reml: bool) -> tuple[Any, np.ndarray, n
 
 
 def _residual_squares(data: Lanes, beta: np.ndarray) -> np.ndarray:
-    """(L, P·K) Σ r_tr_s, both orders, of r = y − Xβ."""
-    mixed = np.einsum("lkp,lp->lk", data.Xy, beta, optimize=True)
-    return data.yy - 2.0 * mixed + twice_lower(beta[:, :, None] * beta[:, None]) @ data.grid.A.T
+    """(L, P, K) Σ r_tr_s, both orders, of r = y − Xβ."""
+    L, P, K, p = data.Xy.shape
+    mixed = (data.Xy.reshape(L, P * K, p) @ beta[:, :, None]).reshape(L, P, K)
+    return data.yy - 2.0 * mixed + A_times(data.grid, twice_lower(beta[:, :, None] * beta[:, None]))
 
 
-def _columns(beta: np.ndarray) -> np.ndarray:
-    """(p(p + 1)/2, p·L) so that A times it is Aβ (P·K, p·L), A in its lower triangles."""
-    L, p = beta.shape
-    i, j = linalg.tril(p)
-    out = np.zeros((len(i), p, L))
-    out[np.arange(len(i)), i] += beta.T[j]
-    off = i != j
-    out[np.flatnonzero(off), j[off]] += beta.T[i[off]]
-    return out.reshape(len(i), p * L)
+def _across(data: Lanes, U: np.ndarray, steps: np.ndarray) -> np.ndarray:
+    """(L, k, p) Σ XᵀUΣ_aUy."""
+    grid, (L, k, _, T, _) = data.grid, steps.shape
+    out, (t, s) = np.zeros((L, k, grid.n_fixed)), linalg.tril(T)
+    for a in range(grid.model.n_groups):
+        mine = grid.arm == a
+        V = np.ascontiguousarray(np.moveaxis(U[:, mine], (2, 3), (0, 1)))
+        own = data.Xy[:, mine]
+        entries = sum(_spread(V, t[i], s[i]).swapaxes(0, 1) @ own[:, :, i] for i in range(len(t)))
+        out += twice_lower(steps[:, :, a]) @ entries
+    return out
 
 
 def _bends(grid: Grid, x: np.ndarray, S: np.ndarray, M1: np.ndarray) -> np.ndarray:

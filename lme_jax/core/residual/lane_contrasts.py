@@ -5,7 +5,6 @@ parameters, Σ W_ab(Q_ab − P_aΦP_b − R_ab/4), is a product of arrays summed
 matrix per pattern holds all Q_ab. Directions of V are those of the params and of log σ².
 """
 
-from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -15,12 +14,13 @@ from .. import threads
 from . import grid_lanes
 from .data import BlockData
 from .fit import ResidualFit
-from .grid_lanes import Grid, Sums
+from .grid_lanes import Fixed, Grid
 from .inference import natural_map
 from .lanes import HELD, TOGETHER
 from .model import bend_of_grids
 
 Method = Literal["satterthwaite", "kenward-roger"]
+METHODS: tuple[Method, Method] = ("satterthwaite", "kenward-roger")
 # Directions of less than this share of the scaled information are none; as in ``inference.degrees``.
 FLAT = 1e-10
 
@@ -44,7 +44,11 @@ def contrasts(
     """
     rows = np.atleast_2d(np.asarray(L, float))
     if rows.shape[1] != data.n_fixed:
-        raise DataError(f"contrasts of shape {rows.shape}: give ({len(rows)}, {data.n_fixed}), a column per fixed effect")
+        raise DataError(
+            f"contrasts of shape {rows.shape}: give ({len(rows)}, {data.n_fixed}), a column per fixed effect"
+        )
+    if method not in METHODS:
+        raise DataError(f"method={method!r}: choose from {', '.join(map(repr, METHODS))}")
     if not grid_lanes.possible(data):
         raise DataError("contrasts of lanes need one covariance by visit, or one an arm: use jets of every fit")
     grid = grid_lanes.shared(data)
@@ -62,15 +66,13 @@ def contrasts(
     return Contrasts(*out)
 
 
-def _piece(
-    fits: ResidualFit, data: BlockData, grid: Grid, rows: np.ndarray, method: Method, reml: bool
-) -> np.ndarray:
+def _piece(fits: ResidualFit, data: BlockData, grid: Grid, rows: np.ndarray, method: Method, reml: bool) -> np.ndarray:
     """(3, L, m)."""
     x, p = (fits.params * data.unit).T, grid.n_fixed
     here = grid_lanes.at(grid, x)
-    H = grid_lanes.symmetric(grid_lanes.packed(here.U) @ grid.A, p)
+    H = grid_lanes.symmetric(grid_lanes.times_A(grid, grid_lanes.packed(here.U)), p)
     steps = np.concatenate([here.M1, here.M[:, None]], 1)
-    s = grid_lanes.sums(grid, here.U, np.linalg.cholesky(H), steps)
+    s = grid_lanes.fixed(grid, here.U, np.linalg.cholesky(H), steps)
     u = np.swapaxes(s.whitening, 1, 2) @ (rows @ grid.to_x).T
     variance = (u * u).sum(1)
     slopes = np.einsum("lim,laij,ljm->lma", u, s.X_a, u, optimize=True)
@@ -104,7 +106,7 @@ def _observed(fits: ResidualFit, data: BlockData, N: float) -> np.ndarray:
     return root @ root.swapaxes(1, 2)
 
 
-def _expected(s: Sums, reml: bool) -> np.ndarray:
+def _expected(s: Fixed, reml: bool) -> np.ndarray:
     """(L, k + 1, k + 1) expected information of (x, log σ²)."""
     if not reml:
         return 0.5 * s.trace2
@@ -116,18 +118,15 @@ def _adjustment(
     data: BlockData,
     grid: Grid,
     here: grid_lanes.At,
-    s: Sums,
+    s: Fixed,
     steps: np.ndarray,
     u: np.ndarray,
     W: np.ndarray,
 ) -> np.ndarray:
     """(L, m) 2uᵀ(ΣW_ab(Q_ab − P_aΦP_b − R_ab/4))u over σ²."""
-    L, r, P, T = *W.shape[:2], *grid.present.shape
-    p = grid.n_fixed
-    mixed = (W @ s.Y.reshape(L, r, -1)).reshape(L, r, P, T, T)
-    # Σ_ab W_ab (Σ_aU)(Σ_bU), then U in front: Σ W_ab UΣ_aUΣ_bU.
-    inner = here.U @ (mixed @ s.Y).sum(1)
-    Q = grid_lanes.symmetric(grid_lanes.packed(0.5 * (inner + inner.swapaxes(2, 3))) @ grid.A, p)
+    L, r, p = *W.shape[:2], grid.n_fixed
+    inner = here.U @ _between(grid, here.U, steps, W) @ here.U
+    Q = grid_lanes.symmetric(grid_lanes.times_A(grid, grid_lanes.packed(0.5 * (inner + inner.swapaxes(2, 3)))), p)
     PP = ((W @ s.X_a.reshape(L, r, -1)).reshape(L, r, p, p) @ s.X_a).sum(1)
     inside = s.whitening.swapaxes(1, 2) @ Q @ s.whitening - PP
     out = 2.0 * np.einsum("lim,lij,ljm->lm", u, inside, u, optimize=True)
@@ -136,21 +135,35 @@ def _adjustment(
     return out - 0.5 * _bent(fits, data, grid, here, s, steps, u, W)
 
 
+def _between(grid: Grid, U: np.ndarray, steps: np.ndarray, W: np.ndarray) -> np.ndarray:
+    """(L, P, T, T) Σ_ab W_abΣ_aUΣ_b of every pattern."""
+    L, k, A, T, _ = steps.shape
+    out = np.empty_like(U)
+    for a in range(A):
+        mine, own = grid.arm == a, steps[:, :, a].reshape(L, k, T * T)
+        # Of (ij, kl) to (il, jk), which U_jk meets.
+        c = (own.swapaxes(1, 2) @ W @ own).reshape(L, T, T, T, T).transpose(0, 1, 4, 2, 3).reshape(L, T * T, T * T)
+        met = U[:, mine].reshape(L, -1, T * T) @ c.swapaxes(1, 2)
+        out[:, mine] = met.reshape(L, -1, T, T)
+    return out
+
+
 def _bent(
     fits: ResidualFit,
     data: BlockData,
     grid: Grid,
     here: grid_lanes.At,
-    s: Sums,
+    s: Fixed,
     steps: np.ndarray,
     u: np.ndarray,
     W: np.ndarray,
 ) -> np.ndarray:
     """(L, m) ΣW_ab uᵀR_abu, R_ab = XᵀV⁻¹V_abV⁻¹X in the parameters that SAS estimates."""
     v = s.whitening @ u
-    P, T = grid.present.shape
-    squares = grid_lanes.twice_lower(v.swapaxes(1, 2)[..., None] * v.swapaxes(1, 2)[:, :, None]) @ grid.A.T
-    K = here.U[:, None] @ grid_lanes.full(squares, P, T) @ here.U[:, None]
+    (P, T), rows = grid.present.shape, v.swapaxes(1, 2)
+    lower = grid_lanes.twice_lower(rows[..., None] * rows[:, :, None])
+    squares = grid_lanes.A_times(grid, lower.reshape(-1, lower.shape[2])).reshape(*lower.shape[:2], P, -1)
+    K = here.U[:, None] @ grid_lanes.full(squares, T) @ here.U[:, None]
     arms = np.stack([K[:, :, grid.arm == a].sum(2) for a in range(grid.model.n_groups)], 2)
     out, k = np.empty(arms.shape[:2]), grid.model.size
     for i in range(len(arms)):
@@ -173,6 +186,3 @@ def _turned(one: ResidualFit, data: BlockData) -> np.ndarray:
     first, second = J * scale, J2 * np.outer(scale, scale)
     second[:, r - 1, r - 1] += first[:, r - 1]
     return np.einsum("cl,lab->cab", np.linalg.pinv(first), second)
-
-
-__all__: Sequence[str] = ["Contrasts", "Method", "contrasts"]

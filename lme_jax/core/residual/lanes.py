@@ -20,6 +20,8 @@ from .grid_lanes import Grid, Lanes
 from .identification import pairs_seen
 from .model import gathered
 
+# Multiplications of a lane's evaluation beyond which the roots of its own fit are quicker.
+WORK = 3_000_000
 # Numbers per lane and evaluation that are held at once.
 HELD = 1 << 22
 # Lanes that are begun together at most.
@@ -53,8 +55,8 @@ def fit_lanes(
 
     Notes
     -----
-    One Σ by visit, or one an arm: all lanes at once from sums that share the design. Lanes whose end is in doubt, and all of
-    any other structure, are fitted one by one.
+    One Σ by visit, or one an arm: all lanes at once from sums that share the design. Lanes whose end is in doubt, and all
+    of many visits or of any other structure, are fitted one by one.
     """
     Y = np.asarray(Y, float)
     if Y.ndim != 2 or len(Y) != len(data.y):
@@ -62,10 +64,10 @@ def fit_lanes(
     finite = np.isfinite(Y).all(0)
     alone = _alone(data, reml, start, options)
     lanes = np.arange(Y.shape[1])
-    if not grid_lanes.possible(data):
+    grid = grid_lanes.shared(data) if grid_lanes.possible(data) else None
+    if grid is None or grid_lanes.work(grid) > WORK:
         fits = [alone(Y[:, i], progress) if finite[i] else _nothing(data) for i in lanes]
         return _stacked(fits, data)
-    grid = grid_lanes.shared(data)
     x0 = None if start is None else np.asarray(start, float) * data.unit
 
     def together(which: np.ndarray) -> list[ResidualFit]:
@@ -151,7 +153,7 @@ def _starts(lanes: Lanes, data: BlockData) -> np.ndarray:
     (stack,) = data.stacks
     N = pairs_seen(model, [stack])
     out = []
-    squares = grid_lanes.full(lanes.yy, *grid.present.shape)
+    squares = grid_lanes.full(lanes.yy, grid.present.shape[1])
     rows = np.bincount(grid.arm, (grid.present * grid.copies[:, None]).sum(1), model.n_groups)
     for own in squares:
         S = gathered(model, stack, own)
