@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from .many.doors import fit_many, lmer_many
     from .many.power import design, power
     from .many.results import ManyFits, compare
+    from .repeated import gls, mmrm
     from .results import MixedLMResults
+    from .structured.results import StructuredResults
 
 __version__ = "0.1.0"
 
@@ -39,6 +41,7 @@ __all__ = [
     "MixedLMResults",
     "NewtonOptions",
     "Status",
+    "StructuredResults",
     "VCSpec",
     "compare",
     "compress",
@@ -51,11 +54,13 @@ __all__ = [
     "fit",
     "fit_at",
     "fit_many",
+    "gls",
     "lmer",
     "lmer_many",
     "loglike",
     "merge",
     "mixedlm",
+    "mmrm",
     "params_jacobian",
     "plots",
     "power",
@@ -73,6 +78,7 @@ _HOMES = {
     "MixedLMResults": "results",
     "NewtonOptions": "core.optimize",
     "Status": "core.types",
+    "StructuredResults": "structured.results",
     "VCSpec": "compat.params",
     "compare": "many.results",
     "compress": "core.compression",
@@ -83,9 +89,11 @@ _HOMES = {
     "fit": "core.fit",
     "fit_at": "core.fit",
     "fit_many": "many.doors",
+    "gls": "repeated",
     "lmer_many": "many.doors",
     "loglike": "core.likelihood",
     "merge": "core.moments",
+    "mmrm": "repeated",
     "mixedlm": "compat.mixed_lm",
     "params_jacobian": "core.parameterizations:jacobian",
     "power": "many.power",

@@ -10,13 +10,22 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from .core.conditional import conditional
 from .core.records import Fit
 from .data import ModelData
 from .errors import DataError, SingularFitWarning, UnsupportedError
 from .fitting import fit_data
-from .inference.chi_bar import Mixture, chi2
-from .inference.likelihood_ratio import LinearFit, without_random_effects
+from .formula import RandomTerm
+from .inference.chi_bar import ZERO, Mixture, chi2
+from .inference.exact_ratio import null_ratios, share
+from .inference.likelihood_ratio import (
+    LinearFit,
+    deviances_without_random_effects,
+    linear_model,
+    without_random_effects,
+)
 from .inference.reduction import boundary_law, natural_parameters, parameter_keys, reductions
+from .inference.simulation import simulate_responses
 from .keeping import has_rows
 
 
@@ -53,6 +62,7 @@ class Candidate:
     columns: np.ndarray | None
     data: ModelData | None
     fit: Fit | None
+    source: Any = None
 
 
 # ---------------------------------------------------------------- information
@@ -74,34 +84,128 @@ def akaike_weights(aic: np.ndarray) -> np.ndarray:
 # ---------------------------------------------------------------- compare
 
 
-def compare(results: Sequence[Any], names: Sequence[str] | None = None) -> Comparison:
+def compare(
+    results: Sequence[Any],
+    names: Sequence[str] | None = None,
+    *,
+    conditional: bool = False,
+    bootstrap: int = 0,
+    seed: int | None = None,
+) -> Comparison:
     """Compare fits of the same rows; see ``Estimates.compare``."""
+    check_draws(bootstrap, seed, "bootstrap")
     names = [f"m{i}" for i in range(len(results))] if names is None else list(names)
     if len(names) != len(results) or len(results) < 2:
         raise DataError(f"compare() takes two models or more, and a name for each: {len(results)}, {len(names)} names")
-    whole = [r for r in results if not isinstance(r, LinearFit)]
+    whole = [r for r in results if hasattr(r, "_data")]
     first = whole[0]
+    results = [r if hasattr(r, "_data") or isinstance(r, LinearFit) else _linear(r, first) for r in results]
     for other in whole[1:]:
         first._check_same_rows(other)
-    reml = all(r.reml for r in results) and len({tuple(r._exog_names) for r in whole}) == 1
+    sizes = {len(r.beta) for r in results if isinstance(r, LinearFit)} | {r.k_fe for r in whole}
+    reml = all(r.reml for r in results) and len(sizes) == len({tuple(r._exog_names) for r in whole}) == 1
     refitted = [name for name, r in zip(names, results, strict=True) if r.reml and not reml]
-    models = [_candidate(name, r, reml, first) for name, r in zip(names, results, strict=True)]
+    models = [_candidate(name, r, reml) for name, r in zip(names, results, strict=True)]
     models.sort(key=lambda m: m.n_params)
+    if bootstrap and refitted and not all(r.reml == reml for r in results):
+        raise DataError("bootstrap= simulates from the fits given: give ML fits (reml=False), as fixed effects differ")
     notes = [f"Deviances are {'REML criteria' if reml else '−2 log L'}."]
     if refitted:
         notes.append(f"Refitted by maximum likelihood, as their fixed effects differ: {', '.join(refitted)}.")
-    return Comparison(_table(models, first.nobs, reml, notes), tuple(notes))
+    table = _table(models, first.nobs, reml, notes)
+    if conditional:
+        table["caic"] = [_conditional_aic(model, reml) for model in models]
+    if bootstrap:
+        drawn = _bootstrapped(models, table, bootstrap, seed, reml)
+        table[["p_bootstrap", "mc_error"]] = drawn
+        notes.append(
+            f"p_bootstrap: {bootstrap} responses simulated under the smaller model, seed {seed}, both refitted."
+        )
+    return Comparison(table, tuple(notes))
 
 
-def _candidate(name: str, result: Any, reml: bool, first: Any) -> Candidate:
+def _linear(given: Any, first: Any) -> LinearFit:
+    """Least squares of another package, by maximum likelihood; its fixed effects may be other ones."""
+    model = getattr(given, "model", None)
+    if not (hasattr(model, "endog") and hasattr(model, "exog") and hasattr(given, "llf")):
+        raise DataError(f"compare() takes results of other models, mixed or linear, not {type(given).__name__}")
+    return linear_model(given, first._data, False)
+
+
+def _candidate(name: str, result: Any, reml: bool) -> Candidate:
     if isinstance(result, LinearFit):
-        if result.reml != reml:
-            result = without_random_effects(first._data, reml)
-        return Candidate(name, result.deviance, result.n_params, result.sigma, None, None, None)
+        if result.reml != reml and result.data is not None:
+            result = without_random_effects(result.data, reml)
+        columns = None if result.data is None else result.data.X
+        return Candidate(name, result.deviance, result.n_params, result.sigma, columns, None, None, result)
     fit = result.fit if result.reml == reml else result._refitted_by_ml()
     data = result._data
     columns = data.X if has_rows(data) else None
-    return Candidate(name, float(fit.deviance), result.n_params, float(fit.sigma), columns, data, fit)
+    return Candidate(name, float(fit.deviance), result.n_params, float(fit.sigma), columns, data, fit, result)
+
+
+def _conditional_aic(model: Candidate, reml: bool) -> float:
+    if model.data is None or model.fit is None:
+        # Least squares: AIC, with the σ̂ of the criterion.
+        data, rank = model.source.data, model.n_params - 1
+        if data is None:
+            return model.deviance + 2.0 * model.n_params
+        n, weights = data.n_rows, data.design.weights
+        shift = 0.0 if weights is None else float(np.log(weights).sum())
+        return n * np.log(2.0 * np.pi * model.sigma**2) - shift + n - (rank if reml else 0) + 2.0 * (rank + 1)
+    return conditional_aic(model.fit, model.data, reml)["caic"]
+
+
+def conditional_aic(fit: Fit, data: ModelData, reml: bool) -> dict[str, float]:
+    """caic, loglik, df and trace; see ``Estimates.conditional_aic``."""
+    found = conditional(fit, data.compressed, reml=reml)
+    return {
+        "caic": 2.0 * (found.df + 1.0 - found.loglik),
+        "loglik": found.loglik,
+        "df": found.df + 1.0,
+        "trace": found.trace,
+    }
+
+
+def check_draws(n: Any, seed: Any, what: str) -> None:
+    """Refuse a number of draws that is none, or a missing seed."""
+    if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 0:
+        raise DataError(f"{what}={n!r}: give a whole number of draws")
+    if n and seed is None:
+        raise DataError(f"{what}={n} needs seed=, so that the p-values can be had again")
+
+
+def _bootstrapped(models: list[Candidate], table: pd.DataFrame, n: int, seed: int | None, reml: bool) -> np.ndarray:
+    """(models, 2): p-values of the ratios beside the row before, by simulation, and their Monte-Carlo errors."""
+    out = np.full((len(models), 2), np.nan)
+    for i in range(1, len(models)):
+        smaller, larger = models[i - 1], models[i]
+        if not np.isfinite(table["chisq"].iloc[i]):
+            continue
+        Y = _simulated(smaller, n, seed)
+        ratios = _deviances(smaller, Y, reml) - _deviances(larger, Y, reml)
+        ratios = ratios[np.isfinite(ratios)]
+        out[i] = share(ratios, float(table["chisq"].iloc[i]), ZERO)
+    return out
+
+
+def _simulated(model: Candidate, n: int, seed: int | None) -> np.ndarray:
+    if model.data is not None and model.fit is not None:
+        return simulate_responses(model.data, model.fit, None, n, seed)  # type: ignore[arg-type]
+    data = model.source.data
+    if data is None:
+        raise DataError(f"bootstrap= cannot simulate from {model.name}: give without_random_effects() of a fit instead")
+    root = 1.0 if data.design.weights is None else np.sqrt(data.design.weights)[:, None]
+    noise = np.random.default_rng(seed).standard_normal((data.n_rows, n)) * model.sigma / root
+    return (data.X @ model.source.beta + data.offset)[:, None] + noise
+
+
+def _deviances(model: Candidate, Y: np.ndarray, reml: bool) -> np.ndarray:
+    if model.data is None:
+        return deviances_without_random_effects(Y, model.source.data, reml)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return np.asarray(model.source.refit_many(Y, progress=False).fit.deviance)
 
 
 def _table(models: list[Candidate], n_rows: int, reml: bool, notes: list[str]) -> pd.DataFrame:
@@ -163,19 +267,22 @@ def _law(smaller: Candidate, larger: Candidate, reml: bool, df: int) -> tuple[Mi
 # ---------------------------------------------------------------- random effects one by one
 
 
-def random_anova(result: Any) -> pd.DataFrame:
+def random_anova(result: Any, simulate: int = 0, seed: int | None = None) -> pd.DataFrame:
     """Likelihood ratios of the model without each of its random effects; see ``Estimates.ranova``."""
+    check_draws(simulate, seed, "simulate")
     if not has_rows(result._data):
         raise DataError("ranova() reads the rows, which remove_data() took away")
     if result._held.any():
         raise UnsupportedError("ranova() takes fits whose covariance parameters were all estimated")
-    full = _candidate("full", result, result.reml, result)
+    full = _candidate("full", result, result.reml)
     lines = {"none": {"n_params": full.n_params, "deviance": full.deviance, "aic": result.aic}}
-    for name, data in reductions(result._data):
+    for name, left_out, data in reductions(result._data):
         small = _reduced(name, data, result)
         found = information(small.deviance, small.n_params, result.nobs)
         line: dict[str, Any] = {"n_params": small.n_params, "deviance": small.deviance, "aic": found["aic"]}
         line |= ratio(small, full, result.reml, [])
+        if simulate:
+            line |= _exact(left_out, result, line["chisq"], simulate, seed)
         lines[name] = line
     return pd.DataFrame.from_dict(lines, orient="index")
 
@@ -187,6 +294,16 @@ def _reduced(name: str, data: ModelData | None, result: Any) -> Candidate:
     fit = quietly(data, result.reml, result._options)
     n_params = len(fit.beta) + len(fit.theta) + 1
     return Candidate(name, float(fit.deviance), n_params, float(fit.sigma), data.X, data, fit)
+
+
+def _exact(term: RandomTerm | None, result: Any, statistic: float, n: int, seed: int | None) -> dict[str, float]:
+    """p_simulated and mc_error of a term with one effect per level that was left out whole."""
+    if term is None or len(term.columns) > 1 or term.membership is not None or term.root is not None:
+        return {}
+    data = result._data
+    draws = null_ratios(data.X, term.Z[:, 0], term.codes, data.design.weights, n, seed, result.reml)  # type: ignore[arg-type]
+    found = share(draws, statistic, ZERO)
+    return {"p_simulated": found.p, "mc_error": found.error}
 
 
 def quietly(data: ModelData, reml: bool, options: Any) -> Fit:

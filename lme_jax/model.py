@@ -9,9 +9,10 @@ import pandas as pd
 from .core.optimize import NewtonOptions
 from .core.programs import Backend
 from .data import ModelData
+from .errors import FormulaError
 from .fitting import with_backend
-from .formula import design_from_formula
-from .formula.terms import update_formula
+from .formula import Design, design_from_formula
+from .formula.terms import split_residual, update_formula
 from .formula.values import namespace
 from .results import MixedLMResults, fit_model
 
@@ -29,6 +30,8 @@ def lmer(
     structures: Mapping[str, Any] | None = None,
     memberships: Mapping[str, Any] | None = None,
     relatedness: Mapping[str, Any] | None = None,
+    residual: str | None = None,
+    variance: str | None = None,
     start: Any = None,
     options: NewtonOptions = NewtonOptions(),
     backend: Backend | None = None,
@@ -63,6 +66,12 @@ def lmer(
     relatedness : mapping, optional
         Factor → K (m, m), such as a kinship matrix: Cov(b) = K ⊗ Ψ. A DataFrame labelled by level, which may
         hold levels without rows (their effects are predicted too), or an array in the order of the levels.
+    residual : str, optional
+        Correlation of the residuals within subjects: ``"ar1(visit | id)"``, ``"car1(time | id)"`` …
+        (``docs/residual.md``).
+    variance : str, optional
+        Variance function of the residuals: ``"ident(sex)"``, ``"power(age)"`` …, or several joined by ``*``. With
+        either the formula needs no bars.
     start : (k,), optional
         θ to start from.
     options : NewtonOptions
@@ -72,6 +81,7 @@ def lmer(
     Returns
     -------
     MixedLMResults
+        With ``residual`` or ``variance`` a ``StructuredResults``.
 
     Raises
     ------
@@ -85,6 +95,8 @@ def lmer(
     Bates, Mächler, Bolker & Walker (2015), J. Stat. Softw. 67(1).
     """
     arguments = dict(
+        formula=formula,
+        data=data,
         weights=weights,
         offset=offset,
         contrasts=contrasts,
@@ -93,30 +105,70 @@ def lmer(
         structures=structures,
         memberships=memberships,
         relatedness=relatedness,
+        residual=residual,
+        variance=variance,
+        bars=None if residual is not None or variance is not None else True,
     )
-    design = design_from_formula(formula, data, **arguments, context=namespace(1))
+    return fit_formula(arguments, reml, start, with_backend(options, backend), namespace(1))
+
+
+def fit_formula(
+    arguments: Mapping[str, Any], reml: Any, start: Any, options: Any, context: Mapping[str, Any]
+) -> MixedLMResults:
+    """Fit what ``design_from_formula`` makes of its arguments; ``context`` is what the caller's line sees."""
+    design = design_from_formula(**_of_design(arguments), context=context)
+    data = arguments["data"]
     # A shallow copy: columns that the person replaces or adds later do not reach an update.
-    kept = data.copy(deep=False) if isinstance(data, pd.DataFrame) else data
-    options = with_backend(options, backend)
-    arguments |= dict(formula=formula, data=kept, reml=reml, options=options)
-    again = partial(_fit_again, arguments, design.state.context)  # type: ignore[attr-defined]
-    return fit_model(ModelData.from_design(design, factor_in_names=True), reml, start, options, again)
+    kept = {**arguments, "data": data.copy(deep=False) if isinstance(data, pd.DataFrame) else data}
+    return _fitted(design, {**kept, "reml": reml, "options": options}, start)
+
+
+# What an update keeps that is no argument of the design.
+_NOT_OF_DESIGN = ("reml", "options", "ddf", "vcov")
+
+
+def _fitted(design: Design, kept: Mapping[str, Any], start: Any) -> MixedLMResults:
+    """Fit a design by the engine that its residuals need; ``kept`` are the arguments of an update."""
+    again = partial(_fit_again, kept, design.state.context)  # type: ignore[attr-defined]
+    how = kept["reml"], start, kept["options"], again
+    if design.residual is None:
+        return fit_model(ModelData.from_design(design, factor_in_names=True), *how)
+    from .structured.data import StructuredData
+    from .structured.results import fit_structured
+
+    data = StructuredData.from_design(design, factor_in_names=True)
+    assert isinstance(data, StructuredData)
+    return fit_structured(data, *how, ddf=kept.get("ddf"), vcov=kept.get("vcov", "asymptotic"))
 
 
 def _fit_again(
     arguments: Mapping[str, Any], context: Mapping[str, Any], changes: Mapping[str, Any], names: Mapping[str, Any]
 ) -> MixedLMResults:
     """Fit with some arguments of the first call changed; ``names`` are what the caller's line sees."""
-    unknown = set(changes) - set(arguments) - {"start"}
+    unknown = (set(changes) - set(arguments) - {"start"}) | ({"bars"} & set(changes))
     if unknown:
-        raise TypeError(f"update() got {sorted(unknown)}; it takes {sorted(arguments)}")
-    old = {**arguments}
-    new = {**old, **changes, "start": changes.get("start")}
+        raise TypeError(f"update() got {sorted(unknown)}; it takes {sorted(set(arguments) - {'bars'})}")
+    kept = {**arguments, **changes}
+    start = kept.pop("start", None)
     if "formula" in changes:
-        new["formula"] = update_formula(old["formula"], changes["formula"])
-    reml, options, start = new.pop("reml"), new.pop("options"), new.pop("start")
-    design = design_from_formula(new.pop("formula"), new.pop("data"), **new, context={**names, **context})
-    kept = {**old, **changes, "formula": design.formula, "reml": reml}
-    kept.pop("start", None)
-    again = partial(_fit_again, kept, design.state.context)  # type: ignore[attr-defined]
-    return fit_model(ModelData.from_design(design, factor_in_names=True), reml, start, options, again)
+        kept |= _new_formula(arguments, changes["formula"])
+    plain = kept["residual"] is None and kept["variance"] is None
+    if plain and kept["bars"] is False:
+        raise FormulaError("without residual= and variance= this would be a linear model of independent residuals")
+    if kept["bars"] is not False:
+        kept["bars"] = True if plain else None
+    design = design_from_formula(**_of_design(kept), context={**names, **context})
+    return _fitted(design, {**kept, "formula": design.formula}, start)
+
+
+def _of_design(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in arguments.items() if name not in _NOT_OF_DESIGN}
+
+
+def _new_formula(arguments: Mapping[str, Any], change: str) -> dict[str, Any]:
+    """The formula that a change makes; of models without random effects it may name a residual structure."""
+    residual = None
+    if arguments["bars"] is False:
+        change, residual = split_residual(change)
+    formula = update_formula(arguments["formula"], change)
+    return {"formula": formula} if residual is None else {"formula": formula, "residual": residual}

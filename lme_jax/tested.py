@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
-from .comparison import Comparison, compare, quietly, random_anova
+from .comparison import Comparison, compare, conditional_aic, quietly, random_anova
 from .core.fixed_effects import Jets, jets
 from .core.optimize import NewtonOptions
 from .core.records import Fit
@@ -210,13 +210,23 @@ class Tested:
 
     # ------------------------------------------------------------ models
 
-    def compare(self, *others: Any, names: Sequence[str] | None = None) -> Comparison:
+    def compare(
+        self,
+        *others: Any,
+        names: Sequence[str] | None = None,
+        conditional: bool = False,
+        bootstrap: int = 0,
+        seed: int | None = None,
+    ) -> Comparison:
         """Information criteria of models of the same rows, and likelihood ratios of neighbours in size.
 
         Parameters
         ----------
         others : results, or what ``without_random_effects()`` gives.
         names : of all models, this one first; m0, m1, … if None.
+        conditional : add ``caic``, see ``conditional_aic``.
+        bootstrap, seed : so many responses are simulated under the smaller of two models and both refitted to them, as
+            lanes; adds ``p_bootstrap`` and its Monte-Carlo error. Needs fits by the criterion that is compared.
 
         Returns
         -------
@@ -227,18 +237,39 @@ class Tested:
         -----
         Where fixed effects differ, REML criteria do not compare: all are refitted by maximum likelihood, and ``notes``
         say so. Variances that are zero in the smaller model make the law of the ratio a mixture of χ², its weights from
-        the information at the smaller model's estimates; where several correlated effects are new ``law`` is "at most
-        χ²", which is conservative.
+        the information at the smaller model's estimates; where three or more correlated effects are new ``law`` is "at
+        most χ²", which is conservative.
 
         References
         ----------
         Self & Liang (1987), JASA 82, 605–610; Stram & Lee (1994), Biometrics 50, 1171–1177; Burnham & Anderson (2002),
         for the weights.
         """
-        return compare([self, *others], names)
+        return compare([self, *others], names, conditional=conditional, bootstrap=bootstrap, seed=seed)
 
-    def ranova(self) -> pd.DataFrame:
+    def conditional_aic(self) -> dict[str, float]:
+        """AIC for predictions in the same groups: caic = 2(df − loglik), with loglik, df and trace.
+
+        ``loglik`` is that of y given the predicted random effects; ``trace`` that of ∂ŷ/∂y with the covariance
+        parameters known (Vaida & Blanchard 2005), ``df`` with their estimation and one for σ (Greven & Kneib 2010).
+        Parameters at a bound stay there.
+
+        References
+        ----------
+        Vaida & Blanchard (2005), Biometrika 92, 351–370; Greven & Kneib (2010), Biometrika 97, 773–789.
+        """
+        if not has_rows(self._data):
+            raise DataError("conditional_aic() reads what remove_data() took away")
+        return conditional_aic(self.fit, self._data, self.reml)
+
+    def ranova(self, *, simulate: int = 0, seed: int | None = None) -> pd.DataFrame:
         """Likelihood ratios of the model without each of its random effects, by this fit's criterion.
+
+        Parameters
+        ----------
+        simulate, seed : so many draws of the exact finite-sample law of the ratio (Crainiceanu & Ruppert 2004), for
+            what has one effect per level and is uncorrelated with the rest; adds ``p_simulated`` and its Monte-Carlo
+            error. Exact for the only variance of a model; of several, as if the others were not there (as RLRsim).
 
         Returns
         -------
@@ -250,7 +281,7 @@ class Tested:
         Reduced as by lmerTest: ``(x | g)`` to ``(1 | g)``, ``(1 | g)`` to nothing. lmerTest's p-values are those of
         χ²(df), up to twice these, as if variances could be negative.
         """
-        return random_anova(self)
+        return random_anova(self, simulate, seed)
 
     def _refitted_by_ml(self) -> Fit:
         if self._held.any():

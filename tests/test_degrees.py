@@ -5,6 +5,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from reference_data import load_frame
 from test_likelihood import DESIGNS, rows
@@ -13,7 +14,7 @@ import lme_jax as lme
 from lme_jax.core.fixed_effects import jets
 from lme_jax.errors import DataError, SingularFitWarning, UnsupportedError
 from lme_jax.inference import degrees
-from lme_jax.inference.chi_bar import orthant_weights
+from lme_jax.inference.chi_bar import correlated_pair, orthant_weights
 from lme_jax.inference.term_hypotheses import hypotheses
 from lme_jax.results import MixedLMResults
 
@@ -319,7 +320,8 @@ def test_comparison_says_what_it_does(fitted):
     assert "REML" in found.notes[0]
     weights = [float(part.split()[0]) for part in found.table["law"].iloc[1].split(" + ")]
     assert sum(weights) == pytest.approx(1.0, abs=2e-3) and weights[1] == pytest.approx(0.5)
-    assert "at most" in slope.compare(slope.without_random_effects()).table["law"].iloc[1]
+    machines = fitted("machines_full_reml")
+    assert "at most" in machines.compare(machines.without_random_effects()).table["law"].iloc[1]
     other = lme.lmer("Reaction ~ Days + (1 | Days_f)", load_frame("sleepstudy"))
     assert "not nested" in " ".join(slope.compare(other).notes)
     with pytest.raises(DataError, match="same rows"):
@@ -357,3 +359,111 @@ def test_rows_of_hypotheses_span_what_they_should():
     means = cells.reshape(3, 4, -1).mean(1)
     both = np.vstack([L, means[1:] - means[0]])
     assert np.linalg.matrix_rank(both, tol=1e-10) == 2
+
+
+def test_two_correlated_effects_have_the_weights_of_the_semidefinite_cone():
+    """Ratios of draws of N(0, V): the best point of the cone over many directions, where the draw is not inside."""
+    A = np.random.default_rng(2).normal(size=(3, 3))
+    V = A @ A.T + 0.3 * np.eye(3)
+    z, W = np.random.default_rng(3).multivariate_normal(np.zeros(3), V, 40_000), np.linalg.inv(V)
+    angle = np.linspace(0.0, np.pi, 500, endpoint=False)
+    ray = np.stack([np.cos(angle) ** 2, np.cos(angle) * np.sin(angle), np.sin(angle) ** 2])
+    best = (np.maximum(z @ W @ ray, 0.0) ** 2 / np.einsum("ip,ij,jp->p", ray, W, ray)).max(1)
+    inside = (z[:, 0] > 0) & (z[:, 0] * z[:, 2] > z[:, 1] ** 2)
+    ratio = np.where(inside, np.einsum("ni,ij,nj->n", z, W, z), best)
+    law = correlated_pair(V, 0)
+    assert sum(law.weights) == pytest.approx(1.0)
+    for t in (0.5, 2.0, 5.0, 9.0):
+        p = law.pvalue(t)
+        assert (ratio > t).mean() == pytest.approx(p, abs=4.5 * np.sqrt(p * (1 - p) / len(z)))
+    units = np.array([1e6, 1.0, 1e-6])  # of the effects: the cone stays, so do the weights
+    np.testing.assert_allclose(correlated_pair(V * np.outer(units, units), 0).weights, law.weights, rtol=1e-8)
+
+
+@pytest.mark.parametrize("reml", [True, False])
+@pytest.mark.parametrize("name", list(ENTRIES))
+def test_conditional_aic(fitted, name, reml):
+    """Of theta as good as R's: beets by ML is nearly singular, and its curvature multiplies R's last digits."""
+    expected = ENTRIES[name]["caic"]["reml" if reml else "ml"]
+    found = fitted(name, reml).conditional_aic()
+    if expected is None:
+        assert ENTRIES[name]["singular"]
+        return
+    tolerance = 1e-4 if (name, reml) == ("beets_splitplot_reml", False) else 1e-6
+    values = [expected[k] for k in ("cond_loglik", "trace_hat", "df", "caic")]
+    np.testing.assert_allclose([found[k] for k in ("loglik", "trace", "df", "caic")], values, atol=tolerance)
+
+
+def test_conditional_degrees_of_freedom_are_the_derivative_of_refits():
+    """tr ∂ŷ/∂y by central differences of whole fits, with weights and crossed factors."""
+    result = lme.lmer(DESIGNS["crossed"], rows(n=40), weights="w")
+    y, h = result._data.y, 5e-3
+    trace = 0.0
+    for i in range(len(y)):
+        step = h * np.eye(len(y))[i]
+        trace += (result.refit(y + step).fittedvalues.iloc[i] - result.refit(y - step).fittedvalues.iloc[i]) / (2 * h)
+    assert result.conditional_aic()["df"] == pytest.approx(trace + 1.0, abs=5e-5)
+
+
+@pytest.mark.parametrize("name", [n for n, e in ENTRIES.items() if e["rlrt"] or e["lrt_exact"]])
+def test_simulated_ratios(fitted, name):
+    """RLRsim's p-values, quantiles and mass at zero, within both Monte-Carlo errors."""
+    for reml, what in ((True, "rlrt"), (False, "lrt_exact")):
+        expected = ENTRIES[name][what] or {}
+        values = list(expected.values()) if reml else [v for k, v in expected.items() if k == "same_fixed"]
+        if not values:
+            continue
+        table = fitted(name, reml).ranova(simulate=20_000, seed=1).iloc[1:]
+        for value in values:
+            row = table.iloc[(table["chisq"] - value["statistic"]).abs().argmin()]
+            error = np.hypot(max(row["mc_error"], 1e-4), value["p_mc_se"])
+            assert row["p_simulated"] == pytest.approx(value["p"], abs=4.5 * error)
+
+
+def test_bootstrap_of_ratios(fitted):
+    """Simulated under the smaller model the ratio of a good χ² has its p-value; the same seed gives the same figure."""
+    large = fitted("oats_unbalanced_reml", False)
+    small = large.update(". ~ . - Variety:nitro_f")
+    found = large.compare(small, bootstrap=400, seed=3, conditional=True)
+    row = found.table.iloc[1]
+    assert row["p_bootstrap"] == pytest.approx(row["p"], abs=5 * row["mc_error"])
+    assert row["caic"] == pytest.approx(large.conditional_aic()["caic"])
+    again = large.compare(small, bootstrap=400, seed=3).table.iloc[1]
+    assert again["p_bootstrap"] == row["p_bootstrap"]
+    with pytest.raises(DataError, match="seed"):
+        large.compare(small, bootstrap=400)
+    restricted = fitted("oats_unbalanced_reml")
+    smaller = restricted.update(". ~ . - Variety:nitro_f")
+    with pytest.raises(DataError, match="reml=False"):
+        restricted.compare(smaller, bootstrap=4, seed=1)
+
+
+def test_linear_models_are_compared_too(fitted):
+    sm = pytest.importorskip("statsmodels.api")
+    slope, frame = fitted("sleepstudy_slope_reml"), load_frame("sleepstudy")
+    ols = sm.OLS(frame["Reaction"], sm.add_constant(frame["Days"])).fit()
+    table = slope.compare(ols, conditional=True).table
+    assert table["deviance"].iloc[0] == pytest.approx(-2 * ols.llf, abs=1e-8)
+    assert table["caic"].iloc[0] == pytest.approx(table["aic"].iloc[0])  # no random effects: the same thing
+    bare = slope.compare(slope.without_random_effects(), bootstrap=50, seed=1).table
+    assert bare["p_bootstrap"].iloc[1] == pytest.approx(1 / 51)
+
+
+def test_levels_of_tests_in_small_samples():
+    """6 groups of unlike size: 5 % tests with degrees of freedom reject no more often than they say, z tests do."""
+    rng = np.random.default_rng(5)
+    group = np.repeat(np.arange(6), [2, 3, 4, 5, 6, 8])
+    effects = rng.normal(size=(300, 6))[:, group] + rng.normal(size=(300, 28))
+    frame = pd.DataFrame({"g": group, "x": (group % 2).astype(float), "y": effects[0]})
+    data = lme.lmer("y ~ x + (1 | g)", frame)._data
+    p = {"satterthwaite": [], "kenward-roger": [], "normal": []}
+    for y in effects:
+        other = data.with_response(y)
+        one = MixedLMResults(other, lme.fit(other.compressed), reml=True)
+        for method, values in p.items():
+            values.append(one.coefficients(method)["p"].loc["x"])
+    rejected = {method: np.mean(np.array(values) < 0.05) for method, values in p.items()}
+    margin = 3.5 * np.sqrt(0.05 * 0.95 / len(effects))
+    assert rejected["kenward-roger"] < 0.05 + margin and rejected["satterthwaite"] < 0.05 + margin
+    assert rejected["normal"] > 0.05 + margin
+    print(rejected)

@@ -382,3 +382,51 @@ def test_columns_with_gaps_and_columns_of_two_uses() -> None:
     means = fit.emmeans("k", at={"b": 1, "month": "2020-01"})
     rows = pd.DataFrame({"k": [1, 2, 3], "b": 1, "x": x.mean(), "word": "p", "month": pd.Period("2020-01", "M")})
     np.testing.assert_allclose(means.estimate, fit.predict(rows, random_effects=False), rtol=1e-12)
+
+
+def test_equal_means_are_type_3_hypotheses() -> None:
+    """Joint tests of all differences of equally weighted means are the F of ``anova(3)``, in unbalanced data too."""
+    fit = fitted("oats_unbalanced_reml")
+    table = fit.anova(3, ddf="kr")
+    for term in ("Variety", "nitro_f"):
+        joint = fit.emmeans(term, ddf="kr").contrast().test(joint=True).iloc[0]
+        np.testing.assert_allclose(
+            joint[["F", "df1", "df2", "p"]], table.loc[term, ["F", "num_df", "den_df", "p"]], rtol=1e-8
+        )
+    crossed = fit.emmeans("Variety * nitro_f", ddf="kr").contrast(interaction="pairwise").test(joint=True).iloc[0]
+    wanted = table.loc["Variety:nitro_f", ["F", "num_df", "den_df", "p"]]
+    np.testing.assert_allclose(crossed[["F", "df1", "df2", "p"]], wanted, rtol=1e-8)
+
+
+@pytest.mark.filterwarnings("ignore::lme_jax.errors.LmeJaxWarning")
+@pytest.mark.parametrize("formula", ["a * b", "a + b + a:c", "a / b + c"])
+def test_estimable_is_in_the_row_space(formula: str) -> None:
+    """Against the rank of overparametrised indicator columns, random cells missing."""
+    terms = {"a * b": ["a", "b", "ab"], "a + b + a:c": ["a", "b", "ac"], "a / b + c": ["a", "ab", "c"]}[formula]
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        cells = pd.MultiIndex.from_product([range(3), range(3), range(2)], names=list("abc")).to_frame(index=False)
+        kept = cells.sample(frac=0.55, random_state=seed)
+        frame = pd.concat([kept] * 6, ignore_index=True).assign(g=lambda d: np.arange(len(d)) % 9)
+        frame = frame.assign(y=rng.normal(size=len(frame))).astype({n: "category" for n in "abc"})
+        if frame[list("abc")].nunique().min() < 2:
+            continue
+        fit = lme_jax.lmer(f"y ~ {formula} + (1 | g)", frame)
+        seen = cells[np.all([cells[n].isin(frame[n].unique()) for n in "abc"], axis=0)]
+
+        def indicators(rows: pd.DataFrame, seen: pd.DataFrame = seen) -> np.ndarray:
+            codes = [rows[list(term)].astype(str).agg("".join, axis=1) for term in terms]
+            known = [seen[list(term)].astype(str).agg("".join, axis=1).unique() for term in terms]
+            parts = [
+                np.equal.outer(own.to_numpy(object), np.asarray(levels, object))
+                for own, levels in zip(codes, known, strict=True)
+            ]
+            return np.concatenate([np.ones((len(rows), 1)), *parts], axis=1).astype(float)
+
+        X = indicators(kept)
+        rank = np.linalg.matrix_rank(X)
+        for name in sorted(set("".join(terms))):
+            means = fit.emmeans(name)
+            for level, known in zip(means.keys[name], means.functions.estimable, strict=True):
+                row = indicators(seen[seen[name] == level]).mean(0)
+                assert known == (np.linalg.matrix_rank(np.vstack([X, row])) == rank), (seed, name, level)

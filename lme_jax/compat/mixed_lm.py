@@ -131,7 +131,8 @@ class MixedLM(Likelihood):
         **unknown: Any,
     ) -> "MixedLM":
         if unknown:
-            raise DataError(f"mixedlm has no argument {', '.join(map(repr, unknown))}")
+            hint = "; residual structures are those of lmer(formula, data, residual=…)" if "residual" in unknown else ""
+            raise DataError(f"mixedlm has no argument {', '.join(map(repr, unknown))}{hint}")
         if groups is None:
             raise DataError("'groups' is required: the name of a column, or one label per row")
         frame = as_frame(data)

@@ -55,17 +55,13 @@ def jets(fitted: Fit, data: Statistics, *, reml: bool = True, second: bool = Fal
         params = convert(params, "sqrt", "natural", n_fixed=p, template=data.template)
     scale: Scale = "natural" if natural else "sqrt"
     whole, first, moves, bends = likelihood.expand(params, data, scale=scale, reml=reml)
+    N = float(likelihood.totals_of(data).n_rows)
+    of_fixed = likelihood.fixed_traces(first.M, moves) if reml and p else None
     found = _of_moves(first, moves, bends, sigma2, data, second)._replace(
-        information=without_beta(-whole.hessian, p),
-        expected=_expected(first, moves, sigma2, data, reml),
+        information=likelihood.without_beta(-whole.hessian, p),
+        expected=expected_information(moves.trace, moves.trace2, of_fixed, N - p if reml else N, sigma2),
     )
     return _linear(found, params, p, data) if natural else found
-
-
-def without_beta(information: np.ndarray, p: int) -> np.ndarray:
-    """Of (β, others) the information of the others, β profiled out."""
-    own, across = information[p:, p:], information[:p, p:]
-    return own - across.T @ np.linalg.solve(information[:p, :p], across) if p else own
 
 
 def _of_moves(
@@ -123,21 +119,18 @@ def _linear(found: Jets, params: np.ndarray, p: int, data: Statistics) -> Jets:
     return found._replace(slope=slope, curve=curve, expected=expected, bend=None)
 
 
-def expected_information(params: np.ndarray, data: Statistics, *, reml: bool) -> np.ndarray:
+def expected_information_at(params: np.ndarray, data: Statistics, *, reml: bool) -> np.ndarray:
     """(k + 1, k + 1) of (Ψ, σ²), at packed (β, Ψ, σ²) on the natural scale; variances may be zero."""
     _, first, moves, _ = likelihood.expand(params, data, scale="natural", reml=reml)
-    p = data.n_fixed
+    p, s2 = data.n_fixed, float(params[-1])
+    N = float(likelihood.totals_of(data).n_rows)
+    of_fixed = likelihood.fixed_traces(first.M, moves) if reml and p else None
+    own = expected_information(moves.trace, moves.trace2, of_fixed, N - p if reml else N, s2)
     J = to_profile(np.asarray(params, float), "natural", p, data.template)[0][p:, p:]
-    return J.T @ _expected(first, moves, float(params[-1]), data, reml) @ J
+    return J.T @ own @ J
 
 
-def _expected(first: likelihood.Sums, m: likelihood.Moves, sigma2: float, data: Statistics, reml: bool) -> np.ndarray:
-    p, N = len(first.M), float(likelihood.totals_of(data).n_rows)
-    of_fixed = likelihood.fixed_traces(first.M, m) if reml and p else None
-    return expected_of(m.trace, m.trace2, of_fixed, N - p if reml else N, sigma2)
-
-
-def expected_of(
+def expected_information(
     trace: np.ndarray,
     trace2: np.ndarray,
     of_fixed: tuple[np.ndarray, np.ndarray, np.ndarray] | None,

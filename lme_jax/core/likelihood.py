@@ -26,6 +26,8 @@ from .structures import entry
 EXACT = 1500
 # What a dense factor's root is moved by where it is singular: ``Dense.trace_products`` divides by it.
 NUDGE = 1e-6
+# Directions of less than this share of an information in parameters of unit information are flat.
+FLAT = 1e-10
 
 Statistics = GroupData | NestedData | CrossedData
 
@@ -226,6 +228,11 @@ def _directions(at: _Point, data: Statistics) -> tuple[list[np.ndarray], list[np
     return steps, bends
 
 
+def slopes_of_psi(theta: np.ndarray, data: Statistics) -> list[np.ndarray]:
+    """∂Ψ/∂θ (q, q, k_j) per factor, conditioned units of Z."""
+    return _directions(_Point(np.zeros(0), theta, "sqrt", [], 1.0, True), data)[0]
+
+
 # ---------------------------------------------------------------- what an engine tells
 
 
@@ -317,7 +324,7 @@ def second_order(held: criterion.Engine, at: Sums, Ls: list[np.ndarray], steps: 
     ]
     BB = criterion.contract(Y, held.apply(at.solved, Y)).reshape(k, p + 1, k, p + 1)
     trace, B = (np.concatenate(parts) for parts in zip(*map(_along, steps, at.U, at.DD), strict=True))
-    return Moves(trace, B, _trace_products(held, at.solved, Ls, owner, moves), BB)
+    return Moves(trace, B, trace_products(held, at.solved, Ls, owner, moves), BB)
 
 
 def _along(step: np.ndarray, U: np.ndarray, DD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -325,9 +332,10 @@ def _along(step: np.ndarray, U: np.ndarray, DD: np.ndarray) -> tuple[np.ndarray,
     return np.tensordot(step, U, ((0, 1), (0, 1))), np.einsum("ija,icjd->acd", step, DD, optimize=True)
 
 
-def _trace_products(
+def trace_products(
     held: criterion.Engine, solved: Any, Ls: list[np.ndarray], owner: tuple[int, ...], moves: list[np.ndarray]
 ) -> np.ndarray:
+    """tr(V⁻¹V_aV⁻¹V_b) (k, k) at the roots Ls, where these are singular a hair inside if the engine divides by them."""
     if isinstance(held, Dense) and any(np.linalg.svd(L, compute_uv=False)[-1] < 10.0 * NUDGE for L in Ls):
         solved = held.solve([L + NUDGE * np.eye(len(L)) for L in Ls])
     return held.trace_products(solved, owner, moves)
@@ -427,6 +435,22 @@ def _profiled(whole: Likelihood) -> Likelihood:
     across = whole.hessian[:-1, -1]
     hessian = whole.hessian[:-1, :-1] - np.outer(across, across) / whole.hessian[-1, -1]
     return Likelihood(whole.value, whole.score[:-1], hessian)
+
+
+def without_beta(curvature: np.ndarray, p: int) -> np.ndarray:
+    """Of a Hessian or an information, β its first p parameters: the same of the others, β profiled out."""
+    own, across = curvature[p:, p:], curvature[:p, p:]
+    return own - across.T @ np.linalg.solve(curvature[:p, :p], across) if p else own
+
+
+def flat_inverse(information: np.ndarray) -> np.ndarray:
+    """The inverse (r, r) of a symmetric matrix, its flat and its negative directions left out."""
+    size = np.sqrt(np.abs(np.diag(information)))
+    size[size == 0] = 1.0
+    values, vectors = np.linalg.eigh(information / np.outer(size, size))
+    kept = values > FLAT * max(values.max(initial=0.0), 1.0)
+    root = vectors[:, kept] / np.sqrt(values[kept]) / size[:, None]
+    return root @ root.T
 
 
 # ---------------------------------------------------------------- profiled parameters

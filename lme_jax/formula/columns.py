@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -27,6 +27,7 @@ class Variable:
     levels : (k,) array or None
         Of a factor, or the two values of a number that has no others.
     is_factor, ordered, text : bool
+    made : whether the column holds numbers or booleans, of which the formula makes a factor.
     mean, low, high : float
         Of a number; of times in days since 1970-01-01.
     kind : {"number", "time", "duration"}
@@ -36,6 +37,7 @@ class Variable:
     is_factor: bool = False
     ordered: bool = False
     text: bool = False
+    made: bool = False
     mean: float = np.nan
     low: float = np.nan
     high: float = np.nan
@@ -52,8 +54,8 @@ class Variable:
             return pd.Timestamp(0) + pd.to_timedelta(values, unit="D")
         if self.kind == "duration":
             return pd.to_timedelta(values, unit="D")
-        if self.is_factor and not self.text and self.levels is not None and self.levels.dtype.kind not in "biuf":
-            return pd.Categorical(values, categories=list(self.levels), ordered=self.ordered)
+        if self.is_factor and not self.text and not self.made:
+            return pd.Categorical(values, categories=list(self.values), ordered=self.ordered)
         return values
 
 
@@ -102,6 +104,7 @@ def _made_factor(node: Node) -> set[str]:
 
 def read_columns(
     columns: Mapping[str, Any],
+    made: Collection[str],
     kinds: Mapping[str, Kind],
     X: np.ndarray,
     keep: np.ndarray,
@@ -112,6 +115,7 @@ def read_columns(
     Parameters
     ----------
     columns : their values, as ``plain_values`` gives them; of those that the formula makes a factor of, the factor.
+    made : those of numbers or booleans that the formula makes factors of.
     kinds : of those that hold times.
     X : (n, P) fixed effects before dependent columns go; keep : positions of those that stay.
     rows : positions of the rows that are fitted among those of ``columns``; None is all.
@@ -120,6 +124,7 @@ def read_columns(
     for name, value in columns.items():
         value = value if isinstance(value, Factor) or rows is None else np.asarray(value)[rows]
         variables[name], own = _summary(value, name, kinds.get(name, "number"), rows)
+        variables[name] = replace(variables[name], made=variables[name].made or name in made)
         codes += [] if own is None else [own]
     cells, counts = _cells(codes, [len(v.levels) for v in variables.values() if v.levels is not None], len(X))
     return Columns(variables, cells, counts, dependence(X, keep))
@@ -132,7 +137,8 @@ def _summary(value: Any, name: str, kind: Kind, rows: np.ndarray | None) -> tupl
         factor = (value if rows is None else value.take(rows)).without_unused_levels()
         return Variable(factor.levels, True, factor.ordered, factor.text), factor.codes
     if value.dtype == bool:
-        return _summary(factorize(pd.Series(value), name), name, kind, None)
+        variable, codes = _summary(factorize(pd.Series(value), name), name, kind, None)
+        return replace(variable, made=True), codes
     # Functions such as is.na() and ifelse() may have used rows whose own value is missing.
     value = value if np.isfinite(value.sum()) else value[np.isfinite(value)]
     if len(value) == 0:

@@ -110,6 +110,8 @@ class Design:
     formula : str
     state : DesignState
         Rebuilds X and Z for prediction.
+    residual : ResidualTerm or None
+        Correlation and variances of the residuals, where they are not independent and alike.
     """
 
     y: np.ndarray
@@ -124,6 +126,7 @@ class Design:
     n_dropped: int
     formula: str
     state: DesignState
+    residual: Any = None
 
 
 def design_new_data(
@@ -322,7 +325,8 @@ def _check_term(term: RandomTerm, n: int) -> None:
         raise DataError(
             f"The term ({' + '.join(term.columns)} | {term.factor}) has {m} * {q} = {m * q} random effects "
             f"for {n} rows, so they cannot be told from the residuals. "
-            "Use fewer effects, or || for uncorrelated ones."
+            "Use fewer effects, or || for uncorrelated ones; for correlated residuals of repeated measures "
+            "residual='us(visit | id)', or mmrm()."
         )
 
 

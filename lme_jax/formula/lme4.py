@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -45,6 +45,11 @@ from lme_jax.formula.terms import Bar, MixedFormula, parse_mixed
 from lme_jax.formula.values import Factor, as_frame, namespace, take
 from lme_jax.formula.wrappers import Spelled
 
+if TYPE_CHECKING:
+    # Imported where a residual structure is named: few formulas have one.
+    from lme_jax.formula.residual import ResidualTerm
+    from lme_jax.formula.residual_words import ResidualSpelling
+
 
 @dataclass(frozen=True)
 class Lme4State:
@@ -62,6 +67,7 @@ class Lme4State:
     offset_text: str | None
     widths: dict[str, int] = field(default_factory=dict)
     columns: Columns | None = None
+    residual: ResidualTerm | None = None
 
     def fixed_columns(self, frame: pd.DataFrame) -> tuple[np.ndarray, np.ndarray | None]:
         """X (n, P) of new data with the columns that were left out, and the offset that formula and columns give."""
@@ -87,6 +93,10 @@ class Lme4State:
         offset = _formula_offset(self.parsed.fixed, evaluator)
         given = _given_numbers(frame, self.offset_text, "offset", evaluator, None)
         return NewDesign(X[:, self.keep], tuple(terms), _add(offset, given), frame.index, tuple(groups))
+
+    def rebuild_residual(self, frame: pd.DataFrame) -> Any:
+        """The residual structure on new rows, which must have its variables; None where there is none."""
+        return None if self.residual is None else self.residual.rebuild(Evaluator(frame, self.context, self.memory))
 
     def _matrix(self, linear: Linear, evaluator: Evaluator) -> Piece:
         values = {label: self._value(label, node, evaluator) for label, node in linear.variables}
@@ -117,6 +127,9 @@ def design_from_formula(
     structures: Mapping[str, Any] | None = None,
     memberships: Mapping[str, Any] | None = None,
     relatedness: Mapping[str, Any] | None = None,
+    residual: Any = None,
+    variance: Any = None,
+    bars: bool | None = True,
     context: Mapping[str, Any] | int | None = None,
 ) -> Design:
     """Turn an lme4 formula and data into arrays.
@@ -151,6 +164,11 @@ def design_from_formula(
         Factor label -> K (m, m), the known covariance of the levels' effects up to the factor's own: Cov(b)
         = K ⊗ Ψ. A DataFrame labelled by level, which may hold levels that no row has, or an array, dense or
         scipy sparse, in the order of the levels.
+    residual, variance : str, optional
+        Correlation structure and variance functions of the residuals, ``"ar1(visit | id)"``, ``"ident(sex)"``
+        (``docs/residual.md``).
+    bars : bool or None
+        Whether the formula has random effects: it must, it must not, or (None) it may.
     context : mapping or int, optional
         Functions and arrays that the formula may use beyond the columns. A number takes them from the caller
         that many frames up: 1 for the caller of this function, 2 for the caller's caller. None: the formula
@@ -181,7 +199,14 @@ def design_from_formula(
     """
     check_missing_argument(missing, ("drop", "raise"))
     whole = as_frame(data)
-    parsed = parse_mixed(formula, whole.columns)
+    spelling = None if residual is None and variance is None else _spelled_residual(residual, variance)
+    subjects = frozenset() if spelling is None else spelling.subjects
+    parsed = parse_mixed(formula, [c for c in whole.columns if str(c) not in subjects], bars=bars is True)
+    if parsed.bars and bars is False:
+        raise FormulaError(
+            f"This model has no random effects, but the formula has ({parsed.bars[0].text}): fit it by "
+            "lmer(formula, data, residual='ar1(visit | id)'), or take the term out."
+        )
     rows = subset_rows(whole, subset, restricted=context is None)
     frame = whole if rows is None else whole.iloc[rows]
     if len(frame) == 0:
@@ -192,10 +217,11 @@ def design_from_formula(
     known = _known(parsed.bars, memberships or {}, relatedness or {}, len(whole))
     given = [_given_numbers(whole, v, what, evaluator, rows) for v, what in ((weights, "weights"), (offset, "offset"))]
     variables = _evaluate(parsed, evaluator, given[0], given[1], frozenset(known.shares))
+    variables = variables if spelling is None else _with_residual(variables, spelling, evaluator)
     keep = variables.usable_rows(frame.index, missing)
     variables = (variables if keep is None else variables.take(keep)).without_unused_levels()
     known = known.take(rows).take(keep)
-    how = _How(contrasts or {}, structures or {}, offset if isinstance(offset, str) else None)
+    how = _How(contrasts or {}, structures or {}, offset if isinstance(offset, str) else None, spelling)
     return _assemble(parsed, variables, frame.index, keep, known, how, evaluator)
 
 
@@ -215,10 +241,20 @@ def _assemble(
     structures = _structures(parsed.bars, how.structures)
     terms, crossings = _random_terms(parsed.bars, structures, variables, codings, known, evaluator)
     check_design(variables.y, variables.endog_name, variables.weights, X, terms)
+    residual = None if how.spelling is None else _residual_term(how.spelling, variables)
     widths = {k: v.shape[1] if v.ndim == 2 else 1 for k, v in variables.values.items() if not isinstance(v, Factor)}
     seen = _columns(parsed.fixed, how.offset_text, evaluator, whole, kept_columns, keep)
     state = Lme4State(
-        parsed, codings, crossings, evaluator.state, evaluator.used, kept_columns, how.offset_text, widths, seen
+        parsed,
+        codings,
+        crossings,
+        evaluator.state,
+        evaluator.used,
+        kept_columns,
+        how.offset_text,
+        widths,
+        seen,
+        residual,
     )
     return Design(
         y=np.array(variables.y),
@@ -233,6 +269,7 @@ def _assemble(
         n_dropped=0 if keep is None else len(index) - len(keep),
         formula=parsed.text,
         state=state,
+        residual=residual,
     )
 
 
@@ -250,7 +287,12 @@ def _columns(
         }
     except LmeJaxError:
         return None
-    return read_columns(columns, evaluator.time_kinds(), X, keep, rows)
+    numbers = [name for name, made in made_factor.items() if made and _holds_numbers(evaluator, name)]
+    return read_columns(columns, numbers, evaluator.time_kinds(), X, keep, rows)
+
+
+def _holds_numbers(evaluator: Evaluator, name: str) -> bool:
+    return name not in evaluator.frame.columns or pd.api.types.is_numeric_dtype(evaluator.frame[name].dtype)
 
 
 def _given_numbers(
@@ -274,6 +316,7 @@ class _How:
     contrasts: Mapping[str, Any]
     structures: Mapping[str, str]
     offset_text: str | None
+    spelling: ResidualSpelling | None = None
 
 
 @dataclass(frozen=True)
@@ -286,6 +329,7 @@ class _Variables:
     parts: dict[str, Factor]
     weights: np.ndarray | None
     offset: np.ndarray | None
+    residual: dict[tuple[str, str], Value] = field(default_factory=dict)
 
     def usable_rows(self, index: pd.Index, missing: str) -> np.ndarray | None:
         lost = MissingRows(len(self.y), index)
@@ -294,6 +338,8 @@ class _Variables:
             lost.check(label, value)
         for label, factor in self.parts.items():
             lost.check(label, factor)
+        for (_, label), value in self.residual.items():
+            lost.check(label, value)
         lost.check("the weights", self.weights)
         lost.check("the offset", self.offset)
         return lost.settle(missing)
@@ -306,6 +352,7 @@ class _Variables:
             {label: factor.take(rows) for label, factor in self.parts.items()},
             None if self.weights is None else self.weights[rows],
             None if self.offset is None else self.offset[rows],
+            {label: take(value, rows) for label, value in self.residual.items()},
         )
 
     def without_unused_levels(self) -> _Variables:
@@ -390,6 +437,24 @@ def _random_terms(
         terms.append(RandomTerm(bar.label, columns, levels, codes, Z, block.structure, rows, root, block.detail))
         crossings.append(crossing)
     return tuple(terms), tuple(crossings)
+
+
+def _spelled_residual(residual: Any, variance: Any) -> ResidualSpelling:
+    from lme_jax.formula.residual_words import read_residual
+
+    return read_residual(residual, variance)
+
+
+def _with_residual(variables: _Variables, spelling: ResidualSpelling, evaluator: Evaluator) -> _Variables:
+    from lme_jax.formula.residual import evaluate_residual
+
+    return replace(variables, residual=evaluate_residual(spelling, evaluator))
+
+
+def _residual_term(spelling: ResidualSpelling, variables: _Variables) -> ResidualTerm:
+    from lme_jax.formula.residual import resolve_residual
+
+    return resolve_residual(spelling, variables.residual, len(variables.y))
 
 
 def _linears(parsed: MixedFormula) -> Iterable[Linear]:

@@ -236,7 +236,8 @@ def _columns(
         }
     except LmeJaxError:
         return None
-    return read_columns(columns, {}, X, keep, None)
+    numbers = [name for name in columns if name in coded and pd.api.types.is_numeric_dtype(frame[name].dtype)]
+    return read_columns(columns, numbers, {}, X, keep, None)
 
 
 def _random_terms(

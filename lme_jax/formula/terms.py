@@ -50,12 +50,12 @@ def has_bar(node: Node) -> bool:
     return False
 
 
-def parse_mixed(formula: str, columns: Iterable[object]) -> MixedFormula:
-    """Parse an lme4 formula; `columns` gives a meaning to ``.``."""
+def parse_mixed(formula: str, columns: Iterable[object], *, bars: bool = True) -> MixedFormula:
+    """Parse an lme4 formula; `columns` gives a meaning to ``.``, `bars` says that there must be random effects."""
     if not isinstance(formula, str):
         raise FormulaError(f"The formula must be text such as 'y ~ x + (1 | g)', not {type(formula).__name__}.")
     try:
-        return _parse_mixed(formula, tuple(map(str, columns)) if _uses_dot(formula) else None)
+        return _parse_mixed(formula, tuple(map(str, columns)) if _uses_dot(formula) else None, bars)
     except RecursionError:
         raise FormulaError(f"The formula {formula[:60]!r}… is nested too deeply.") from None
 
@@ -66,7 +66,7 @@ def _uses_dot(formula: str) -> bool:
 
 
 @lru_cache(maxsize=256)
-def _parse_mixed(formula: str, columns: tuple[str, ...] | None) -> MixedFormula:
+def _parse_mixed(formula: str, columns: tuple[str, ...] | None, needed: bool) -> MixedFormula:
     tree = parse(formula)
     if not (isinstance(tree, Binary) and tree.op == "~"):
         raise FormulaError(f"The formula {formula!r} has no response; write 'y ~ x + (1 | g)'.")
@@ -74,7 +74,7 @@ def _parse_mixed(formula: str, columns: tuple[str, ...] | None) -> MixedFormula:
         raise FormulaError(f"The response of {formula!r} holds a '|'; random effects belong after '~'.")
     raw_bars: list[RawBar] = []
     fixed = _take_bars(tree.right, raw_bars)
-    if not raw_bars:
+    if not raw_bars and needed:
         raise FormulaError(
             f"The formula {formula!r} has no random-effects term; add one such as (1 | g), or fit a linear model."
         )
@@ -266,3 +266,31 @@ def _remove_bar(kept: list[Signed], bar: Node) -> None:
             return
     there = ", ".join(str(node) for _, node in kept if has_bar(node))
     raise FormulaError(f"There is no random-effects term {bar} to remove; there are {there}.")
+
+
+# --- residual structures in a formula ----------------------------------------------------------------------
+
+
+def split_residual(formula: str) -> tuple[str, str | None]:
+    """An mmrm formula as one without its residual structure, and that: ``y ~ x + us(v | id)``.
+
+    The structure is the call that stands around a bar; without one the formula is returned as it is.
+    """
+    tree = parse(formula) if isinstance(formula, str) else None
+    if not (isinstance(tree, Binary) and tree.op == "~"):
+        return formula, None
+    parts = _summands(tree.right)
+    found = [(sign, node) for sign, node in parts if isinstance(node, Call) and _ends_in_bar(node)]
+    if not found:
+        return formula, None
+    if len(found) > 1 or found[0][0] == "-":
+        terms = ", ".join(str(node) for _, node in found)
+        raise FormulaError(f"The formula must add one residual structure, such as us(visit | id); it has {terms}.")
+    text = " ".join(f"{sign} {node}" for sign, node in parts if (sign, node) != found[0])
+    return f"{tree.left} ~ {text.removeprefix('+ ') or '1'}", str(found[0][1])
+
+
+def _ends_in_bar(node: Call) -> bool:
+    """Whether the last argument of a call is a bar."""
+    last = node.args[-1] if node.args else None
+    return isinstance(last, Binary) and last.op in BARS and not joins_conditions(last)

@@ -16,6 +16,8 @@ import scipy.special
 
 # Statistics below this are zero and rounding: all the mass at zero is at or above them.
 ZERO = 1e-8
+# Of a quadrature over directions, each way.
+POINTS = 200
 
 
 class Mixture(NamedTuple):
@@ -50,6 +52,41 @@ def mixture(cov: np.ndarray, free: int) -> Mixture:
 def binomial(r: int, free: int) -> Mixture:
     """``mixture`` of uncorrelated estimates."""
     return mixture(np.eye(r), free)
+
+
+def correlated_pair(cov: np.ndarray, free: int) -> Mixture:
+    """Of two new effects with a free correlation: cov (3, 3) of their variance, covariance, variance.
+
+    Ψ near zero lies in the cone of semidefinite matrices. With v₃ and v₀ the probabilities of N(0, cov) in the cone and
+    in its polar, the weights are v₀, ½ − v₃, ½ − v₀, v₃: those of even and of odd dimension add up to a half each.
+    """
+    # The cone stays itself in other units of the effects: variances of one size keep the quadrature accurate.
+    unit = np.sqrt(np.diag(cov))[[0, 2]]
+    scale = np.array([unit[0], np.sqrt(unit[0] * unit[1]), unit[1]])
+    cov = cov / np.outer(scale, scale)
+    v3 = _semidefinite_probability(cov)
+    # The polar in the metric cov⁻¹: where cov⁻¹z is negative semidefinite, its covariance halved.
+    halved = np.diag([1.0, 0.5, 1.0])
+    v0 = _semidefinite_probability(halved @ np.linalg.inv(cov) @ halved)
+    return Mixture((free, free + 1, free + 2, free + 3), (v0, 0.5 - v3, 0.5 - v0, v3))
+
+
+def _semidefinite_probability(cov: np.ndarray) -> float:
+    """P([[a, c], [c, b]] is positive semidefinite) for (a, c, b) ~ N(0, cov), by quadrature over directions.
+
+    In x = ((a + b)/2, (a − b)/2, c) it is the circular cone x₀ ≥ |(x₁, x₂)|.
+    """
+    turn = np.array([[0.5, 0.0, 0.5], [0.5, 0.0, -0.5], [0.0, 1.0, 0.0]])
+    covariance = turn @ cov @ turn.T
+    nodes, weights = np.polynomial.legendre.leggauss(POINTS)
+    low = np.sqrt(0.5)
+    height = low + (1.0 - low) * (nodes + 1.0) / 2.0
+    angle = 2.0 * np.pi * np.arange(POINTS) / POINTS
+    radius = np.sqrt(1.0 - height**2)[:, None]
+    u = np.stack([np.broadcast_to(height[:, None], (POINTS, POINTS)), radius * np.cos(angle), radius * np.sin(angle)])
+    density = np.einsum("iab,ij,jab->ab", u, np.linalg.inv(covariance), u) ** -1.5
+    total = weights @ density.mean(1) * (1.0 - low) / 4.0
+    return float(total / np.sqrt(np.linalg.det(covariance)))
 
 
 def orthant_weights(cov: np.ndarray) -> list[float]:

@@ -12,13 +12,13 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 
 from ..core.fixed_effects import Jets
+from ..core.likelihood import flat_inverse
 from ..errors import DataError
 
 Method = Literal["satterthwaite", "kenward-roger", "containment", "between-within", "residual", "normal"]
 SHORT = {"kr": "kenward-roger", "kenward_roger": "kenward-roger", "bw": "between-within", "z": "normal"}
-# Degrees of freedom that differ by less are one (lmerTest); directions of less than this share of the scaled
-# information, or of the hypotheses, are none.
-SAME, FLAT, DEPENDENT = 1e-8, 1e-10, 1e-10
+# Degrees of freedom that differ by less are one (lmerTest); directions of less than this share of the hypotheses none.
+SAME, DEPENDENT = 1e-8, 1e-10
 # What rounding leaves of 1 − A₁/(qA₂) where all variances move in proportion.
 PROPORTIONAL = 1e-9
 
@@ -74,20 +74,10 @@ def satterthwaite(jets: Jets) -> Reference:
     known. Several rows: independent t statistics along the eigenvectors of L·cov·Lᵀ and the F whose mean is that of
     their average square. That depends on the rows of L, not on their span alone.
     """
-    spread = parameter_covariance(jets.information)
+    spread = flat_inverse(jets.information)
     return Reference(
         "satterthwaite", jets.cov, partial(_satterthwaite, jets, spread), partial(_of_eigenvectors, jets, spread)
     )
-
-
-def parameter_covariance(information: np.ndarray) -> np.ndarray:
-    """The inverse of an information matrix (r, r), its flat and its negative directions left out."""
-    size = np.sqrt(np.abs(np.diag(information)))
-    size[size == 0] = 1.0
-    values, vectors = np.linalg.eigh(information / np.outer(size, size))
-    kept = values > FLAT * max(values.max(initial=0.0), 1.0)
-    root = vectors[:, kept] / np.sqrt(values[kept]) / size[:, None]
-    return root @ root.T
 
 
 def _satterthwaite(jets: Jets, spread: np.ndarray, L: np.ndarray) -> np.ndarray:

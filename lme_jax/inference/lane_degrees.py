@@ -12,10 +12,11 @@ import numpy as np
 import scipy.special as special
 
 from ..core.covariance import Template, packed_positions, squared_derivatives
+from ..core.likelihood import FLAT
 from ..core.records import Fit
 from ..data import ModelData
 from ..errors import UnsupportedError
-from .degrees import FLAT, SAME
+from .degrees import SAME
 from .linear_tests import t_pvalue
 
 # Crossed designs of more effects than this would take a dense system of that size in every lane.

@@ -260,6 +260,11 @@ def prediction_table(
     for span, part in zip(data.factor_slices, rows.factors, strict=True):
         root = part.left_out @ L[span, span]
         outside = outside + sigma2 * part.relative * (root**2).sum(1)
+    return interval_table(mean, se2, outside, level).set_index(rows.labels)
+
+
+def interval_table(mean: np.ndarray, se2: np.ndarray, outside: np.ndarray, level: float) -> pd.DataFrame:
+    """Means (n,) with normal intervals: se2 the variance of their errors, ``outside`` that of responses about them."""
     se = np.where(np.isnan(mean), np.nan, np.sqrt(se2))
     half = scipy.special.ndtri(0.5 + level / 2.0)
     total = np.sqrt(se2 + outside)
@@ -271,7 +276,7 @@ def prediction_table(
         "pi_lower": mean - half * total,
         "pi_upper": mean + half * total,
     }
-    return pd.DataFrame(columns, index=rows.labels)
+    return pd.DataFrame(columns)
 
 
 @dataclass(frozen=True)

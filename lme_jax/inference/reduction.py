@@ -6,17 +6,19 @@ from typing import Any
 
 import numpy as np
 
-from ..core.fixed_effects import expected_information
+from ..core.fixed_effects import expected_information_at
 from ..core.records import Fit
 from ..core.structures import entry
 from ..data import ModelData
 from ..formula import RandomTerm
-from .chi_bar import Mixture, chi2, mixture
+from .chi_bar import Mixture, chi2, correlated_pair, mixture
 from .terms import coded_terms, term_columns
 
 Key = tuple[str, str, str]
 # A variance below this share of the residual one is zero.
 EMPTY = 1e-8
+# As many new variances have a mixture of their own; orthant probabilities of more take long.
+ORTHANTS = 5
 
 
 def parameter_keys(data: ModelData) -> list[Key] | None:
@@ -61,33 +63,36 @@ def boundary_law(
     fresh = {key[:2] for key in variances}
     if any(value <= EMPTY * sigma**2 for key, value in values.items() if key[1] == key[2]):
         return chi2(df), f"chi2({df}), though a variance is zero in the smaller model"
-    if any(a != b and {(factor, a), (factor, b)} <= fresh for factor, a, b in new):
+    joint = [key for key in new if key[1] != key[2] and {(key[0], key[1]), (key[0], key[2])} <= fresh]
+    if len(variances) > (2 if joint else ORTHANTS):
         return chi2(df), f"at most chi2({df})"
     if len(variances) <= 1:
         return mixture(np.eye(len(variances)), df - len(variances)), ""
     params = np.array([*np.zeros(larger.X.shape[1]), *(values.get(key, 0.0) for key in keys), sigma**2])
-    spread = np.linalg.inv(expected_information(params, larger.compressed, reml=reml))
-    where = [keys.index(key) for key in variances]
-    return mixture(spread[np.ix_(where, where)], df - len(variances)), ""
+    spread = np.linalg.inv(expected_information_at(params, larger.compressed, reml=reml))
+    bounded = [variances[0], *joint, variances[1]] if joint else variances
+    where = [keys.index(key) for key in bounded]
+    law = correlated_pair if joint else mixture
+    return law(spread[np.ix_(where, where)], df - len(bounded)), ""
 
 
 # ---------------------------------------------------------------- random terms made smaller
 
 
-def reductions(data: ModelData) -> Iterator[tuple[str, ModelData | None]]:
-    """What the random effects can lose, in words, and the data without; None where no random effect is left.
+def reductions(data: ModelData) -> Iterator[tuple[str, RandomTerm | None, ModelData | None]]:
+    """What the random effects can lose: in words, as a term of its own, and the data without; None if none is left.
 
     A term with one effect goes as a whole. Of several effects each goes alone that no other effect of the term
-    contains, with all its columns; terms of other structures than unstructured and diagonal go as a whole.
+    contains, with all its columns; terms of other structures than unstructured and diagonal go as a whole. What is
+    correlated with effects that stay is no term of its own: None.
     """
     for term, text, groups in _terms(data):
         if not groups:
-            yield f"({text})", _with_term(data, term, None)
+            yield f"({text})", term, _with_term(data, term, None)
         for name, columns in groups:
-            yield (
-                f"{name} in ({text})",
-                _with_term(data, term, [j for j in range(len(term.columns)) if j not in columns]),
-            )
+            own = _part(term, columns) if entry(term.block).uncorrelated else None
+            left = [j for j in range(len(term.columns)) if j not in columns]
+            yield f"{name} in ({text})", own, _with_term(data, term, _part(term, left))
 
 
 def _terms(data: ModelData) -> Iterator[tuple[RandomTerm, str, list[tuple[str, list[int]]]]]:
@@ -114,11 +119,12 @@ def _droppable(linear: Any, state: Any, term: RandomTerm, uncorrelated: bool) ->
     return out + [(t, c) for t, c in own.items() if not any(labels[t] < other for other in labels.values())]
 
 
-def _with_term(data: ModelData, term: RandomTerm, kept: list[int] | None) -> ModelData | None:
-    """The data with some columns of a term, or without it."""
-    small = None
-    if kept is not None:
-        small = replace(term, Z=term.Z[:, kept], columns=tuple(term.columns[j] for j in kept))
+def _part(term: RandomTerm, kept: list[int]) -> RandomTerm:
+    return replace(term, Z=term.Z[:, kept], columns=tuple(term.columns[j] for j in kept))
+
+
+def _with_term(data: ModelData, term: RandomTerm, small: RandomTerm | None) -> ModelData | None:
+    """The data with a smaller term, or none, in the place of one."""
     terms = tuple(small if other is term else other for other in data.design.terms)
     left = tuple(t for t in terms if t is not None)
     if not left:

@@ -4,6 +4,7 @@ A term is contained in another that has the same covariates and all its factors 
 References: Searle (1987), Linear Models for Unbalanced Data; SAS/STAT, "The four types of estimable functions".
 """
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
@@ -84,11 +85,20 @@ def hypotheses(design: Design, kind: Type) -> dict[str, np.ndarray]:
     use, and a term alone those of type I. lmerTest does not see that ``a`` is contained in ``a:b`` where b is alone.
     """
     found = structure(design)
+    if kind != 1 and not hasattr(design.state, "parsed"):
+        _check_apart(found.columns)
     if kind == 1 or len(found.columns) == 1:
         return _sequential(design, found)
     if kind == 2:
         return _type_two(design, found)
     return _type_three(design, found)
+
+
+def _check_apart(terms: Iterable[str]) -> None:
+    """Refuse terms of which one may contain another: only lmer's formulas say which of their variables are factors."""
+    parts = [frozenset(name.split(":")) for name in terms]
+    if any(one < other for one in parts for other in parts):
+        raise UnsupportedError("types II and III of interactions need the terms of an lmer() formula: fit with lmer()")
 
 
 def _triangle(X: np.ndarray) -> np.ndarray:
@@ -124,8 +134,6 @@ def _type_three(design: Design, found: Structure) -> dict[str, np.ndarray]:
     p = design.X.shape[1]
     state: Any = design.state
     if not hasattr(state, "parsed"):
-        if hasattr(state, "fixed"):
-            raise UnsupportedError("type III needs the terms of an lmer() formula; fit this model with lmer()")
         return {name: np.eye(p)[own] for name, own in found.columns.items()}
     complete = len(state.keep) == sum(map(len, lme4_terms(state).values()))
     if complete and not any(found.contained_in.values()) and all(map(_by_treatment, state.codings.values())):

@@ -6,9 +6,11 @@
 from .derived import means, power
 from .diagnostic import overview, qq, ranef_qq, residuals, scale_location
 from .estimates import caterpillar, forest, groups
+from .serial import acf, variogram
 from .style import alt_text
 
 __all__ = [
+    "acf",
     "alt_text",
     "caterpillar",
     "forest",
@@ -20,4 +22,5 @@ __all__ = [
     "ranef_qq",
     "residuals",
     "scale_location",
+    "variogram",
 ]

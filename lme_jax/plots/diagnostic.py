@@ -6,6 +6,7 @@ import numpy as np
 from scipy import special
 
 from ..errors import DataError
+from .serial import acf
 from .style import ACCENT, BAND, DOT, LINE, axes, finish, pyplot, running_median
 
 # More points than this are drawn without edges, and rasterised where a file is written as vectors.
@@ -20,7 +21,9 @@ def _scatter(ax: Any, x: np.ndarray, y: np.ndarray) -> None:
 
 
 def _pearson(result: Any) -> np.ndarray:
-    """Residuals over their standard deviation given the random effects."""
+    """Residuals over their standard deviation given the random effects; whitened where they are correlated."""
+    if hasattr(result, "residual_cov"):
+        return np.asarray(result.residuals("normalized"))
     weights = getattr(result._data.design, "weights", None)
     root = 1.0 if weights is None else np.sqrt(np.asarray(weights, float))
     return np.asarray(result.resid, float) * root / result.sigma
@@ -128,6 +131,8 @@ def overview(result: Any, figure: Any = None) -> Any:
     qq(result, c)
     if _has_spread(result):
         ranef_qq(result, d)
+    elif hasattr(result, "residual_cov"):
+        acf(result, d)
     else:
         d.set_axis_off()
         d.text(0.5, 0.5, "no random effects that vary", ha="center", va="center")

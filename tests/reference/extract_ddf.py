@@ -47,9 +47,7 @@ def entry(e: dict[str, Any]) -> dict[str, Any]:
         "joint": {k[6:]: v["value"] for k, v in e["joint_test"].items() if k.startswith("exact_") and value(v)},
         "L": e["joint_test"].get("L"),
         "information": {k: value(e["information"][k]) for k in ("reml", "ml")},
-        "caic": {
-            k[-4:].strip("_"): value(v) for k, v in e["information"].items() if k.startswith("greven") and value(v)
-        },
+        "caic": {k: value(e["information"].get(f"greven_kneib_{k}", {})) for k in ("reml", "ml")},
         "random": {k[11:]: value(e[k]) for k in ("lrt_random_reml", "lrt_random_ml")},
         "fixed": value(e["lrt_fixed"]),
         "rlrt": value(e["rlrt"]),

@@ -4,6 +4,8 @@
 signs as in nlme: x_t = Σ φ_i x_{t−i} + e_t + Σ θ_j e_{t−j}.
 """
 
+import functools
+
 import numpy as np
 
 from ..jets import Jet, elementwise, joined
@@ -38,8 +40,13 @@ def _constant(value: float, like: Jet) -> Jet:
 
 
 def autocorrelations(angles: np.ndarray, T: int, options: Options) -> Jet:
-    """Lags 0 … T − 1."""
-    p, q = orders(options)
+    """Lags 0 … T − 1; one evaluation of a deviance asks for them many times."""
+    return _autocorrelations(tuple(angles.tolist()), T, *orders(options))
+
+
+@functools.lru_cache(maxsize=8)
+def _autocorrelations(given: tuple[float, ...], T: int, p: int, q: int) -> Jet:
+    angles, options = np.array(given), {"p": p, "q": q}
     ar, ma = coefficients(angles, options)
     some = ar if ar is not None else ma
     assert some is not None

@@ -169,8 +169,8 @@ def _stacks(model: Model, block: np.ndarray, scaled: Rows, W: np.ndarray) -> lis
 def _check_visits(model: Model) -> None:
     if model.n_visits > MOST_VISITS:
         raise DataError(
-            f"{model.word} would form the correlations of {model.n_visits:,} visits: number the visits 0, 1, 2 … without "
-            "wide gaps, or use car1, which takes times"
+            f"{model.word} would form the correlations of {model.n_visits:,} visits: number the visits 0, 1, 2 … "
+            "without wide gaps, or use car1, which takes times"
         )
 
 

@@ -1,9 +1,9 @@
 """Many responses of one design of a structure by visit: the deviance with derivatives of all lanes together.
 
-Of a pattern of visits only A = Σ X_tX_sᵀ (one for all lanes), Σ X_ty_s and Σ y_ty_s over its patients count, K pairs t ≥ s
-of visits, both orders summed. With U = S(SᵀΣS)⁻¹Sᵀ on the grid everything in ``likelihood.Record`` is a product of such
-arrays with U, U ⊗ U or U(Σ rrᵀ)U, summed over the patterns of an arm for the entries of Σ before its parameters come in.
-Lanes run first inside, last where the search has them.
+Of a pattern of visits only A = Σ X_tX_sᵀ (one for all lanes), Σ X_ty_s and Σ y_ty_s over its patients count, K pairs
+t ≥ s of visits, both orders summed. With U = S(SᵀΣS)⁻¹Sᵀ on the grid everything in ``likelihood.Record`` is a product
+of such arrays with U, U ⊗ U or U(Σ rrᵀ)U, summed over the patterns of an arm for the entries of Σ before its parameters
+come in. Lanes run first inside, last where the search has them.
 """
 
 from typing import Any, NamedTuple
@@ -15,7 +15,6 @@ from ..moments import Basis
 from ..profiled import AtOptimum, deviance_of_root
 from .data import BlockData
 from .model import Model, bend_of_grids, grids
-from .stacks import Stack
 
 
 class Grid(NamedTuple):

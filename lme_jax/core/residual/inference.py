@@ -6,7 +6,7 @@ import numpy as np
 import scipy.linalg
 
 from ...errors import DataError
-from .. import covariance, fixed_effects
+from .. import covariance, fixed_effects, likelihood
 from ..blocks import Block
 from ..criterion import whitening
 from ..fixed_effects import Jets
@@ -157,8 +157,8 @@ def jets(fitted: ResidualFit, data: BlockData, *, reml: bool = True, second: boo
 
     Notes
     -----
-    A chain's sums do not tell V_aV⁻¹V_b from V_ab: ``expected`` and ``bend`` come from its blocks, and are NaN where these
-    are too many or too large.
+    A chain's sums do not tell V_aV⁻¹V_b from V_ab: ``expected`` and ``bend`` come from its blocks, and are NaN where
+    these are too many or too large.
     """
     data = data.as_blocks
     p, unit = data.n_fixed, data.unit
@@ -170,7 +170,7 @@ def jets(fitted: ResidualFit, data: BlockData, *, reml: bool = True, second: boo
     full = np.concatenate([np.ones(p), scale])
     hessian = objective.whole(at, m, reml).hessian * np.outer(full, full)
     of_fixed = (m.record.own, m.record.F, m.record.products) if reml and p else None
-    expected = fixed_effects.expected_of(m.record.trace, m.record.trace2, of_fixed, at.N, m.record.Q / at.N)
+    expected = fixed_effects.expected_information(m.record.trace, m.record.trace2, of_fixed, at.N, m.record.Q / at.N)
     expected = expected * np.outer(scale, scale)
     back = data.basis.map[:p, :p] @ whitening(at.R)[:p, :p]
     F = None if m.F is None else m.F * unit[:, None, None, None] * unit[:, None]
@@ -178,7 +178,7 @@ def jets(fitted: ResidualFit, data: BlockData, *, reml: bool = True, second: boo
     X_a = m.X_a * unit[:, None, None]
     sigma2 = float(fitted.sigma) ** 2
     own = fixed_effects.of_products(m.record.M, X_a, F, bent, back, sigma2)
-    own = own._replace(information=fixed_effects.without_beta(-hessian, p), expected=expected)
+    own = own._replace(information=likelihood.without_beta(-hessian, p), expected=expected)
     if data.series is not None:
         untold = None if own.bend is None else np.full_like(own.bend, np.nan)
         own = own._replace(expected=np.full_like(expected, np.nan), bend=untold)

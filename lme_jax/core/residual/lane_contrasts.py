@@ -1,8 +1,8 @@
 """Estimates, standard errors and degrees of freedom of contrasts in every lane, without Cov β̂'s derivatives at length.
 
 In u = R⁻¹l, XᵀV⁻¹X = RRᵀ, the derivatives of lᵀΦl, Φ = Cov β̂, are σ²uᵀX_au, and Kenward and Roger's sum over pairs of
-parameters, Σ W_ab(Q_ab − P_aΦP_b − R_ab/4), is a product of arrays summed over patterns: with N = Σ W_abΣ_aUΣ_b one T × T
-matrix per pattern holds all Q_ab. Directions of V are those of the params and of log σ².
+parameters, Σ W_ab(Q_ab − P_aΦP_b − R_ab/4), is a product of arrays summed over patterns: with N = Σ W_abΣ_aUΣ_b one
+T × T matrix per pattern holds all Q_ab. Directions of V are those of the params and of log σ².
 """
 
 from typing import Any, Literal, NamedTuple
@@ -16,7 +16,7 @@ from .data import BlockData
 from .fit import ResidualFit
 from .grid_lanes import Fixed, Grid
 from .inference import natural_map
-from .lanes import HELD, TOGETHER
+from .lanes import HELD, TOGETHER, LaneFits
 from .model import bend_of_grids
 
 Method = Literal["satterthwaite", "kenward-roger"]
@@ -34,7 +34,7 @@ class Contrasts(NamedTuple):
 
 
 def contrasts(
-    fits: ResidualFit, data: BlockData, L: Any, *, method: Method = "satterthwaite", reml: bool = True
+    fits: LaneFits, data: BlockData, L: Any, *, method: Method = "satterthwaite", reml: bool = True
 ) -> Contrasts:
     """Of fits that ``fit_lanes`` returned, L (m, p); NaN in lanes that did not end in an optimum.
 
@@ -59,14 +59,14 @@ def contrasts(
     pieces = [told[lo : lo + size] for lo in range(0, len(told), size)]
 
     def piece(which: np.ndarray) -> np.ndarray:
-        return _piece(ResidualFit(*(field[which] for field in fits)), data, grid, rows, method, reml)
+        return _piece(fits.some(which), data, grid, rows, method, reml)
 
     for which, found in zip(pieces, threads.each(piece, pieces), strict=True):
         out[:, which] = found
     return Contrasts(*out)
 
 
-def _piece(fits: ResidualFit, data: BlockData, grid: Grid, rows: np.ndarray, method: Method, reml: bool) -> np.ndarray:
+def _piece(fits: LaneFits, data: BlockData, grid: Grid, rows: np.ndarray, method: Method, reml: bool) -> np.ndarray:
     """(3, L, m)."""
     x, p = (fits.params * data.unit).T, grid.n_fixed
     here = grid_lanes.at(grid, x)
@@ -88,7 +88,7 @@ def _piece(fits: ResidualFit, data: BlockData, grid: Grid, rows: np.ndarray, met
     return np.stack([fits.beta @ rows.T, fits.sigma[:, None] * np.sqrt(scaled), df])
 
 
-def _observed(fits: ResidualFit, data: BlockData, N: float) -> np.ndarray:
+def _observed(fits: LaneFits, data: BlockData, N: float) -> np.ndarray:
     """(L, k + 1, k + 1) covariance of (x, log σ²): x from the deviance's Hessian, flat directions left out."""
     unit = data.unit
     hessian, slope = fits.hessian / np.outer(unit, unit), fits.log_scale_slope / unit
@@ -114,7 +114,7 @@ def _expected(s: Fixed, reml: bool) -> np.ndarray:
 
 
 def _adjustment(
-    fits: ResidualFit,
+    fits: LaneFits,
     data: BlockData,
     grid: Grid,
     here: grid_lanes.At,
@@ -149,7 +149,7 @@ def _between(grid: Grid, U: np.ndarray, steps: np.ndarray, W: np.ndarray) -> np.
 
 
 def _bent(
-    fits: ResidualFit,
+    fits: LaneFits,
     data: BlockData,
     grid: Grid,
     here: grid_lanes.At,
@@ -167,7 +167,7 @@ def _bent(
     arms = np.stack([K[:, :, grid.arm == a].sum(2) for a in range(grid.model.n_groups)], 2)
     out, k = np.empty(arms.shape[:2]), grid.model.size
     for i in range(len(arms)):
-        one = ResidualFit(*(field[i] for field in fits))
+        one = fits.one(i)
         turned = _turned(one, data)
         for j, S in enumerate(arms[i]):
             moved = np.einsum("aAij,Aij->a", steps[i], S)

@@ -1,8 +1,8 @@
 """Fits of many responses of one design: refits, simulations, bootstrap."""
 
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -30,6 +30,46 @@ TOGETHER = 256
 Progress = Callable[[int], Any]
 
 
+class LaneFits(NamedTuple):
+    """The fields of ``ResidualFit`` of L fits, L on the leading axis."""
+
+    params: np.ndarray
+    beta: np.ndarray
+    unscaled_cov: np.ndarray
+    sigma: np.ndarray
+    deviance: np.ndarray
+    gradient: np.ndarray
+    hessian: np.ndarray
+    log_scale_slope: np.ndarray
+    decrease: np.ndarray
+    status: np.ndarray
+    n_iter: np.ndarray
+    optima: np.ndarray
+    flat: np.ndarray
+
+    def some(self, which: np.ndarray) -> "LaneFits":
+        """Some of the lanes."""
+        return LaneFits(*(field[which] for field in self))
+
+    def one(self, lane: int) -> ResidualFit:
+        """A single fit."""
+        return ResidualFit(
+            params=self.params[lane],
+            beta=self.beta[lane],
+            unscaled_cov=self.unscaled_cov[lane],
+            sigma=float(self.sigma[lane]),
+            deviance=float(self.deviance[lane]),
+            gradient=self.gradient[lane],
+            hessian=self.hessian[lane],
+            log_scale_slope=self.log_scale_slope[lane],
+            decrease=float(self.decrease[lane]),
+            status=int(self.status[lane]),
+            n_iter=int(self.n_iter[lane]),
+            optima=int(self.optima[lane]),
+            flat=self.flat[lane],
+        )
+
+
 def fit_lanes(
     data: BlockData,
     Y: Any,
@@ -38,7 +78,7 @@ def fit_lanes(
     start: Any = None,
     options: NewtonOptions = NewtonOptions(),
     progress: Progress | None = None,
-) -> ResidualFit:
+) -> LaneFits:
     """Fits of the responses Y (n, L) of the design of ``data``, each as ``fit`` has it.
 
     Parameters
@@ -48,15 +88,10 @@ def fit_lanes(
         params to start all from; moments of each otherwise.
     progress : called with the number of lanes that have just ended.
 
-    Returns
-    -------
-    ResidualFit
-        With L on the leading axis of every field.
-
     Notes
     -----
-    One Σ by visit, or one an arm: all lanes at once from sums that share the design. Lanes whose end is in doubt, and all
-    of many visits or of any other structure, are fitted one by one.
+    One Σ by visit, or one an arm: all lanes at once from sums that share the design. Lanes whose end is in doubt, and
+    all of many visits or of any other structure, are fitted one by one.
     """
     Y = np.asarray(Y, float)
     if Y.ndim != 2 or len(Y) != len(data.y):
@@ -116,10 +151,10 @@ def _nothing(data: BlockData) -> ResidualFit:
     )  # fmt: skip
 
 
-def _stacked(fits: list[ResidualFit], data: BlockData) -> ResidualFit:
+def _stacked(fits: list[ResidualFit], data: BlockData) -> LaneFits:
     if not fits:
-        return ResidualFit(*(np.zeros((0, *np.shape(field))) for field in _nothing(data)))
-    return ResidualFit(*(np.stack([np.asarray(v) for v in field]) for field in zip(*fits, strict=True)))
+        return LaneFits(*(np.zeros((0, *np.shape(field))) for field in _nothing(data)))
+    return LaneFits(*(np.stack([np.asarray(v) for v in field]) for field in zip(*fits, strict=True)))
 
 
 # ---------------------------------------------------------------- on the grid
@@ -134,15 +169,19 @@ def _search(
     state = optimize.initial_state(x, nothing_kept(lanes.grid.n_fixed, x))
     with np.errstate(all="ignore"):
         while (active := np.flatnonzero(state.status < 0)).size:
-            own = lanes.some(active)
-            moved = optimize.advance(
-                tree_map(lambda a: a[..., active], state), lambda x: grid_lanes.evaluate(x, own, reml), tol, max_iter
-            )
-            state = tree_map(lambda a, b: _put(a, active, b), state, moved)
+            moved = _advanced(state, lanes, active, reml, tol, max_iter)
+            state = tree_map(partial(_put, where=active), state, moved)
         return _assembled(state, lanes, data, reml)
 
 
-def _put(array: np.ndarray, where: np.ndarray, values: np.ndarray) -> np.ndarray:
+def _advanced(state: NewtonState, lanes: Lanes, active: np.ndarray, reml: bool, tol: Any, max_iter: Any) -> NewtonState:
+    """The state of the active lanes a step on."""
+    own = lanes.some(active)
+    now = tree_map(lambda a: a[..., active], state)
+    return optimize.advance(now, lambda x: grid_lanes.evaluate(x, own, reml), tol, max_iter)
+
+
+def _put(array: np.ndarray, values: np.ndarray, where: np.ndarray) -> np.ndarray:
     array[..., where] = values
     return array
 

@@ -3,10 +3,10 @@
 With φ_t the correlation of row t with the row of its subject before it, u_t = exp η_t their standard deviations,
     R⁻¹ = Σ_t u_t⁻²(1 + κ_t + κ_{t+1}) e_te_tᵀ − Σ_t (u_tu_{t−1})⁻¹ω_t (e_te_{t−1}ᵀ + e_{t−1}e_tᵀ),
     log|R| = Σ_t 2η_t + Σ_t log(1 − φ_t²),   κ = φ²/(1 − φ²),   ω = φ/(1 − φ²).
-Where η = 0 the sums over links are taken of differences d_t = e_t − e_{t−1}, which lose nothing as φ → 1:
+Where η = 0 the sums over links are of differences d_t = e_t − e_{t−1}, which lose nothing as φ → 1:
     R⁻¹ = Σ_t e_te_tᵀ + Σ_t λ_t(e_te_tᵀ + e_{t−1}e_{t−1}ᵀ) + Σ_t ω_t d_td_tᵀ,   λ = κ − ω = −φ/(1 + φ).
-φ_t = ρ^gap of AR(1), exp(−gap/range) of CAR(1). The first row of a subject has φ = 0. Derivatives are in the parameters of
-the residuals alone, x[n_theta:]; jets of no parameters are the values.
+φ_t = ρ^gap of AR(1), exp(−gap/range) of CAR(1). The first row of a subject has φ = 0. Derivatives are in the parameters
+of the residuals alone, x[n_theta:]; jets of no parameters are the values.
 """
 
 from typing import NamedTuple

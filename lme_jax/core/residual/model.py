@@ -254,7 +254,7 @@ def bend(model: Model, x: np.ndarray, stack: Stack, at: Pattern, S: np.ndarray) 
     out = np.zeros((len(x), len(x)))
     for j, here in enumerate(model.theta):
         Z = stack.at.Z[j]
-        inner = np.einsum("pnq,pnm,pmr->qr", Z, S * _levels(stack, j), Z, optimize=True)
+        inner = (Z.swapaxes(1, 2) @ (S * _levels(stack, j)) @ Z).sum(0)
         out[here, here] = np.tensordot(steps(x[here], model.bars[j])[1], inner, 2)
     _bend_residual(model, x, stack, at, S, out)
     return out

@@ -193,7 +193,7 @@ def _one_stack(
     turned = (moves @ G).reshape(flat.shape)
     B, BB = np.trace(turned.reshape(moves.shape), axis1=2, axis2=3).sum(1), flat @ turned.T
     own = moves if len(stack.owner) == len(stack.copies) else moves[:, stack.owner]
-    XB = np.einsum("arn,rnp->ap", (own @ e)[..., 0], T, optimize=True) if p else np.zeros((k, 0))
+    XB = (own @ e).reshape(k, len(E) * n) @ T.reshape(len(E) * n, p)
     S = 0.5 * G / s2 - 0.5 * stack.copies[:, None, None] * np.eye(n)
     X_a, F = np.zeros((k, p, p)), np.zeros((k, k))
     if wanted.fixed and p:

@@ -7,20 +7,23 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-from scipy.linalg import solve_triangular
 
 from ...errors import DataError
-from .. import covariance
+from .. import covariance, linalg
 from ..records import RandomEffects
 from .data import BlockData
 from .distances import between
 from .fit import ResidualFit
-from .model import Pattern, pattern
+from .model import Model, Pattern, grids, pattern
 from .record import triangular_inverse
 from .stacks import Rows, Stack
 
 # Numbers gathered at once when rows of many blocks are multiplied by their patterns' matrices.
 CHUNK = 4_000_000
+# New rows of one set of blocks that are predicted together.
+TOGETHER = 500
+# Words whose matrices are of any number of visits.
+ANY_LENGTH = ("ar1", "arma", "ident")
 
 
 class SubjectSums(NamedTuple):
@@ -34,10 +37,14 @@ class SubjectSums(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """New rows: mean (m,), and the variance (m,) of what is observed there less that, response units²."""
+    """New rows: mean (m,), and the variance (m,) of what is observed there less that, response units².
+
+    ``error`` (m,) is the share of it that comes from estimating β.
+    """
 
     mean: np.ndarray
     variance: np.ndarray
+    error: np.ndarray
 
 
 def _patterns(fitted: ResidualFit, data: BlockData) -> Iterator[tuple[Stack, Pattern]]:
@@ -86,11 +93,11 @@ def solved(fitted: ResidualFit, data: BlockData, columns: np.ndarray) -> np.ndar
     return out * _root_w(data)
 
 
-def correlated(fitted: ResidualFit, data: BlockData, columns: np.ndarray) -> np.ndarray:
-    """σKz for columns z (n, c) of independent standard normals: draws of y − Xβ."""
+def correlated(fitted: ResidualFit, data: BlockData, columns: np.ndarray, *, given_effects: bool = False) -> np.ndarray:
+    """σKz for columns z (n, c) of standard normals: draws of y − Xβ, or with ``given_effects`` of y − Xβ − Zb."""
     out = np.empty_like(columns)
     for stack, at in _patterns(fitted, data):
-        _applied(stack, _roots(at.V), columns, out)
+        _applied(stack, _roots(_alone(stack, at) if given_effects else at.V), columns, out)
     return fitted.sigma * out / _root_w(data)
 
 
@@ -101,9 +108,13 @@ def normalized(fitted: ResidualFit, data: BlockData, r: np.ndarray) -> np.ndarra
     """
     out, columns = np.empty((len(r), 1)), np.asarray(r, float)[:, None] * _root_w(data)
     for stack, at in _patterns(fitted, data):
-        own = at.R + np.eye(at.R.shape[1]) * (~stack.present)[:, :, None]
-        _applied(stack, triangular_inverse(_roots(own)), columns, out)
+        _applied(stack, triangular_inverse(_roots(_alone(stack, at))), columns, out)
     return out[:, 0] / fitted.sigma
+
+
+def _alone(stack: Stack, at: Pattern) -> np.ndarray:
+    """R (P, n, n), the identity at places without a row."""
+    return at.R + np.eye(at.R.shape[1]) * (~stack.present)[:, :, None]
 
 
 def residual_sd(fitted: ResidualFit, data: BlockData) -> np.ndarray:
@@ -172,12 +183,17 @@ def _inner(fitted: ResidualFit, data: BlockData, j: int, m: int) -> np.ndarray:
 # ---------------------------------------------------------------- given rows
 
 
+def visit_covariances(fitted: ResidualFit, data: BlockData) -> np.ndarray:
+    """(A, T, T) σ²R at all visits, per arm; of structures by visit, variance functions aside."""
+    return fitted.sigma**2 * grids(data.model, fitted.params * data.unit)[0]
+
+
 def covariance_of(
     fitted: ResidualFit, data: BlockData, rows: Rows, weights: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """σ²R and σ²V (m, m) of any rows, of the data or new, user's units of Z."""
-    n, model = len(rows.subject), data.model
-    x = fitted.params * data.unit
+    n, x = len(rows.subject), fitted.params * data.unit
+    model, rows = _long_enough(data.model, rows)
     bare = model._replace(bars=())
     stack = Stack(
         copies=np.ones(1),
@@ -202,6 +218,16 @@ def covariance_of(
         half = Z @ covariance.factor(fitted.params[here], (block,))
         V += fitted.sigma**2 * (half @ half.T) * (codes[:, None] == codes)
     return R, V
+
+
+def _long_enough(model: Model, rows: Rows) -> tuple[Model, Rows]:
+    """The model with visits for rows before the first one or after the last, which then count from the earliest."""
+    if model.family.distance or model.word not in ANY_LENGTH:
+        return model, rows
+    low, high = int(rows.clock.min()), int(rows.clock.max())
+    if low >= 0 and high < model.n_visits:
+        return model, rows
+    return model._replace(n_visits=max(high - low + 1, 2)), rows._replace(clock=rows.clock - low)
 
 
 def residual_covariance(fitted: ResidualFit, data: BlockData, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -234,7 +260,7 @@ def predict(
     -----
     Best linear unbiased; its variance counts that β̂ is estimated.
     """
-    mean, variance = X @ fitted.beta, np.empty(len(X))
+    mean, variance, error = X @ fitted.beta, np.empty(len(X)), np.empty(len(X))
     r = residuals(fitted, data)
     for chosen, old in _linked(data, rows):
         new = rows.map(chosen)
@@ -248,14 +274,15 @@ def predict(
         own, D = np.diagonal(V)[n:].copy(), X[chosen]
         if n:
             K = np.linalg.cholesky(V[:n, :n])
-            half = solve_triangular(K, V[:n, n:], lower=True)
-            known = solve_triangular(K, np.column_stack([r[old], data.X[old]]), lower=True)
+            right = np.column_stack([V[:n, n:], r[old], data.X[old]])
+            half, known = np.hsplit(linalg.solve_lower(K, right), [len(chosen)])
             step = half.T @ known
             mean[chosen] += step[:, 0]
             own -= (half**2).sum(0)
             D = D - step[:, 1:]
-        variance[chosen] = own + fitted.sigma**2 * np.einsum("ip,pr,ir->i", D, fitted.unscaled_cov, D)
-    return Prediction(mean, variance)
+        error[chosen] = fitted.sigma**2 * np.einsum("ip,pr,ir->i", D, fitted.unscaled_cov, D)
+        variance[chosen] = np.maximum(own, 0.0) + error[chosen]
+    return Prediction(mean, variance, error)
 
 
 def _linked(data: BlockData, rows: Rows) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -270,7 +297,9 @@ def _linked(data: BlockData, rows: Rows) -> Iterator[tuple[np.ndarray, np.ndarra
     for link in np.unique(links, axis=0):
         chosen = np.flatnonzero((links == link).all(1))
         parts = [order[ends[b] : ends[b + 1]] for b in np.unique(link[link >= 0])]
-        yield chosen, np.concatenate(parts) if parts else np.zeros(0, int)
+        old = np.concatenate(parts) if parts else np.zeros(0, int)
+        for lo in range(0, len(chosen), TOGETHER):
+            yield chosen[lo : lo + TOGETHER], old
 
 
 def _blocks_of(own: np.ndarray, data: BlockData, new: np.ndarray) -> np.ndarray:

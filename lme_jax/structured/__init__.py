@@ -1,0 +1,1 @@
+"""Models with structured residual errors: their data, doors, results and tables."""
