@@ -6,7 +6,7 @@ from scipy.stats import norm
 
 from lme_jax.core.residual import data as residual_data
 from lme_jax.core.residual import fit as residual_fit
-from lme_jax.core.residual import inference, markov, objective, record, roots, rows
+from lme_jax.core.residual import inference, objective, record, roots, rows
 from lme_jax.core.residual.data import compress
 from lme_jax.core.residual.fit import fit
 from lme_jax.core.residual.identification import IdentificationError
@@ -574,59 +574,6 @@ def test_nothing_but_least_squares():
     assert found.sigma**2 == pytest.approx(rss[0] / (len(y) - X.shape[1]))
 
 
-# ---------------------------------------------------------------- long data
-
-
-def series(irregular, seed=4):
-    """24 series of up to 20 rows, autocorrelated, gaps among them, two series a level."""
-    rng = np.random.default_rng(seed)
-    keep = rng.uniform(size=(24, 20)) > 0.2
-    s, v = np.nonzero(keep)
-    t = np.cumsum(rng.uniform(0.05, 4.0, size=keep.shape), axis=1)[keep] if irregular else v
-    e = rng.normal(size=keep.shape)
-    for j in range(1, 20):
-        e[:, j] = 0.6 * e[:, j - 1] + 0.8 * e[:, j]
-    X = np.column_stack([np.ones(len(s)), v, rng.normal(size=len(s))])
-    return e[keep] + 5.0 + rng.normal(size=12)[s // 2], X, s, t
-
-
-@pytest.mark.parametrize("reml", [True, False])
-@pytest.mark.parametrize("q", [0, 1, 2])
-@pytest.mark.parametrize(("word", "irregular"), [("ar1", False), ("car1", False), ("car1", True)])
-def test_sums_over_long_data_are_the_blocks(monkeypatch, word, irregular, q, reml):
-    """The same deviance, derivatives and fit from R⁻¹ = Σ c_s B_s, for irregular times at Chebyshev nodes."""
-    y, X, s, t = series(irregular)
-    weights = np.random.default_rng(2).uniform(0.5, 2.0, size=len(y))
-    bars = [RandomTerm(X[:, [0, 2]][:, :q], s // 2, make_block("unstructured", q))] if q else []
-    term = Correlation(word, s, t, 20 if word == "ar1" else 0)
-    blocks = compress(y, X, bars, term, weights=weights)
-    monkeypatch.setattr(markov, "LEAST_ROWS", 0)
-    sums = compress(y, X, bars, term, weights=weights)
-    assert blocks.sums is None
-    assert (len(sums.sums.nodes) > markov.MOST_GAPS) == irregular
-    x = np.random.default_rng(3).normal(size=blocks.model.size) * 0.5
-    for a, b in zip(objective.evaluate(x, sums, reml)[:3], objective.evaluate(x, blocks, reml)[:3], strict=True):
-        assert a == pytest.approx(b, rel=1e-10, abs=1e-9)
-    a, b = fit(sums, reml=reml), fit(blocks, reml=reml)
-    assert a.deviance == pytest.approx(b.deviance, abs=1e-8)
-    assert a.beta == pytest.approx(b.beta, rel=1e-8)
-    assert a.log_scale_slope == pytest.approx(b.log_scale_slope, abs=1e-6)
-    slope, other = (inference.jets(f, d, reml=reml, second=False).slope for f, d in ((a, sums), (b, blocks)))
-    assert slope == pytest.approx(other, rel=1e-5, abs=1e-9)
-    r = rows.residuals(a, sums)
-    assert rows.normalized(a, sums, r) == pytest.approx(rows.normalized(b, blocks, r), abs=1e-6)
-
-
-def test_sums_over_long_data_cost_their_patterns():
-    rng = np.random.default_rng(6)
-    s, v = np.repeat(np.arange(2_000), 15), np.tile(np.arange(15), 2_000)
-    X = np.column_stack([np.ones(len(s)), v])
-    bar = [RandomTerm(X[:, :1], s, make_block("unstructured", 1))]
-    data = compress(rng.normal(size=len(s)), X, bar, Correlation("ar1", s, v, 15))
-    assert data.n_patterns == 1
-    assert len(data.sums.owner) < 15
-
-
 # ---------------------------------------------------------------- hazards
 
 
@@ -702,7 +649,7 @@ def test_variance_functions_refuse_what_they_cannot_take():
 def test_a_block_too_large_for_dense_algebra_is_refused():
     n = residual_data.MOST_VISITS
     with pytest.raises(NotImplementedError, match="depend on each other"):
-        compress(np.arange(n) ** 1.5, np.ones((n, 1)), [], Correlation("ar1", np.zeros(n, int), np.arange(n), n))
+        compress(np.arange(n) ** 1.5, np.ones((n, 1)), [], Correlation("cs", np.zeros(n, int), np.arange(n), n))
 
 
 def test_identification_is_a_data_error():

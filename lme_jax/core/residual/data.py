@@ -1,7 +1,9 @@
 """Rows → blocks pooled into patterns, in a conditioned basis: what ``residual.fit`` takes."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -10,33 +12,33 @@ from .. import covariance, moments
 from ..checks import check_codes, check_rows, real_array
 from ..compression import dependent_columns
 from ..moments import Basis
-from . import identification, markov
-from .markov import Sums
+from . import identification, long
 from .model import Model
 from .registry import VARIANCES, family, read_options, variance_family
-from .stacks import Later, Rows, Stack, build, components
+from .series import Series
+from .stacks import Rows, Stack, build, components
 from .terms import Correlation, RandomTerm, Variance
 
 # Of every visit structure's n rows, no more distinct visits than this: the matrix of all of them is formed.
 MOST_VISITS = 4_000
 
 
-class BlockData(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class BlockData:
     """Everything a fit needs, and the rows for what is asked of single blocks afterwards.
 
     Attributes
     ----------
-    model : the parameters and what they mean. stacks : the patterns.
-    sums : what stands for them in the search where AR(1) or CAR(1) meets many rows, else None.
+    model : the parameters and what they mean. made : the patterns, None where fits go by ``series``.
     basis : conditioned [X y] = [X y]·map. n_rows : n, NaN where X explains all of y. log_weights : Σ log w.
     unit : (k,) x = params ∘ unit is searched.
     y : (n,) less the offset; X : (n, p); weights : (n,) or None. rows : per row what V depends on, user's units.
     block : (n,) the block of every row.
+    series : the chain of rows that fits go by; sample : some of its rows as data of their own, to begin at.
     """
 
     model: Model
-    stacks: Sequence[Stack]
-    sums: Sums | None
+    made: tuple[Stack, ...] | None
     basis: Basis
     n_rows: np.float64
     log_weights: np.float64
@@ -46,6 +48,24 @@ class BlockData(NamedTuple):
     weights: np.ndarray | None
     rows: Rows
     block: np.ndarray
+    series: Series | None = None
+    sample: "BlockData | None" = None
+
+    @cached_property
+    def stacks(self) -> tuple[Stack, ...]:
+        """The patterns; made when they are asked for where fits go by ``series``."""
+        if self.made is not None:
+            return self.made
+        _check_visits(self.model)
+        W, scaled = _weighed(self.model, self.rows, self.X, self.y, self.weights)[:2]
+        return tuple(s._replace(C=s.C @ self.basis.map) for s in _stacks(self.model, self.block, scaled, W))
+
+    @property
+    def as_blocks(self) -> "BlockData":
+        """The same data with fits by blocks, or itself where these are too many or too large."""
+        if self.series is None or not long.affordable(self.block):
+            return self
+        return replace(self, series=None, sample=None, made=self.stacks)
 
     @property
     def n_fixed(self) -> int:
@@ -54,8 +74,8 @@ class BlockData(NamedTuple):
 
     @property
     def n_patterns(self) -> int:
-        """Distinct covariance matrices; with ``sums`` distinct levels, or 1 without a bar."""
-        return sum(len(s.copies) for s in self.stacks) if self.sums is None else max(len(self.sums.copies), 1)
+        """Distinct covariance matrices."""
+        return sum(len(s.copies) for s in self.stacks)
 
 
 def compress(
@@ -67,6 +87,7 @@ def compress(
     *,
     weights: Any = None,
     offset: Any = None,
+    engine: str | None = None,
 ) -> BlockData:
     """Blocks of dependent rows, those alike pooled.
 
@@ -78,6 +99,9 @@ def compress(
     variances : functions whose product is a row's standard deviation relative to σ.
     weights, offset : (n,), optional
         Var(ε) is divided by w > 0 (SAS WEIGHT, mmrm's weights); a known term subtracted from y.
+    engine : {"blocks", "series"}, optional
+        Patterns of blocks, or, of structures that look back by one row under the levels of at most one factor, the rows
+        as a chain; None takes the cheaper.
 
     Raises
     ------
@@ -92,39 +116,80 @@ def compress(
     correlation = _none(len(y)) if correlation is None else correlation
     model, rows = _read(len(y), terms, correlation, variances)
     identification.check_rows(model, rows)
+    W, scaled, z_scale, log_weights = _weighed(model, rows, X, y, weights)
+    block = components(rows.subject, rows.codes)
+    unit, nothing = _units(model, z_scale), Basis(np.zeros((0, 0)), np.float64(0.0), np.ones(0))
+    data = BlockData(
+        model, None, nothing, np.float64(np.nan), log_weights, unit, y, X, weights, rows, block
+    )  # fmt: skip
+    chain = engine == "series" or (engine is None and long.cheaper(model, rows, block))
+    return _as_chain(data, scaled, W) if chain else _by_blocks(data, scaled, W)
+
+
+def responding(data: BlockData, y: np.ndarray) -> BlockData:
+    """The same design with another response y (n,), less the offset."""
+    W, scaled = _weighed(data.model, data.rows, data.X, y, data.weights)[:2]
+    other = replace(data, y=y, sample=None)
+    return _by_blocks(other, scaled, W) if data.series is None else _as_chain(other, scaled, W)
+
+
+def _by_blocks(data: BlockData, scaled: Rows, W: np.ndarray) -> BlockData:
+    _check_visits(data.model)
+    stacks, basis = conditioned(_stacks(data.model, data.block, scaled, W), len(W))
+    n_rows = _check([_gram(s.C) for s in stacks], basis, len(W))
+    identification.check_patterns(data.model, stacks)
+    return replace(data, made=tuple(stacks), basis=basis, n_rows=n_rows)
+
+
+def _as_chain(data: BlockData, scaled: Rows, W: np.ndarray) -> BlockData:
+    found = long.compress(data.model, scaled, data.block, W)
+    n_rows = _check([found.WtW], found.basis, len(W))
+    data = replace(data, series=found.series, basis=found.basis, n_rows=n_rows)
+    return replace(data, sample=_sampled(data))
+
+
+def _weighed(
+    model: Model, rows: Rows, X: np.ndarray, y: np.ndarray, weights: np.ndarray | None
+) -> tuple[np.ndarray, Rows, list[np.ndarray], np.float64]:
+    """√w [X y] (n, p+1); the rows with √w Z in the units that follow; Σ log w."""
     root_w = None if weights is None else np.sqrt(weights)
     W = np.column_stack([X, y])
     W = W if root_w is None else W * root_w[:, None]
     log_weights = 0.0 if weights is None else float(np.log(weights).sum())
     scaled, z_scale = _scaled_bars(model, rows, root_w, log_weights)
-    block = components(rows.subject, rows.codes)
-    alone = not terms and not variances and not model.family.distance
+    return W, scaled, z_scale, np.float64(log_weights)
+
+
+def _stacks(model: Model, block: np.ndarray, scaled: Rows, W: np.ndarray) -> list[Stack]:
+    alone = not model.bars and not model.variances and not model.family.distance
     metric = str(model.settings.get("metric", "euclidean")) if model.family.distance else None
-    engine = _as_sums if markov.serves(model, rows, len(y)) else _as_blocks
-    stacks, sums, basis, WtW = engine(model, block, scaled, W, model.n_visits if alone else 0, metric)
-    _check(WtW)
-    n_rows, unit = moments.rows_with_residual(len(y), WtW, basis), _units(model, z_scale)
-    return BlockData(
-        model, stacks, sums, basis, n_rows, np.float64(log_weights), unit, y, X, weights, rows, block
-    )  # fmt: skip
+    return build(block, scaled, W, model.n_visits if alone else 0, metric)
 
 
-def _as_blocks(
-    model: Model, block: np.ndarray, rows: Rows, W: np.ndarray, n_visits: int, metric: str | None
-) -> tuple[Sequence[Stack], Sums | None, Basis, np.ndarray]:
-    stacks, basis = conditioned(build(block, rows, W, n_visits, metric), len(W))
-    identification.check_patterns(model, stacks)
-    flat = [s.C.reshape(-1, s.C.shape[2]) for s in stacks]
-    return tuple(stacks), None, basis, sum((C.T @ C for C in flat), np.zeros((W.shape[1],) * 2))
+def _check_visits(model: Model) -> None:
+    if model.n_visits > MOST_VISITS:
+        raise DataError(
+            f"{model.word} would form the correlations of {model.n_visits:,} visits: number the visits 0, 1, 2 … "
+            "without wide gaps, or use car1, which takes times"
+        )
 
 
-def _as_sums(
-    model: Model, block: np.ndarray, rows: Rows, W: np.ndarray, n_visits: int, metric: str | None
-) -> tuple[Sequence[Stack], Sums | None, Basis, np.ndarray]:
-    basis = moments.pilot_basis(W[:, -1], W[:, :-1], np.zeros((len(W), 0)), ())
-    W = W @ basis.map
-    sums = markov.build(model, rows, W)
-    return Later(block, rows, W, n_visits, metric), sums, basis, sums.W[0]
+def _sampled(data: BlockData) -> BlockData | None:
+    """Some rows as data of their own."""
+    assert data.series is not None
+    found = long.sampled(data.model, data.series.chain)
+    if found is None:
+        return None
+    chain = found.series.chain
+    p = len(found.kept)
+    return replace(
+        data,
+        series=found.series,
+        n_rows=np.float64(chain.W.shape[1]),
+        log_weights=np.float64(0.0),
+        X=data.X[:, found.kept],
+        basis=Basis(np.eye(p + 1), np.float64(0.0), np.ones(0)),
+    )
 
 
 def _none(n: int) -> Correlation:
@@ -170,11 +235,11 @@ def _codes(name: str, values: Any, n: int) -> np.ndarray:
 
 
 def _renumbered(codes: np.ndarray) -> np.ndarray:
-    """Codes 0 … m − 1 in the order of those that occur."""
-    if int(codes.max()) > 4 * len(codes):
+    """The codes that occur as 0, 1, 2 …"""
+    if not len(codes) or codes.max() > 8 * len(codes):
         return np.unique(codes, return_inverse=True)[1].reshape(-1)
     seen = np.bincount(codes) > 0
-    return codes if seen.all() else (np.cumsum(seen) - 1)[codes]
+    return (np.cumsum(seen) - 1)[codes]
 
 
 def _clock(term: Correlation, n: int, distance: bool) -> tuple[np.ndarray, int]:
@@ -184,11 +249,6 @@ def _clock(term: Correlation, n: int, distance: bool) -> tuple[np.ndarray, int]:
         check_rows(clock=clock)
         return clock, 0
     T = int(term.n_visits) or int(np.max(term.clock)) + 1
-    if T > MOST_VISITS:
-        raise DataError(
-            f"{term.word} would form the correlations of {T:,} visits: number the visits 0, 1, 2 … without wide gaps, "
-            "or use car1, which takes times"
-        )
     return check_codes(np.asarray(term.clock), T, "clock"), T
 
 
@@ -239,14 +299,21 @@ def conditioned(stacks: list[Stack], n: int) -> tuple[list[Stack], Basis]:
     return [s._replace(C=s.C @ basis.map) for s in stacks], basis
 
 
-def _check(WtW: np.ndarray) -> None:
-    """Refuses dependent columns of X."""
+def _gram(C: np.ndarray) -> np.ndarray:
+    flat = C.reshape(-1, C.shape[2])
+    return flat.T @ flat
+
+
+def _check(grams: list[np.ndarray], basis: Basis, n: int) -> np.float64:
+    """The number of rows, NaN where X leaves nothing of y; dependent columns of X are refused."""
+    WtW = sum(grams, np.zeros(grams[0].shape))
     lost = dependent_columns(WtW[:-1, :-1])
     if len(lost):
         raise DataError(
             f"columns {lost.tolist()} of X (from 0) are combinations of the earlier ones, so their effects cannot be "
             "told apart: leave them out"
         )
+    return moments.rows_with_residual(n, WtW, basis)
 
 
 def _units(model: Model, z_scale: list[np.ndarray]) -> np.ndarray:

@@ -20,6 +20,8 @@ FURTHER = 3
 MANY_ROWS = 10_000
 # A deviance that falls by this for each tenth of what vanishes has no minimum there.
 FALLS = 0.1
+# What must not vanish at the optimum of some of the rows, if a search of all is to begin there.
+INNER = 0.05
 # What a search that stalled on an edge might still have gained, at most.
 GAINED = 1e-6
 DECADES = 5
@@ -90,7 +92,12 @@ def _read(params: Any, data: BlockData) -> np.ndarray:
 
 
 def ranked(data: BlockData, reml: bool) -> list[np.ndarray]:
-    """Starts, the lowest first."""
+    """Starts, the lowest first; of long data the optimum of some of the rows, then theirs."""
+    if data.sample is not None:
+        xs = ranked(data.sample, reml)
+        near = _search(data.sample, xs, *NewtonOptions().limits(np.float64), reml=reml)[0]
+        inner = near.status == Status.CONVERGED and smallest(near.x, data.sample) > INNER
+        return [near.x, *xs] if inner else xs
     xs = starts(data)
     if len(xs) == 1:
         return xs

@@ -4,7 +4,7 @@ import numpy as np
 
 from ...errors import DataError
 from .model import Model, gathered
-from .stacks import Rows, Stack
+from .stacks import Rows, Stack, in_order
 
 
 class IdentificationError(DataError):
@@ -16,7 +16,8 @@ def check_rows(model: Model, rows: Rows) -> None:
     clock = rows.clock if rows.clock.ndim == 2 else rows.clock[:, None]
     if model.word == "ident" and model.n_groups == 1:
         return
-    order = np.lexsort((*clock.T[::-1], rows.subject))
+    keys = [rows.subject, *clock.T]
+    order = np.arange(len(clock)) if in_order(keys) else np.lexsort(keys[::-1])
     same = (rows.subject[order][1:] == rows.subject[order][:-1]) & (clock[order][1:] == clock[order][:-1]).all(1)
     nugget = bool(model.settings.get("nugget"))
     if same.any() and not nugget:
@@ -42,6 +43,30 @@ def pairs_seen(model: Model, stacks: list[Stack]) -> np.ndarray:
     return total
 
 
+def check_chain(model: Model, rows: Rows, joined: np.ndarray) -> None:
+    """``check_patterns`` of rows (n,) each with the one before where they are ``joined``."""
+    if not model.family.pairs:
+        return
+    for a in range(model.n_groups):
+        where = f" of group {a}" if model.n_groups > 1 else ""
+        inside = rows.group == a
+        if not (joined & inside).any():
+            raise IdentificationError(
+                f"no subject{where} has two rows, so nothing tells the correlations of {model.word}"
+            )
+        if model.family.heterogeneous:
+            _check_variances(np.bincount(rows.clock[inside], minlength=model.n_visits), where)
+
+
+def _check_variances(seen: np.ndarray, where: str) -> None:
+    empty = np.flatnonzero(seen == 0)
+    if len(empty):
+        raise IdentificationError(
+            f"visit {empty[0]} (from 0){where} has no row, so nothing tells its variance: leave that visit out of the "
+            "levels, or use a structure with equal variances"
+        )
+
+
 def check_patterns(model: Model, stacks: list[Stack]) -> None:
     """Visits, and pairs of them, whose parameters no subject tells."""
     if not model.family.pairs:
@@ -63,12 +88,8 @@ def _has_pairs(s: Stack) -> bool:
 def _check_pairs(model: Model, a: int, seen: np.ndarray) -> None:
     where = f" of group {a}" if model.n_groups > 1 else ""
     T, entry, word = model.n_visits, model.family, model.word
-    empty = np.flatnonzero(np.diagonal(seen) == 0)
-    if entry.heterogeneous and len(empty):
-        raise IdentificationError(
-            f"visit {empty[0]} (from 0){where} has no row, so nothing tells its variance: leave that visit out of the "
-            "levels, or use a structure with equal variances"
-        )
+    if entry.heterogeneous:
+        _check_variances(np.diagonal(seen), where)
     off = seen - np.diag(np.diagonal(seen))
     if not off.any():
         raise IdentificationError(f"no subject{where} has two rows, so nothing tells the correlations of {word}")

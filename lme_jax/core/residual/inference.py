@@ -159,9 +159,15 @@ def jets(fitted: ResidualFit, data: BlockData, *, reml: bool = True, second: boo
     second : second derivatives too, k²p² numbers, for Kenward and Roger's correction.
     natural : in the parameters that SAS estimates (variances and covariances where V is linear in them, else variances,
         correlations, ranges …), r = k + 1; parameters at 0 are left out. Else in (params, σ²).
+
+    Notes
+    -----
+    A chain's sums do not tell V_aV⁻¹V_b from V_ab: ``expected`` and ``bend`` come from its blocks, and are NaN where
+    these are too many or too large.
     """
+    data = data.as_blocks
     p, unit = data.n_fixed, data.unit
-    at = objective.point(fitted.params * unit, data, reml, blocks=second)
+    at = objective.point(fitted.params * unit, data, reml)
     if at is None:
         raise DataError("V is not positive definite at these parameters")
     m = objective.moved(at, data, Wanted(reml, slopes=True, second=second))
@@ -178,6 +184,9 @@ def jets(fitted: ResidualFit, data: BlockData, *, reml: bool = True, second: boo
     sigma2 = float(fitted.sigma) ** 2
     own = fixed_effects.of_products(m.record.M, X_a, F, bent, back, sigma2)
     own = own._replace(information=likelihood.without_beta(-hessian, p), expected=expected)
+    if data.series is not None:
+        untold = None if own.bend is None else np.full_like(own.bend, np.nan)
+        own = own._replace(expected=np.full_like(expected, np.nan), bend=untold)
     return transformed(own, *natural_map(fitted, data)) if natural else own
 
 

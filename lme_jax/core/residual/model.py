@@ -12,7 +12,7 @@ from .. import covariance
 from ..blocks import Block
 from .families import Family, Options
 from .registry import VARIANCES, family
-from .stacks import Stack
+from .stacks import Rows, Stack
 
 
 class Model(NamedTuple):
@@ -147,20 +147,22 @@ def _mask(stack: Stack) -> np.ndarray:
     return (both if stack.together is None else both & stack.together).astype(float)
 
 
-def _eta(model: Model, x: np.ndarray, stack: Stack) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """η (P, n), ∂η (kδ, P, n) and ∂²η of all variance functions together."""
-    shape, places = stack.present.shape, model.delta
+def log_sd(
+    model: Model, x: np.ndarray, rows: Rows, shape: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """η (*shape), ∂η (kδ, *shape) and ∂²η of all variance functions together, of rows of that shape."""
+    places = model.delta
     k = sum(s.stop - s.start for s in places)
     eta, first, second = np.zeros(shape), np.zeros((k, *shape)), None
-    at, units = 0, np.array(model.delta_units)
-    for (word, S), here, strata, v in zip(model.variances, places, stack.at.strata, stack.at.covariates, strict=True):
+    at, units, ones = 0, np.array(model.delta_units), [1] * len(shape)
+    for (word, S), here, strata, v in zip(model.variances, places, rows.strata, rows.covariates, strict=True):
         mine = slice(at, at + here.stop - here.start)
         unit = units[mine]
         own, own1, own2 = VARIANCES[word].eta(x[here] / unit, v, strata, S)
-        eta, first[mine] = eta + own, own1 / unit[:, None, None]
+        eta, first[mine] = eta + own, own1 / unit.reshape(-1, *ones)
         if own2 is not None:
             second = np.zeros((k, k, *shape)) if second is None else second
-            second[mine, mine] = own2 / np.outer(unit, unit)[:, :, None, None]
+            second[mine, mine] = own2 / np.outer(unit, unit).reshape(len(unit), len(unit), *ones)
         at = mine.stop
     return eta, first, second
 
@@ -200,7 +202,7 @@ def _arms(model: Model, stack: Stack) -> list[tuple[int, np.ndarray | float]]:
 def pattern(model: Model, x: np.ndarray, stack: Stack, derivatives: bool = True) -> Pattern:
     """``Pattern`` at x (k,)."""
     mask = _mask(stack)
-    eta, eta1, eta2 = _eta(model, x, stack)
+    eta, eta1, eta2 = log_sd(model, x, stack.at, stack.present.shape)
     u = np.exp(eta)
     M, M1, grid = _correlation(model, x, stack)
     across = mask * u[:, :, None] * u[:, None, :]

@@ -6,9 +6,10 @@ import numpy as np
 
 from .. import likelihood, linalg
 from ..profiled import AtOptimum, deviance_of_root
-from . import markov, record
+from . import record, series
 from .data import BlockData
 from .record import Moved, Solved
+from .series import SolvedSeries
 
 # √(rᵀV⁻¹r) in conditioned units whose fourth power would underflow: a likelihood that has run off to infinity.
 NOTHING = 1e-70
@@ -17,19 +18,16 @@ NOTHING = 1e-70
 class Point(NamedTuple):
     """At one x: what was solved, the Cholesky factor of H, the deviance, N = n or n − p."""
 
-    solved: Solved | markov.Solved
+    solved: Solved | SolvedSeries
     R: np.ndarray
     value: Any
     N: float
 
 
-def point(x: np.ndarray, data: BlockData, reml: bool, blocks: bool = False) -> Point | None:
-    """``Point`` at x, or None where the deviance is not finite; from blocks, though sums stand for them, if asked."""
+def point(x: np.ndarray, data: BlockData, reml: bool) -> Point | None:
+    """``Point`` at x, or None where the deviance is not finite."""
     with np.errstate(all="ignore"):
-        if data.sums is None or blocks:
-            solved: Any = record.solve(data.model, x, data.stacks)
-        else:
-            solved = markov.solve(data.model, x, data.sums)
+        solved = _solve(x, data)
     R = None if solved is None else linalg.cholesky(solved.H)
     if solved is None or R is None or not R[-1, -1] > NOTHING:
         return None
@@ -38,11 +36,17 @@ def point(x: np.ndarray, data: BlockData, reml: bool, blocks: bool = False) -> P
     return Point(solved, R, value, N) if np.isfinite(value) else None
 
 
+def _solve(x: np.ndarray, data: BlockData) -> Solved | SolvedSeries | None:
+    if data.series is not None:
+        return series.solve(data.model, x, data.series)
+    return record.solve(data.model, x, data.stacks)
+
+
 def moved(at: Point, data: BlockData, wanted: record.Wanted) -> Moved:
-    """The sums for derivatives there; second ones of Cov β̂ need a point from blocks."""
-    if isinstance(at.solved, markov.Solved):
-        found, X_a = markov.record(at.solved, record.whitening(at.R), float(at.R[-1, -1] ** 2))
-        return Moved(found, X_a, None, None)
+    """The sums for derivatives there."""
+    if isinstance(at.solved, SolvedSeries):
+        assert data.series is not None
+        return series.moved(data.model, at.solved, data.series, at.R, wanted.second)
     return record.moved(data.model, at.solved, data.stacks, at.R, at.N, wanted)
 
 

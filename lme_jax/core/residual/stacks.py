@@ -7,7 +7,7 @@ and C = 0, which change nothing.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse
@@ -43,7 +43,7 @@ class Rows(NamedTuple):
     Z: tuple[np.ndarray, ...]
     codes: tuple[np.ndarray, ...]
 
-    def map(self, of: np.ndarray) -> "Rows":
+    def map(self, of: np.ndarray | slice) -> "Rows":
         """The rows ``of``, which may have any shape."""
         several = [tuple(a[of] for a in field) for field in (self.strata, self.covariates, self.Z, self.codes)]
         return Rows(self.subject[of], self.clock[of], self.group[of], *several)
@@ -80,25 +80,6 @@ class Stack(NamedTuple):
     distance: np.ndarray | None
 
 
-class Later(Sequence[Stack]):
-    """Stacks that are made when they are first looked at: what is asked of single rows of long data needs them."""
-
-    def __init__(self, block: np.ndarray, rows: Rows, W: np.ndarray, n_visits: int, metric: str | None) -> None:
-        self._given = (block, rows, W, n_visits, metric)
-        self._made: list[Stack] | None = None
-
-    def _stacks(self) -> list[Stack]:
-        if self._made is None:
-            self._made = build(*self._given)
-        return self._made
-
-    def __len__(self) -> int:
-        return len(self._stacks())
-
-    def __getitem__(self, i: Any) -> Any:
-        return self._stacks()[i]
-
-
 def components(subject: np.ndarray, codes: Sequence[np.ndarray]) -> np.ndarray:
     """(n,) the block of every row: connected components of subjects and levels."""
     codes = [c for c in codes if not np.array_equal(c, subject)]
@@ -117,10 +98,11 @@ def sorted_rows(block: np.ndarray, r: Rows) -> np.ndarray:
     """Rows by block, then by subject, its clock, and the levels of the bars."""
     clock = [r.clock] if r.clock.ndim == 1 else list(r.clock.T[::-1])
     keys = [*r.codes[::-1], *clock, r.subject, block]
-    return np.arange(len(block)) if _in_order(keys[::-1]) else np.lexsort(keys)
+    return np.arange(len(block)) if in_order(keys[::-1]) else np.lexsort(keys)
 
 
-def _in_order(keys: list[np.ndarray]) -> bool:
+def in_order(keys: list[np.ndarray]) -> bool:
+    """Whether rows are sorted by the keys (n,), the first the slowest."""
     later = np.zeros(max(len(keys[0]) - 1, 0), bool)
     for key in keys:
         step = key[1:] - key[:-1]

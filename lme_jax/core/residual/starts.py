@@ -5,10 +5,10 @@ from typing import NamedTuple
 import numpy as np
 
 from .. import covariance
+from . import chain_moments
 from .data import BlockData
 from .families import Moments
 from .identification import pairs_seen
-from .markov import Sums
 from .model import gathered
 from .record import by_pattern
 from .registry import VARIANCES
@@ -36,8 +36,8 @@ class ArmMoments(NamedTuple):
 def moments(data: BlockData) -> list[ArmMoments]:
     """Of every arm; the residuals of least squares are the last column of C."""
     model = data.model
-    if data.sums is not None:
-        return [_of_neighbours(data.sums, data)]
+    if data.series is not None:
+        return [ArmMoments(*chain_moments.of_arm(model, data.series.chain, a)) for a in range(model.n_groups)]
     gaps = _distances(data) if model.family.distance else np.zeros(0)
     A, T = model.n_groups, max(model.n_visits, 1)
     S, N = np.zeros((A, T, T)), np.zeros((A, T, T))
@@ -52,7 +52,7 @@ def moments(data: BlockData) -> list[ArmMoments]:
     size = np.sqrt(np.maximum(squares / np.maximum(rows, 1.0), np.finfo(float).tiny))
     if not model.family.distance:
         N = pairs_seen(model, list(data.stacks))
-    found = [ArmMoments(_of_arm(S[a], N[a], size[a], gaps), float(size[a])) for a in range(A)]
+    found = [ArmMoments(of_arm(S[a], N[a], size[a], gaps), float(size[a])) for a in range(A)]
     return [_improved(arm, a, data) for a, arm in enumerate(found)] if model.family.each else found
 
 
@@ -60,23 +60,14 @@ def _together(s: Stack) -> np.ndarray | float:
     return 1.0 if s.together is None else s.together.astype(float)
 
 
-def _of_arm(S: np.ndarray, N: np.ndarray, size: float, gaps: np.ndarray) -> Moments:
+def of_arm(S: np.ndarray, N: np.ndarray, size: float, gaps: np.ndarray) -> Moments:
+    """From sums of squares S and pairs N (T, T) of an arm."""
     own = np.diagonal(N)
     variance = np.where(own > 0, np.diagonal(S) / np.maximum(own, 1.0), size**2)
     sd = np.sqrt(np.maximum(variance, (1e-3 * size) ** 2))
     R = np.where(N > 0, S / np.maximum(N, 1e-300) / np.outer(sd, sd), 0.0)
     np.fill_diagonal(R, 1.0)
     return Moments(sd, R, N, gaps)
-
-
-def _of_neighbours(sums: Sums, data: BlockData) -> ArmMoments:
-    """Of an AR(1) or CAR(1) whose neighbours' correlation is all that is known; T = 2 visits that gap apart."""
-    r, gap = sums.correlation
-    size = np.sqrt(sums.W[0][-1, -1] / len(data.y))
-    rho = np.sign(r) * min(abs(r), 0.95) ** (1.0 / gap) if data.model.word == "ar1" else r
-    R = np.array([[1.0, rho], [rho, 1.0]])
-    ranges = np.quantile(sums.nodes, (0.0, 0.5, 1.0)) / -np.log(np.clip(r, 0.05, 0.95))
-    return ArmMoments(Moments(np.full(2, size), R, np.ones((2, 2)), ranges), float(size))
 
 
 def _improved(arm: ArmMoments, a: int, data: BlockData) -> ArmMoments:
@@ -124,7 +115,7 @@ def starts(data: BlockData) -> list[np.ndarray]:
     model, arms = data.model, moments(data)
     out = []
     for share in SHARES if model.bars else (1.0,):
-        for rho in _correlations(data, arms, share):
+        for rho in combined(data, arms, share):
             for spread in SPREADS if model.bars else (1.0,):
                 for delta in _variance_starts(data):
                     x = np.zeros(model.size)
@@ -136,7 +127,7 @@ def starts(data: BlockData) -> list[np.ndarray]:
     return out
 
 
-def _correlations(data: BlockData, arms: list[ArmMoments], share: float) -> list[np.ndarray]:
+def combined(data: BlockData, arms: list[ArmMoments], share: float) -> list[np.ndarray]:
     """Starts of all arms' parameters; the i-th of every arm together."""
     model = data.model
     each = []
