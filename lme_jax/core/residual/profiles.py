@@ -30,13 +30,13 @@ class Limits(NamedTuple):
 def surface(x: np.ndarray, data: BlockData, reml: bool) -> Surface | None:
     """−2ℓ at x (k + 1,) in the search's units, log σ² last, response units."""
     k, p = data.model.size, data.n_fixed
-    at = objective.point(x[:k], data, reml, blocks=True)
-    if at is None or not isinstance(at.solved, record.Solved):
+    at = objective.point(x[:k], data, reml)
+    if at is None:
         return None
     s2, Q = float(np.exp(x[k])) * data.basis.map[p, p] ** 2, float(at.R[-1, -1] ** 2)
     if not s2 > 0.0 or not np.isfinite(Q / s2):
         return None
-    m = record.moved(data.model, at.solved, data.stacks, at.R, Q / s2, record.Wanted(reml))
+    m = objective.moved(at._replace(N=Q / s2), data, record.Wanted(reml))
     there = likelihood.assembled(m.record, 0.0, s2, at.N, reml)
     unit = np.append(np.ones(k), s2)
     gradient = -2.0 * there.score[p:] * unit
