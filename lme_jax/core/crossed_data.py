@@ -231,9 +231,9 @@ def _nested_order(moments: CrossedMoments) -> tuple[int, ...] | None:
     n_factors = len(moments.sizes)
     if n_factors == 1:
         return (0,)
-    occurring = [len(np.unique(moments.meeting(j, (j + 1) % n_factors).row)) for j in range(n_factors)]
+    occurring = [moments.n_occurring(j) for j in range(n_factors)]
     order = tuple(sorted(range(n_factors), key=lambda j: -occurring[j]))
-    inside = (np.diff(moments.meeting(a, b).row).all() for a, b in itertools.pairwise(order))
+    inside = (moments.n_met(a, b) == occurring[a] for a, b in itertools.pairwise(order))
     return order if all(inside) else None
 
 

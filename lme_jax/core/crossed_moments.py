@@ -27,6 +27,9 @@ from .moments import (
 )
 from .types import Array, pytree, static
 
+# Rows that are looked at first for whether a factor lies inside another.
+GLIMPSE_ROWS = 1024
+
 
 @pytree
 class Meeting:
@@ -81,6 +84,16 @@ class CrossedMoments:
         """The meeting of factors j ≠ k, its rows levels of j."""
         at = pairs(len(self.ZtZ)).index((min(j, k), max(j, k)))
         return self.meetings[at] if j < k else transposed(self.meetings[at])
+
+
+    def n_met(self, j: int, k: int) -> int:
+        """How many pairs of levels of factors j ≠ k meet."""
+        return len(self.meetings[pairs(len(self.ZtZ)).index((min(j, k), max(j, k)))].row)
+
+    def n_occurring(self, j: int) -> int:
+        """How many levels of a factor, of two or more, occur in the rows."""
+        # The pairs begin with those of factor 0.
+        return int(np.count_nonzero(np.bincount(self.meetings[j - 1].column if j else self.meetings[0].row)))
 
 
 def pairs(n_factors: int) -> list[tuple[int, int]]:
@@ -197,20 +210,24 @@ def _meeting(Z1: Any, code1: Any, m1: int, q1: int, Z2: Any, code2: Any, m2: int
     if code1 is None or code2 is None:
         sparse = [Z if c is None else _by_column(Z, c, m) for Z, c, m in ((Z1, code1, m1), (Z2, code2, m2))]
         return _blocks(sparse[0].T @ sparse[1], q1, q2)
-    parent = parents(code1, code2, m1)
+    parent = _parents(code1, code2, m1)
     if parent is not None:
         return _inside(code1, parent, m1, list(Z1.T), list(Z2.T))
-    parent = parents(code2, code1, m2)
+    parent = _parents(code2, code1, m2)
     if parent is not None:
         return transposed(_inside(code2, parent, m2, list(Z2.T), list(Z1.T)))
     return _summed(code1, code2, ((a * b for b in Z2.T) for a in Z1.T), m1, m2)
 
 
-def parents(inner: np.ndarray, outer: np.ndarray, n_inner: int) -> np.ndarray | None:
+def _parents(inner: np.ndarray, outer: np.ndarray, n_inner: int) -> np.ndarray | None:
     """The outer level of every inner level, or None where some inner level meets two."""
     parent = np.zeros(n_inner, np.int64)
-    parent[inner] = outer
-    return parent if np.array_equal(parent[inner], outer) else None
+    # Most factors that are not nested show it in a few rows.
+    for rows in (slice(GLIMPSE_ROWS), slice(None)):
+        parent[inner[rows]] = outer[rows]
+        if not np.array_equal(parent[inner[rows]], outer[rows]):
+            return None
+    return parent
 
 
 def _inside(
@@ -218,8 +235,10 @@ def _inside(
 ) -> Meeting:
     """The meeting of a factor with one that it lies in."""
     value = _sum_by_code(codes, n_levels, inner, outer)
-    occurs = np.flatnonzero(np.bincount(codes, minlength=n_levels))
-    return Meeting(occurs.astype(np.int32), parent[occurs].astype(np.int32), value[:, :, occurs])
+    occurs = np.flatnonzero(np.bincount(codes, minlength=n_levels)).astype(np.int32)
+    if len(occurs) < n_levels:
+        value, parent = value[:, :, occurs], parent[occurs]
+    return Meeting(occurs, parent.astype(np.int32), value)
 
 
 def _summed(row: np.ndarray, column: np.ndarray, value: Iterable[Iterable[Any]], m1: int, m2: int) -> Meeting:
