@@ -13,9 +13,10 @@ from .model import lmer
 if TYPE_CHECKING:
     from . import datasets
     from .cache import enable_compilation_cache
+    from .chunks import Moments, merge, moments
     from .compat.mixed_lm import MixedLM, mixedlm
     from .compat.params import MixedLMParams, VCSpec
-    from .core.compression import compress, merge
+    from .core.compression import compress
     from .core.fit import deviance, fit, fit_at, predict, random_effects
     from .core.likelihood import Likelihood, loglike, score_and_hessian
     from .core.optimize import NewtonOptions
@@ -36,6 +37,7 @@ __all__ = [
     "MixedLM",
     "MixedLMParams",
     "MixedLMResults",
+    "Moments",
     "NewtonOptions",
     "Status",
     "VCSpec",
@@ -54,6 +56,7 @@ __all__ = [
     "loglike",
     "merge",
     "mixedlm",
+    "moments",
     "params_jacobian",
     "predict",
     "random_effects",
@@ -67,6 +70,7 @@ _HOMES = {
     "MixedLM": "compat.mixed_lm",
     "MixedLMParams": "compat.params",
     "MixedLMResults": "results",
+    "Moments": "chunks",
     "NewtonOptions": "core.optimize",
     "Status": "core.types",
     "VCSpec": "compat.params",
@@ -80,8 +84,9 @@ _HOMES = {
     "fit_many": "many.doors",
     "lmer_many": "many.doors",
     "loglike": "core.likelihood",
-    "merge": "core.moments",
+    "merge": "chunks",
     "mixedlm": "compat.mixed_lm",
+    "moments": "chunks",
     "params_jacobian": "core.parameterizations:jacobian",
     "predict": "core.fit",
     "random_effects": "core.fit",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -21,6 +22,7 @@ from lme_jax.formula.design import (
     check_design,
     check_missing_argument,
     check_response,
+    check_weights,
     expressed_numbers,
     reduce_rank,
     row_numbers,
@@ -36,12 +38,20 @@ from lme_jax.formula.known import (
     relatedness_matrix,
     semidefinite_root,
 )
-from lme_jax.formula.matrix import FactorCoding, Piece, Value, factor_codings, model_matrix, recode
+from lme_jax.formula.matrix import (
+    FactorCoding,
+    Piece,
+    Value,
+    check_same_codings,
+    factor_codings,
+    model_matrix,
+    recode,
+)
 from lme_jax.formula.notes import warn
-from lme_jax.formula.syntax import Node, parse
+from lme_jax.formula.syntax import Name, Node, parse, walk
 from lme_jax.formula.term_blocks import resolve
 from lme_jax.formula.terms import Bar, MixedFormula, parse_mixed
-from lme_jax.formula.values import Factor, as_frame, namespace, take
+from lme_jax.formula.values import Factor, as_frame, column, namespace, take
 from lme_jax.formula.wrappers import Spelled
 
 
@@ -80,12 +90,15 @@ class Lme4State:
         return model_matrix(linear, values, self.codings, len(evaluator.frame))
 
     def _value(self, label: str, node: Node, evaluator: Evaluator) -> Value:
-        value = evaluator.variable(node)
-        coding = self.codings.get(label)
-        if (coding is None) != isinstance(value, np.ndarray):
-            kinds = ("a factor", "numeric") if coding is None else ("numeric", "a factor")
-            raise DataError(f"{label} is {kinds[0]} in the new data but was {kinds[1]} when the model was fitted.")
-        return recode(value, coding, label) if isinstance(value, Factor) and coding is not None else value
+        return recoded(evaluator.variable(node), self.codings.get(label), label)
+
+
+def recoded(value: Value, coding: FactorCoding | None, label: str) -> Value:
+    """A variable of new rows by the levels of training."""
+    if (coding is None) != isinstance(value, np.ndarray):
+        kinds = ("a factor", "numeric") if coding is None else ("numeric", "a factor")
+        raise DataError(f"{label} is {kinds[0]} in the new data but was {kinds[1]} when the model was fitted.")
+    return recode(value, coding, label) if isinstance(value, Factor) and coding is not None else value
 
 
 def _parts(evaluator: Evaluator, bar: Bar) -> list[Factor]:
@@ -105,6 +118,7 @@ def design_from_formula(
     memberships: Mapping[str, Any] | None = None,
     relatedness: Mapping[str, Any] | None = None,
     context: Mapping[str, Any] | int | None = None,
+    chunk: Chunk | None = None,
 ) -> Design:
     """Turn an lme4 formula and data into arrays.
 
@@ -143,6 +157,9 @@ def design_from_formula(
         that many frames up: 1 for the caller of this function, 2 for the caller's caller. None: the formula
         (and a text given as weights, offset or subset) reaches columns, the listed functions, NumPy's
         elementwise functions and operators, and no other code; for formulas that others wrote.
+    chunk : Chunk, optional
+        The rows are some of the data only: no column is dropped and no level left out that other chunks may have,
+        and whether the rows suffice is not asked.
 
     Returns
     -------
@@ -167,7 +184,7 @@ def design_from_formula(
     go; unlike R, so do ``mean``, ``sd``, ``max`` …, whose value at the fit is kept for new rows.
     """
     check_missing_argument(missing, ("drop", "raise"))
-    whole = as_frame(data)
+    whole = as_frame(data) if chunk is None else chunk.declared(as_frame(data))
     parsed = parse_mixed(formula, whole.columns)
     rows = subset_rows(whole, subset, restricted=context is None)
     frame = whole if rows is None else whole.iloc[rows]
@@ -175,15 +192,17 @@ def design_from_formula(
         raise DataError("The data have no rows" + (" in the subset." if subset is not None else "."))
     if parsed.echoed:
         warn(f"The response {parsed.response} stood on the right-hand side too and was dropped there.", LmeJaxWarning)
-    evaluator = Evaluator(frame, namespace(context), {}, {}, rows)
+    names = namespace(context)
+    evaluator = Evaluator(frame, names, {}, {}, rows) if chunk is None else chunk.evaluator(parsed, frame, names, rows)
     known = _known(parsed.bars, memberships or {}, relatedness or {}, len(whole))
     given = [_given_numbers(whole, v, what, evaluator, rows) for v, what in ((weights, "weights"), (offset, "offset"))]
     variables = _evaluate(parsed, evaluator, given[0], given[1], frozenset(known.shares))
     keep = variables.usable_rows(frame.index, missing)
-    variables = (variables if keep is None else variables.take(keep)).without_unused_levels()
+    variables = variables if keep is None else variables.take(keep)
+    variables = variables.without_unused_levels() if chunk is None else chunk.with_levels(parsed, variables, frame)
     known = known.take(rows).take(keep)
     how = _How(contrasts or {}, structures or {}, offset if isinstance(offset, str) else None)
-    return _assemble(parsed, variables, frame.index, keep, known, how, evaluator)
+    return _assemble(parsed, variables, frame.index, keep, known, how, evaluator, chunk)
 
 
 def _assemble(
@@ -194,14 +213,23 @@ def _assemble(
     known: _Known,
     how: _How,
     evaluator: Evaluator,
+    chunk: Chunk | None,
 ) -> Design:
     """The design from the variables of the rows in use; `index` and `keep` are those of all rows looked at."""
     codings = factor_codings(variables.values, how.contrasts, _linears(parsed))
     X, names = model_matrix(parsed.fixed, variables.values, codings, len(variables.y))
-    X, exog_names, dropped, kept_columns = reduce_rank(X, names)
+    dropped: tuple[str, ...] = ()
+    if chunk is None:
+        X, names, dropped, kept_columns = reduce_rank(X, names)
+    else:
+        chunk.check_contrasts(codings)
+        kept_columns = np.arange(len(names))
     structures = _structures(parsed.bars, how.structures)
     terms, crossings = _random_terms(parsed.bars, structures, variables, codings, known, evaluator)
-    check_design(variables.y, variables.endog_name, variables.weights, X, terms)
+    if chunk is None:
+        check_design(variables.y, variables.endog_name, variables.weights, X, terms)
+    else:
+        check_weights(variables.weights)
     state = Lme4State(parsed, codings, crossings, evaluator.state, evaluator.used, kept_columns, how.offset_text)
     return Design(
         y=np.array(variables.y),
@@ -210,7 +238,7 @@ def _assemble(
         weights=variables.weights,
         offset=variables.offset,
         endog_name=variables.endog_name,
-        exog_names=exog_names,
+        exog_names=names,
         dropped_columns=dropped,
         index=index if keep is None else index[keep],
         n_dropped=0 if keep is None else len(index) - len(keep),
@@ -231,6 +259,85 @@ def _given_numbers(
 @lru_cache(maxsize=256)
 def _expression(text: str) -> Node:
     return parse(text)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What makes the rows one chunk of several, whose columns must mean the same in all.
+
+    Attributes
+    ----------
+    like : the state of another chunk, whose levels, contrasts and transforms these rows take; None: their own.
+    levels : column → the levels it may have in any chunk.
+    """
+
+    like: Lme4State | None
+    levels: Mapping[str, Sequence[Any]]
+
+    def declared(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """The frame with the columns named in ``levels`` as Categoricals."""
+        check_mapping(self.levels, "levels")
+        return frame.assign(**{name: _categorical(frame, name, given) for name, given in self.levels.items()})
+
+    def evaluator(
+        self, parsed: MixedFormula, frame: pd.DataFrame, names: Mapping[str, Any], rows: np.ndarray | None
+    ) -> Evaluator:
+        """One that has learnt what the other chunk's transforms did."""
+        if self.like is None:
+            return Evaluator(frame, names, {}, {}, rows)
+        if parsed != self.like.parsed:
+            raise FormulaError(f"like= is of the formula {self.like.parsed.text!r}, not {parsed.text!r}.")
+        memory = {label: dict(learnt) for label, learnt in self.like.memory.items()}
+        # An array of the caller's has a value per row of its own chunk; all else is as it was.
+        constant = {name: v for name, v in self.like.context.items() if not isinstance(v, list | np.ndarray | pd.Series)}
+        return Evaluator(frame, ChainMap(constant, names), memory, dict(constant), rows)
+
+    def with_levels(self, parsed: MixedFormula, variables: _Variables, frame: pd.DataFrame) -> _Variables:
+        """The variables by the levels of the other chunk, or by those that are declared, or else by those found."""
+        if self.like is not None:
+            codings = self.like.codings
+            values = {label: _like(value, codings.get(label), label) for label, value in variables.values.items()}
+            return replace(variables, values=values)
+        nodes = {label: node for linear in _linears(parsed) for label, node in linear.variables}
+        kept = {label: v for label, v in variables.values.items() if _is_declared(nodes[label], frame)}
+        found = variables.without_unused_levels()
+        return replace(found, values={**found.values, **kept})
+
+    def check_contrasts(self, codings: dict[str, FactorCoding]) -> None:
+        if self.like is not None:
+            check_same_codings(self.like.codings, codings)
+
+
+def _categorical(frame: pd.DataFrame, name: str, levels: Sequence[Any]) -> pd.Series:
+    values = column(frame, name)
+    if isinstance(levels, str) or not pd.Index(levels).is_unique or pd.isna(pd.Index(levels)).any():
+        raise DataError(f"levels={{{name!r}: {levels!r}}}: give a list of different levels, none of them missing.")
+    ordered = isinstance(values.dtype, pd.CategoricalDtype) and bool(values.dtype.ordered)
+    dtype = pd.CategoricalDtype(list(levels), ordered)
+    coded = pd.Series(pd.Categorical(values.astype(object), dtype=dtype), index=values.index)
+    lacking = (coded.isna() & values.notna()).to_numpy()
+    if lacking.any():
+        raise DataError(
+            f"Column {name!r} has the levels {shown(pd.unique(values[lacking]))}, which levels={{{name!r}: …}} does not "
+            f"name; it names {shown(list(levels), 20)} (numbers and text are never the same level)."
+        )
+    return coded
+
+
+def _is_declared(node: Node, frame: pd.DataFrame) -> bool:
+    """Whether a Categorical says which levels a variable may have."""
+    names = {part.name for part in walk(node) if isinstance(part, Name)} & set(frame.columns)
+    return any(isinstance(frame[name].dtype, pd.CategoricalDtype) for name in names)
+
+
+def _like(value: Value, coding: FactorCoding | None, label: str) -> Value:
+    try:
+        return recoded(value, coding, label)
+    except DataError as error:
+        raise DataError(
+            f"This chunk is unlike the one given as like=: {error} Give levels={{{label!r}: [all of them]}} to moments() of "
+            "the first chunk, or a Categorical column, or like= a frame with all levels."
+        ) from error
 
 
 @dataclass(frozen=True)

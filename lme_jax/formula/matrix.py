@@ -128,3 +128,19 @@ def recode(value: Factor, coding: FactorCoding, label: str) -> Factor:
             f"known: {shown(coding.levels, 20)}."
         )
     return replace(value, codes=np.append(positions, -1)[value.codes], levels=coding.levels)
+
+
+def check_same_codings(first: Mapping[str, FactorCoding], other: Mapping[str, FactorCoding]) -> None:
+    """Raise DataError where the factors of two chunks of rows would not give the same columns."""
+    for label in dict.fromkeys((*first, *other)):
+        a, b = first.get(label), other.get(label)
+        if a is None or b is None:
+            raise DataError(f"{label} is a factor in one chunk and numeric in another; make it one type in all.")
+        if a.labels != b.labels:
+            raise DataError(
+                f"{label} has the levels {shown(a.labels, 20)} in one chunk and {shown(b.labels, 20)} in another, so "
+                f"their columns differ: give levels={{{label!r}: [all of them]}} to moments() of every chunk, or "
+                "like= (the moments of a chunk, or a frame, with all levels)."
+            )
+        if a.names != b.names or not np.array_equal(a.contrasts, b.contrasts):
+            raise DataError(f"{label} has other contrasts in one chunk than in another; give all the same contrasts=.")
