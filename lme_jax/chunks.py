@@ -22,7 +22,7 @@ from .core.pytrees import leaves, tree_map
 from .data import ModelData
 from .errors import DataError, UnsupportedError
 from .fitting import with_backend
-from .formula import Design, design_from_formula, drop_dependent_columns
+from .formula import design_from_formula, drop_dependent_columns
 from .formula.chunks import check_same_columns, state_of, union_of_levels
 from .formula.design import check_counts, check_varies
 from .formula.lme4 import Chunk, Lme4State
@@ -34,7 +34,13 @@ NO_ROWS = "a fit of moments has no rows"
 
 
 class Spread(NamedTuple):
-    """What the response is like, in numbers that add: of y less its offset Σw, the mean and Σw(y − mean)²; of y the range."""
+    """What the response is like, in numbers that add.
+
+    Attributes
+    ----------
+    weight, mean, squares : Σw, the mean and Σw(y − mean)² of the response less its offset.
+    low, high : the range of the response.
+    """
 
     weight: float
     mean: float
@@ -115,8 +121,9 @@ class Moments:
     @cached_property
     def _model(self) -> ModelData:
         """The labelled data to fit, without the columns of X that others determine."""
-        T = triangle(self.sums.WtW, self.sums.basis)
-        keep = drop_dependent_columns(T[:, :-1], self.columns)
+        # Its columns have the lengths and angles of those of X.
+        few_rows = triangle(self.sums.WtW, self.sums.basis)[:, :-1]
+        keep = drop_dependent_columns(few_rows, self.columns)
         data, sums = self._data, self.sums
         if len(keep) < len(self.columns):
             data, sums = data.columns(keep), _without_columns(sums, keep.tolist())
@@ -126,6 +133,16 @@ class Moments:
         spread = float(np.sqrt(self._spread.squares / self.n_rows))
         data.__dict__.update(compressed=statistics, spread=spread)
         return data
+
+    def _check_effects(self) -> None:
+        """Whether every random effect has a row that tells of it."""
+        effects = [(column, factor.name) for factor in self._data.factors for column in factor.columns]
+        for (column, factor), squares in zip(effects, self.sums.column_squares, strict=True):
+            if squares == 0:
+                raise DataError(
+                    f"The effect {column} that varies by {factor!r} is zero in every row, such as that of a level that "
+                    "no row has: leave it out of the formula, or the level out of levels= and the Categorical."
+                )
 
     def fit(
         self,
@@ -149,6 +166,7 @@ class Moments:
             Where the rows cannot identify the model.
         """
         check_varies(self._spread.low, self._spread.high, self._data.endog_name)
+        self._check_effects()
         data = self._model
         check_counts(data.n_rows, len(data.exog_names), data.terms)
         return fit_model(data, reml, start, with_backend(options, backend))
@@ -195,9 +213,9 @@ def moments(
 
     Notes
     -----
-    Without ``like`` a chunk learns levels (of columns that are no Categoricals) and transforms from its own rows; chunks
-    that learnt different ones do not add, and the error says which. A fit of the sum is that of all rows at once, to
-    rounding; where transforms were learnt from the first chunk, the same model in other coordinates.
+    Without ``like`` a chunk learns levels (of columns that are no Categoricals) and transforms from its own rows;
+    chunks that learnt different ones do not add, and the error says which. A fit of the sum is that of all rows at
+    once, to rounding; where transforms learnt from the first chunk, say its mean, the model is written in these.
 
     Memory is O(levels · effects²), and for several factors a number per pair of levels that meet; see ``merge``.
 
@@ -239,8 +257,8 @@ def merge(*parts: Any) -> Any:
     Parameters
     ----------
     parts : moments of chunks, or one list of them
-        ``Moments`` of a formula; or those of the core, ``GroupMoments`` or ``CrossedMoments``, whose chunks must use one
-        coding of the levels.
+        ``Moments`` of a formula; or those of the core, ``GroupMoments`` or ``CrossedMoments``, whose chunks must use
+        one coding of the levels.
 
     Returns
     -------
@@ -257,7 +275,7 @@ def merge(*parts: Any) -> Any:
         raise DataError("there are no moments to merge: give those of one chunk or more")
     for kind, join in ((Moments, _merged), (CrossedMoments, _of_core), (GroupMoments, _of_core)):
         if all(isinstance(part, kind) for part in parts):
-            return join(parts)  # type: ignore[operator]
+            return join(parts)
     names = sorted({type(part).__name__ for part in parts})
     raise DataError(f"merge takes moments of one kind, not {' and '.join(names)}")
 
@@ -270,15 +288,21 @@ def _merged(parts: Sequence[Moments]) -> Moments:
     first = parts[0]._data
     for part in parts[1:]:
         check_same_columns(first.design, part._data.design)
+        for a, b in zip(first.terms, part._data.terms, strict=True):
+            if a.block != b.block:
+                raise DataError(
+                    f"The covariance structures of ({' + '.join(a.columns)} | {a.factor}) differ: {a.structure} in one "
+                    f"chunk, {b.structure} in another, or what they need; give every chunk the same structures=."
+                )
     state, positions = union_of_levels([part._data.design for part in parts])
     names = [factor.name for factor in first.factors]
     n_levels = [len(labels) for labels in _labels(state).values()]
     where = [[positions[name][i] for name in names] for i in range(len(parts))]
-    sums = [part.sums for part in parts]
+    sums: list[Any] = [part.sums for part in parts]
     if isinstance(sums[0], GroupMoments):
-        added: Any = one_factor.merge(*sums, positions=[own for (own,) in where], n_levels=n_levels[0])  # type: ignore[arg-type]
+        added: Any = one_factor.merge(*sums, positions=[own for (own,) in where], n_levels=n_levels[0])
     else:
-        added = merge_crossed(*sums, positions=where, n_levels=n_levels)  # type: ignore[arg-type]
+        added = merge_crossed(*sums, positions=where, n_levels=n_levels)
     spread = parts[0]._spread
     for part in parts[1:]:
         spread = spread + part._spread

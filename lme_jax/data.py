@@ -205,12 +205,9 @@ class ModelData:
         y, X, weights = self.y - self.offset, self.X, self.design.weights
         if self.has_one_factor:
             only = self.factors[0]
-            return group_moments(
-                y, X, only.Z, only.codes, len(only.levels), template=only.template, weights=weights
-            )
-        Zs, codes = [f.Z for f in self.factors], [f.codes for f in self.factors]
-        levels = [len(f.levels) for f in self.factors]
-        return crossed_moments(y, X, Zs, codes, levels, template=self.template, weights=weights)
+            return group_moments(y, X, only.Z, only.codes, len(only.levels), template=only.template, weights=weights)
+        columns = zip(*((f.Z, f.codes, len(f.levels)) for f in self.factors), strict=True)
+        return crossed_moments(y, X, *columns, template=self.template, weights=weights)
 
     @cached_property
     def spread(self) -> float:

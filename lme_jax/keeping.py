@@ -4,8 +4,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import pandas as pd
-
 from .data import ModelData, NoRows
 from .errors import DataError
 
@@ -40,7 +38,7 @@ def without_rows(data: ModelData, why: str = NoRows.why) -> ModelData:
         X=gone,
         weights=None if data.design.weights is None else gone,
         offset=None if data.design.offset is None else gone,
-        index=pd.RangeIndex(0),
+        index=gone,
         terms=tuple(thin[id(t)] for t in data.design.terms),
     )
     factors = []

@@ -85,7 +85,6 @@ class CrossedMoments:
         at = pairs(len(self.ZtZ)).index((min(j, k), max(j, k)))
         return self.meetings[at] if j < k else transposed(self.meetings[at])
 
-
     def n_met(self, j: int, k: int) -> int:
         """How many pairs of levels of factors j ≠ k meet."""
         return len(self.meetings[pairs(len(self.ZtZ)).index((min(j, k), max(j, k)))].row)
@@ -288,9 +287,7 @@ def change_basis(moments: CrossedMoments, basis: Basis, keep: Sequence[int] | No
     return dataclasses.replace(
         moments,
         ZtZ=tuple(G * (own[:, None] * own)[:, :, None] for G, own in zip(moments.ZtZ, s, strict=True)),
-        ZtW=tuple(
-            np.einsum("qcg,cd->qdg", C, A) * own[:, None, None] for C, own in zip(moments.ZtW, s, strict=True)
-        ),
+        ZtW=tuple(np.einsum("qcg,cd->qdg", C, A) * own[:, None, None] for C, own in zip(moments.ZtW, s, strict=True)),
         meetings=tuple(scaled(met, j, k) for met, (j, k) in zip(moments.meetings, places, strict=True)),
         shared=tuple(met and scaled(met, j, j) for j, met in enumerate(moments.shared)),
         WtW=A.T @ moments.WtW @ A,
@@ -320,7 +317,7 @@ def merge_crossed(
     def of_factor(name: str, j: int) -> np.ndarray:
         return added([getattr(m, name)[j] for m in moved], [own[j] for own in positions], lengths[j])
 
-    def of_pair(meetings: Sequence[Meeting], j: int, k: int) -> Meeting:
+    def of_pair(meetings: Sequence[Any], j: int, k: int) -> Meeting:
         places = [(own[j], own[k]) for own in positions]
         return _added_meetings(meetings, places, lengths[j], lengths[k])
 

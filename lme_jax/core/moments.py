@@ -432,7 +432,7 @@ def merge(*parts: GroupMoments, positions: Positions | None = None, n_levels: in
         merged = _sum([change_basis(m, basis) for m in parts], places, length)
         if not _needs_pilots(*_between_and_within(merged)):
             return merged
-    parts = [_with_pilots(m) for m in parts]
+    parts = tuple(_with_pilots(m) for m in parts)
     # From where the levels of all show what varies within; the chunks go there directly, which costs no digits.
     merged = _sum([change_basis(m, basis) for m in parts], places, length)
     basis = moved_basis(basis, within_map(*_between_and_within(merged)))
@@ -550,8 +550,9 @@ def without_columns(moments: GroupMoments, keep: Sequence[int]) -> GroupMoments:
 
 def triangle(WtW: np.ndarray, basis: Basis) -> np.ndarray:
     """T (p+1, p+1) with TᵀT = [X y]ᵀ[X y], in the user's columns."""
-    size = np.sqrt(np.maximum(np.diag(WtW), np.finfo(float).tiny))
-    values, vectors = np.linalg.eigh(WtW / np.outer(size, size))
+    size = np.sqrt(np.diag(WtW))
+    whole = np.where(size > 0, size, 1.0)
+    values, vectors = np.linalg.eigh(WtW / np.outer(whole, whole))
     half = np.sqrt(np.maximum(values, 0.0))[:, None] * vectors.T * size
     return np.linalg.solve(np.asarray(basis.map).T, half.T).T
 

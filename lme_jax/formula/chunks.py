@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from lme_jax.errors import DataError
-from lme_jax.formula.crossing import union
+from lme_jax.formula.crossing import Crossing, union
 from lme_jax.formula.design import Design
 from lme_jax.formula.lme4 import Lme4State
 from lme_jax.formula.matrix import check_same_codings
@@ -37,7 +37,9 @@ def check_same_columns(first: Design, other: Design) -> None:
             raise DataError(f"{label} learnt other values from one chunk than from another: {LIKE}.")
     for name in a.context.keys() & b.context.keys():
         if not _equal_where_plain(a.context[name], b.context[name]):
-            raise DataError(f"{name} was {a.context[name]!r} for one chunk and {b.context[name]!r} for another: {LIKE}.")
+            raise DataError(
+                f"{name} was {a.context[name]!r} for one chunk and {b.context[name]!r} for another: {LIKE}."
+            )
     if first.exog_names != other.exog_names:
         raise DataError(
             f"The chunks have different columns, {list(first.exog_names)} and {list(other.exog_names)}: {LIKE}."
@@ -47,13 +49,12 @@ def check_same_columns(first: Design, other: Design) -> None:
 def union_of_levels(designs: Sequence[Design]) -> tuple[Lme4State, dict[str, list[np.ndarray]]]:
     """The state with the grouping levels of all chunks, and per factor where each chunk's levels stand among them."""
     first = state_of(designs[0])
-    crossings: dict[str, Any] = {}
+    crossings: dict[str, Crossing] = {}
     positions: dict[str, list[np.ndarray]] = {}
     for at, bar in enumerate(first.parsed.bars):
         if bar.label not in crossings:
-            crossings[bar.label], positions[bar.label] = union(
-                [state_of(design).crossings[at] for design in designs], bar.label
-            )
+            found: list[Any] = [state_of(design).crossings[at] for design in designs]
+            crossings[bar.label], positions[bar.label] = union(found, bar.label)
     return replace(first, crossings=tuple(crossings[bar.label] for bar in first.parsed.bars)), positions
 
 

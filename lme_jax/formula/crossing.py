@@ -82,10 +82,10 @@ def _union_levels(found: Sequence[np.ndarray], name: str) -> np.ndarray:
     if len(kinds) > 1:
         (a, first), (b, second), *_ = kinds.items()
         raise DataError(
-            f"The levels of {name} are {a} in one chunk ({shown(first, 3)}) and {b} in another ({shown(second, 3)}), so "
-            "none would meet: make the column one type in all chunks."
+            f"The levels of {name} are {a} in one chunk ({shown(first, 3)}) and {b} in another ({shown(second, 3)}), "
+            "so none would meet: make the column one type in all chunks."
         )
-    if all(len(levels) == len(found[0]) and (levels == found[0]).all() for levels in found[1:]):
+    if all(levels.dtype == found[0].dtype and np.array_equal(levels, found[0]) for levels in found[1:]):
         return found[0]
     joined = np.concatenate(found)
     if joined.dtype.kind == "f" and any(levels.dtype.kind in "iu" for levels in found):
@@ -104,11 +104,12 @@ def _kind(levels: np.ndarray, name: str) -> str:
             raise DataError(f"{name} has the level {odd!r}: levels of chunks are numbers, text, dates or truth values.")
         if len(found) == 1:
             return found.pop()
-    return {"b": "truth values", "M": "dates", "m": "durations", "U": "text", "O": "of several types"}.get(kind, "numbers")
+    words = {"b": "truth values", "M": "dates", "m": "durations", "U": "text", "O": "of several types"}
+    return words.get(kind, "numbers")
 
 
 def _kind_of(label: Any) -> str:
-    known = {bool: "truth values", str: "text", (int, float, np.number): "numbers", date: "dates"}
+    known: dict[Any, str] = {bool: "truth values", str: "text", (int, float, np.number): "numbers", date: "dates"}
     return next((words for types, words in known.items() if isinstance(label, types)), "")
 
 

@@ -42,12 +42,13 @@ from lme_jax.formula.matrix import (
     FactorCoding,
     Piece,
     Value,
+    all_levels,
     check_same_codings,
     factor_codings,
     model_matrix,
     recode,
 )
-from lme_jax.formula.notes import warn
+from lme_jax.formula.notes import shown, warn
 from lme_jax.formula.syntax import Name, Node, parse, walk
 from lme_jax.formula.term_blocks import resolve
 from lme_jax.formula.terms import Bar, MixedFormula, parse_mixed
@@ -289,8 +290,9 @@ class Chunk:
             raise FormulaError(f"like= is of the formula {self.like.parsed.text!r}, not {parsed.text!r}.")
         memory = {label: dict(learnt) for label, learnt in self.like.memory.items()}
         # An array of the caller's has a value per row of its own chunk; all else is as it was.
-        constant = {name: v for name, v in self.like.context.items() if not isinstance(v, list | np.ndarray | pd.Series)}
-        return Evaluator(frame, ChainMap(constant, names), memory, dict(constant), rows)
+        per_row = (list, np.ndarray, pd.Series)
+        constant = {name: value for name, value in self.like.context.items() if not isinstance(value, per_row)}
+        return Evaluator(frame, ChainMap(constant, names), memory, dict(constant), rows)  # type: ignore[arg-type]
 
     def with_levels(self, parsed: MixedFormula, variables: _Variables, frame: pd.DataFrame) -> _Variables:
         """The variables by the levels of the other chunk, or by those that are declared, or else by those found."""
@@ -318,8 +320,8 @@ def _categorical(frame: pd.DataFrame, name: str, levels: Sequence[Any]) -> pd.Se
     lacking = (coded.isna() & values.notna()).to_numpy()
     if lacking.any():
         raise DataError(
-            f"Column {name!r} has the levels {shown(pd.unique(values[lacking]))}, which levels={{{name!r}: …}} does not "
-            f"name; it names {shown(list(levels), 20)} (numbers and text are never the same level)."
+            f"Column {name!r} has the levels {shown(pd.unique(values[lacking]))}, which levels={{{name!r}: …}} lacks; "
+            f"it names {shown(list(levels), 20)} (numbers and text are never the same level)."
         )
     return coded
 
@@ -334,10 +336,7 @@ def _like(value: Value, coding: FactorCoding | None, label: str) -> Value:
     try:
         return recoded(value, coding, label)
     except DataError as error:
-        raise DataError(
-            f"This chunk is unlike the one given as like=: {error} Give levels={{{label!r}: [all of them]}} to moments() of "
-            "the first chunk, or a Categorical column, or like= a frame with all levels."
-        ) from error
+        raise DataError(f"This chunk is unlike the one given as like=: {error} {all_levels(label)}.") from error
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from lme_jax.errors import DataError, FormulaError
 from lme_jax.formula.contrasts import contrast_matrix
 from lme_jax.formula.expansion import Linear
 from lme_jax.formula.notes import shown
+from lme_jax.formula.syntax import Name, parse, walk
 from lme_jax.formula.values import Factor, level_labels
 
 Value = np.ndarray | Factor
@@ -130,6 +131,15 @@ def recode(value: Factor, coding: FactorCoding, label: str) -> Factor:
     return replace(value, codes=np.append(positions, -1)[value.codes], levels=coding.levels)
 
 
+def all_levels(label: str) -> str:
+    """How a person says which levels a factor has in all chunks."""
+    columns = list(dict.fromkeys(part.name for part in walk(parse(label)) if isinstance(part, Name)))
+    like = "like= (the moments of a chunk with all levels, or a frame that has them)"
+    if len(columns) != 1:
+        return f"Give moments() of every chunk {like}"
+    return f"Give moments() of every chunk levels={{{columns[0]!r}: [all of them]}}, a Categorical, or {like}"
+
+
 def check_same_codings(first: Mapping[str, FactorCoding], other: Mapping[str, FactorCoding]) -> None:
     """Raise DataError where the factors of two chunks of rows would not give the same columns."""
     for label in dict.fromkeys((*first, *other)):
@@ -139,8 +149,7 @@ def check_same_codings(first: Mapping[str, FactorCoding], other: Mapping[str, Fa
         if a.labels != b.labels:
             raise DataError(
                 f"{label} has the levels {shown(a.labels, 20)} in one chunk and {shown(b.labels, 20)} in another, so "
-                f"their columns differ: give levels={{{label!r}: [all of them]}} to moments() of every chunk, or "
-                "like= (the moments of a chunk, or a frame, with all levels)."
+                f"their columns differ. {all_levels(label)}."
             )
         if a.names != b.names or not np.array_equal(a.contrasts, b.contrasts):
             raise DataError(f"{label} has other contrasts in one chunk than in another; give all the same contrasts=.")
