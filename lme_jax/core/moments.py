@@ -28,6 +28,8 @@ BETWEEN = 1e4
 PILOT_BETWEEN = 1e-6
 # The least pivot, relative to its column, that a pilot goes by: the coefficients behind a smaller one are noise.
 PILOT_PIVOT = 1e-10
+# What a difference of sums of squares leaves, relative to them, where nothing is left: rounding.
+NOTHING_LEFT = 1e-13
 
 # Per chunk, where each of its levels stands among those of all chunks.
 Positions: TypeAlias = Sequence[np.ndarray]
@@ -501,6 +503,9 @@ def _with_pilots(moments: GroupMoments) -> GroupMoments:
         return moments
     nothing = Pilots(np.zeros_like(moments.ZtW), moments.ZtW, moments.WtW)
     pilots = _move_pilots(moments, nothing, _coefficients(moments.ZtZ, moments.ZtW))
+    # Columns that do not vary within the levels: their rounding is not to be magnified in another basis.
+    varies = (pilots.EtE.diagonal() > NOTHING_LEFT * moments.WtW.diagonal()).astype(float)
+    pilots = Pilots(pilots.B, pilots.ZtE * varies[:, None], pilots.EtE * np.outer(varies, varies))
     return dataclasses.replace(moments, pilots=pilots)
 
 
