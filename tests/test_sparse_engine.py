@@ -1,5 +1,9 @@
 """The engine by fronts against the one dense system, on sparse crossings of many patterns."""
 
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -116,3 +120,19 @@ def test_listing_does_not_depend_on_the_chunks(monkeypatch):
     again = compressed(codes, levels, sizes)
     np.testing.assert_array_equal(whole.pair_column, again.pair_column)
     np.testing.assert_array_equal(whole.product_value, again.product_value)
+
+
+def test_threads_get_the_patterns_of_their_own_data(monkeypatch):
+    data = [SimpleNamespace(pair_row=np.arange(3), name=i) for i in range(4)]
+    monkeypatch.setattr(pattern, "_pattern", lambda each: each.name)
+
+    def ask(each):
+        return all(pattern.pattern_of(each) == each.name for _ in range(20_000))
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            assert all(pool.map(ask, data))
+    finally:
+        sys.setswitchinterval(interval)

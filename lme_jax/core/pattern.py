@@ -50,8 +50,9 @@ class Pattern(NamedTuple):
         return 8 * (3 * self.plan.size + 3 * places + 8 * len(self.source))
 
 
-# The pattern of the data that were last asked for: fits, random effects and Hessians ask in turn.
-_last: dict[str, Any] = {}
+# The pattern of the data that were last asked for, with what tells them: fits, random effects and Hessians ask in turn.
+# One tuple, replaced as a whole, so that threads that fit side by side never see one's pattern with another's data.
+_last: tuple[Any, "Pattern | None"] = (lambda: None, None)
 
 # Fewer effects than this, or a pattern that is full to this share, make a dense system at once.
 FEW = 192
@@ -62,11 +63,12 @@ HANDICAP = 4.0
 
 def pattern_of(data: Any) -> Pattern | None:
     """The pattern of ``CrossedData``, or None where one dense system is the better way."""
-    held = _last.get("row")
-    if held is None or held() is not data.pair_row:
-        _last["pattern"] = _pattern(data)
-        _last["row"] = weakref.ref(data.pair_row)
-    return _last["pattern"]
+    global _last
+    held, met = _last
+    if held() is not data.pair_row:
+        met = _pattern(data)
+        _last = (weakref.ref(data.pair_row), met)
+    return met
 
 
 class _Columns(NamedTuple):
