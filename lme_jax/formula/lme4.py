@@ -315,15 +315,14 @@ def _categorical(frame: pd.DataFrame, name: str, levels: Sequence[Any]) -> pd.Se
     if isinstance(levels, str) or not pd.Index(levels).is_unique or pd.isna(pd.Index(levels)).any():
         raise DataError(f"levels={{{name!r}: {levels!r}}}: give a list of different levels, none of them missing.")
     ordered = isinstance(values.dtype, pd.CategoricalDtype) and bool(values.dtype.ordered)
-    dtype = pd.CategoricalDtype(list(levels), ordered)
-    coded = pd.Series(pd.Categorical(values.astype(object), dtype=dtype), index=values.index)
-    lacking = (coded.isna() & values.notna()).to_numpy()
+    codes = pd.Index(levels).get_indexer(pd.Index(values.astype(object)))
+    lacking = (codes < 0) & values.notna().to_numpy()
     if lacking.any():
         raise DataError(
             f"Column {name!r} has the levels {shown(pd.unique(values[lacking]))}, which levels={{{name!r}: …}} lacks; "
             f"it names {shown(list(levels), 20)} (numbers and text are never the same level)."
         )
-    return coded
+    return pd.Series(pd.Categorical.from_codes(codes, list(levels), ordered), index=values.index)
 
 
 def _is_declared(node: Node, frame: pd.DataFrame) -> bool:
