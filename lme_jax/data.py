@@ -206,8 +206,8 @@ class ModelData:
         if self.has_one_factor:
             only = self.factors[0]
             return group_moments(y, X, only.Z, only.codes, len(only.levels), template=only.template, weights=weights)
-        columns = zip(*((f.Z, f.codes, len(f.levels)) for f in self.factors), strict=True)
-        return crossed_moments(y, X, *columns, template=self.template, weights=weights)
+        columns = zip(*((f.Z, f.codes, len(f.levels), f.template) for f in self.factors), strict=True)
+        return crossed_moments(y, X, *columns, weights=weights)
 
     @cached_property
     def spread(self) -> float:

@@ -67,12 +67,12 @@ class Rows:
         weights = None if self.weights is None else self.weights[rows]
         own = [np.unique(c[rows], return_inverse=True) for c in self.codes]
         columns = [Z[rows] for Z in self.Zs], [c for _, c in own], [len(m) for m, _ in own]
-        template = tuple(block for t in self.templates for block in t)
         args = (self.y[rows], self.X[rows])
         if len(own) == 1:
-            found = group_moments(*args, *(part[0] for part in columns), template=template, weights=weights)
+            only = (part[0] for part in columns)
+            found = group_moments(*args, *only, template=self.templates[0], weights=weights)
         else:
-            found = crossed_moments(*args, *columns, template=template, weights=weights)
+            found = crossed_moments(*args, *columns, self.templates, weights=weights)
         return found, [m for m, _ in own]
 
     def merged(self, pieces):
@@ -138,9 +138,8 @@ def test_rows_of_several_levels_add(rng):
     Zs = [np.ones((N, 1)), slopes, members]
 
     def moments(rows):
-        template = tuple(block for t in templates for block in t)
         own = [Z[rows] for Z in Zs], [codes[rows], None, None], [20, 8, 8]
-        return crossed_moments(y[rows], x[rows], *own, template=template)
+        return crossed_moments(y[rows], x[rows], *own, templates)
 
     part, theta = rng.integers(0, 3, N), rng.normal(size=5)
     whole = crossed.compress_crossed(y, x, Zs, [codes, None, None], [20, 8, 8], templates)

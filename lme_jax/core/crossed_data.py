@@ -14,9 +14,8 @@ import numpy as np
 import scipy.sparse
 
 from ..errors import DataError
-from .checks import check_codes, check_rows, real_array
 from .compression import distinct_levels
-from .covariance import Template, make_template
+from .covariance import Template
 from .crossed_moments import CrossedMoments, Meeting, crossed_moments, sum_duplicates
 from .moments import Basis, rows_with_residual
 from .pattern import pattern_of
@@ -161,22 +160,8 @@ def compress_crossed(
     O(n Σq (Σq + p) + W) with W = Σ_u d_u(d_u+1)/2 over the levels u of the largest factor, each meeting
     d_u effects of the other factors.
     """
-    y, X = real_array("y", y, 1), real_array("X", X, 2)
-    sparse = [scipy.sparse.issparse(Z) for Z in Zs]
-    Zs = [
-        Z.tocsr() if s else real_array(f"Z of factor {j}", Z, 2)
-        for j, (Z, s) in enumerate(zip(Zs, sparse, strict=True))
-    ]
-    sizes = tuple(Z.shape[1] // m if s else Z.shape[1] for Z, m, s in zip(Zs, n_levels, sparse, strict=True))
-    blocks = [make_template(t, q) for t, q in zip(templates, sizes, strict=True)]
-    template = tuple(block for t in blocks for block in t)
-    check_rows(y=y, X=X, weights=weights, offset=offset)
-    for j, (Z, code) in enumerate(zip(Zs, codes, strict=True)):
-        _check_factor(j, len(y), Z, code, n_levels[j])
-    codes = [None if s else check_codes(c, m) for c, m, s in zip(codes, n_levels, sparse, strict=True)]
-    y = y if offset is None else y - np.asarray(offset, float)
-    weights = None if weights is None else np.asarray(weights, float)
-    return pool_crossed(crossed_moments(y, X, Zs, codes, n_levels, template=template, weights=weights), memory_limit)
+    moments = crossed_moments(y, X, Zs, codes, n_levels, templates, weights=weights, offset=offset)
+    return pool_crossed(moments, memory_limit)
 
 
 def pool_crossed(moments: CrossedMoments, memory_limit: int = MEMORY_LIMIT) -> CrossedData | NestedData:
@@ -209,18 +194,6 @@ def pool_crossed(moments: CrossedMoments, memory_limit: int = MEMORY_LIMIT) -> C
         # Nothing is block diagonal: an empty first factor leaves the whole model to the dense system.
         raise DataError("at least one factor must be given by codes; the others may be sparse matrices")
     return _crossed(moments, layout._replace(order=order), totals, memory_limit)
-
-
-def _check_factor(j: int, n: int, Z: Any, codes: Any, n_levels: int) -> None:
-    if scipy.sparse.issparse(Z):
-        if Z.shape[0] != n or Z.shape[1] % n_levels or not np.isfinite(Z.data).all():
-            raise DataError(
-                f"factor {j}: the sparse Z is {Z.shape}; it needs {n} rows, a multiple of {n_levels} columns "
-                "and finite values"
-            )
-        return
-    check_rows(y=np.zeros(n), **{f"Z of factor {j}": Z, f"codes of factor {j}": codes})
-    check_codes(codes, n_levels, f"codes of factor {j}")
 
 
 # ---------------------------------------------------------------- nested chain

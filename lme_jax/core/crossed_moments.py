@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 
-from .covariance import Template
+from ..errors import DataError
+from .checks import check_codes, check_rows, real_array
+from .covariance import Template, make_template
 from .moments import (
     CHUNK_ROWS,
     Basis,
@@ -111,23 +113,62 @@ def transposed(meeting: Meeting) -> Meeting:
 
 
 def crossed_moments(
+    y: Any,
+    X: Any,
+    Zs: Sequence[Any],
+    codes: Sequence[Any],
+    n_levels: Sequence[int],
+    templates: Sequence[str | Template],
+    *,
+    weights: Any = None,
+    offset: Any = None,
+) -> CrossedMoments:
+    """Cross-products of the rows of one chunk; the arguments are those of ``crossed_data.compress_crossed``.
+
+    Raises
+    ------
+    DataError
+        Lengths that differ, values that are not finite, codes out of range.
+    """
+    y, X = real_array("y", y, 1), real_array("X", X, 2)
+    sparse = [scipy.sparse.issparse(Z) for Z in Zs]
+    Zs = [
+        Z.tocsr() if s else real_array(f"Z of factor {j}", Z, 2)
+        for j, (Z, s) in enumerate(zip(Zs, sparse, strict=True))
+    ]
+    sizes = [Z.shape[1] // m if s else Z.shape[1] for Z, m, s in zip(Zs, n_levels, sparse, strict=True)]
+    blocks = [make_template(t, q) for t, q in zip(templates, sizes, strict=True)]
+    check_rows(y=y, X=X, weights=weights, offset=offset)
+    for j, (Z, code) in enumerate(zip(Zs, codes, strict=True)):
+        _check_factor(j, len(y), Z, code, n_levels[j])
+    codes = [None if s else check_codes(c, m) for c, m, s in zip(codes, n_levels, sparse, strict=True)]
+    y = y if offset is None else y - np.asarray(offset, float)
+    weights = None if weights is None else np.asarray(weights, float)
+    return _summed_rows(y, X, Zs, codes, n_levels, sizes, tuple(block for t in blocks for block in t), weights)
+
+
+def _check_factor(j: int, n: int, Z: Any, codes: Any, n_levels: int) -> None:
+    if scipy.sparse.issparse(Z):
+        if Z.shape[0] != n or Z.shape[1] % n_levels or not np.isfinite(Z.data).all():
+            raise DataError(
+                f"factor {j}: the sparse Z is {Z.shape}; it needs {n} rows, a multiple of {n_levels} columns "
+                "and finite values"
+            )
+        return
+    check_rows(y=np.zeros(n), **{f"Z of factor {j}": Z, f"codes of factor {j}": codes})
+    check_codes(codes, n_levels, f"codes of factor {j}")
+
+
+def _summed_rows(
     y: np.ndarray,
     X: np.ndarray,
     Zs: Sequence[Any],
     codes: Sequence[np.ndarray | None],
     n_levels: Sequence[int],
-    *,
+    sizes: Sequence[int],
     template: Template,
-    weights: np.ndarray | None = None,
+    weights: np.ndarray | None,
 ) -> CrossedMoments:
-    """Cross-products of rows that were checked; the arguments are those of ``crossed_data.compress_crossed``.
-
-    Parameters
-    ----------
-    template : the blocks of all factors.
-    """
-    n = len(y)
-    sizes = [Z.shape[1] // m if c is None else Z.shape[1] for Z, c, m in zip(Zs, codes, n_levels, strict=True)]
     log_weights = 0.0 if weights is None else float(np.log(weights).sum())
     basis = _basis(y, X, Zs, sizes, n_levels, template, log_weights)
     # Columns are used one at a time: each is contiguous.
@@ -144,7 +185,7 @@ def crossed_moments(
         meetings=tuple(_meeting(*factors[j], *factors[k]) for j, k in pairs(len(factors))),
         shared=tuple(own for _, _, own in alone),
         WtW=gram(W.T),
-        n_rows=np.float64(n),
+        n_rows=np.float64(len(y)),
         log_weights=np.float64(log_weights),
         basis=basis,
         template=template,

@@ -322,7 +322,7 @@ def _categorical(frame: pd.DataFrame, name: str, levels: Sequence[Any]) -> pd.Se
             f"Column {name!r} has the levels {shown(pd.unique(values[lacking]))}, which levels={{{name!r}: …}} lacks; "
             f"it names {shown(list(levels), 20)} (numbers and text are never the same level)."
         )
-    return pd.Series(pd.Categorical.from_codes(codes, list(levels), ordered), index=values.index)
+    return pd.Series(pd.Categorical.from_codes(codes, pd.Index(levels), ordered), index=values.index)
 
 
 def _is_declared(node: Node, frame: pd.DataFrame) -> bool:
