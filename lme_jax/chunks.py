@@ -23,9 +23,10 @@ from .data import ModelData
 from .errors import DataError, UnsupportedError
 from .fitting import with_backend
 from .formula import design_from_formula, drop_dependent_columns
-from .formula.chunks import check_same_columns, state_of, union_of_levels
+from .formula.chunk import Chunk
 from .formula.design import check_counts, check_varies
-from .formula.lme4 import Chunk, Lme4State
+from .formula.lme4 import Lme4State
+from .formula.union import check_same_columns, state_of, union_of_levels
 from .formula.values import namespace
 from .keeping import without_rows
 from .results import MixedLMResults, fit_model

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import ChainMap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -13,6 +12,7 @@ import pandas as pd
 
 from lme_jax.core.structures import REGISTRY, suggestion
 from lme_jax.errors import DataError, FormulaError, LmeJaxWarning
+from lme_jax.formula.chunk import Chunk
 from lme_jax.formula.crossing import Crossing, interact, meet_new_rows
 from lme_jax.formula.design import (
     Design,
@@ -38,21 +38,12 @@ from lme_jax.formula.known import (
     relatedness_matrix,
     semidefinite_root,
 )
-from lme_jax.formula.matrix import (
-    FactorCoding,
-    Piece,
-    Value,
-    all_levels,
-    check_same_codings,
-    factor_codings,
-    model_matrix,
-    recode,
-)
-from lme_jax.formula.notes import shown, warn
-from lme_jax.formula.syntax import Name, Node, parse, walk
+from lme_jax.formula.matrix import FactorCoding, Piece, Value, factor_codings, model_matrix, recoded
+from lme_jax.formula.notes import warn
+from lme_jax.formula.syntax import Node, parse
 from lme_jax.formula.term_blocks import resolve
 from lme_jax.formula.terms import Bar, MixedFormula, parse_mixed
-from lme_jax.formula.values import Factor, as_frame, column, namespace, take
+from lme_jax.formula.values import Factor, as_frame, namespace, take
 from lme_jax.formula.wrappers import Spelled
 
 
@@ -92,14 +83,6 @@ class Lme4State:
 
     def _value(self, label: str, node: Node, evaluator: Evaluator) -> Value:
         return recoded(evaluator.variable(node), self.codings.get(label), label)
-
-
-def recoded(value: Value, coding: FactorCoding | None, label: str) -> Value:
-    """A variable of new rows by the levels of training."""
-    if (coding is None) != isinstance(value, np.ndarray):
-        kinds = ("a factor", "numeric") if coding is None else ("numeric", "a factor")
-        raise DataError(f"{label} is {kinds[0]} in the new data but was {kinds[1]} when the model was fitted.")
-    return recode(value, coding, label) if isinstance(value, Factor) and coding is not None else value
 
 
 def _parts(evaluator: Evaluator, bar: Bar) -> list[Factor]:
@@ -200,7 +183,10 @@ def design_from_formula(
     variables = _evaluate(parsed, evaluator, given[0], given[1], frozenset(known.shares))
     keep = variables.usable_rows(frame.index, missing)
     variables = variables if keep is None else variables.take(keep)
-    variables = variables.without_unused_levels() if chunk is None else chunk.with_levels(parsed, variables, frame)
+    if chunk is None:
+        variables = variables.without_unused_levels()
+    else:
+        variables = replace(variables, values=chunk.with_levels(variables.values, _nodes(parsed), frame))
     known = known.take(rows).take(keep)
     how = _How(contrasts or {}, structures or {}, offset if isinstance(offset, str) else None)
     return _assemble(parsed, variables, frame.index, keep, known, how, evaluator, chunk)
@@ -263,82 +249,6 @@ def _expression(text: str) -> Node:
 
 
 @dataclass(frozen=True)
-class Chunk:
-    """What makes the rows one chunk of several, whose columns must mean the same in all.
-
-    Attributes
-    ----------
-    like : the state of another chunk, whose levels, contrasts and transforms these rows take; None: their own.
-    levels : column → the levels it may have in any chunk.
-    """
-
-    like: Lme4State | None
-    levels: Mapping[str, Sequence[Any]]
-
-    def declared(self, frame: pd.DataFrame) -> pd.DataFrame:
-        """The frame with the columns named in ``levels`` as Categoricals."""
-        check_mapping(self.levels, "levels")
-        return frame.assign(**{name: _categorical(frame, name, given) for name, given in self.levels.items()})
-
-    def evaluator(
-        self, parsed: MixedFormula, frame: pd.DataFrame, names: Mapping[str, Any], rows: np.ndarray | None
-    ) -> Evaluator:
-        """One that has learnt what the other chunk's transforms did."""
-        if self.like is None:
-            return Evaluator(frame, names, {}, {}, rows)
-        if parsed != self.like.parsed:
-            raise FormulaError(f"like= is of the formula {self.like.parsed.text!r}, not {parsed.text!r}.")
-        memory = {label: dict(learnt) for label, learnt in self.like.memory.items()}
-        # An array of the caller's has a value per row of its own chunk; all else is as it was.
-        per_row = (list, np.ndarray, pd.Series)
-        constant = {name: value for name, value in self.like.context.items() if not isinstance(value, per_row)}
-        return Evaluator(frame, ChainMap(constant, names), memory, dict(constant), rows)  # type: ignore[arg-type]
-
-    def with_levels(self, parsed: MixedFormula, variables: _Variables, frame: pd.DataFrame) -> _Variables:
-        """The variables by the levels of the other chunk, or by those that are declared, or else by those found."""
-        if self.like is not None:
-            codings = self.like.codings
-            values = {label: _like(value, codings.get(label), label) for label, value in variables.values.items()}
-            return replace(variables, values=values)
-        nodes = {label: node for linear in _linears(parsed) for label, node in linear.variables}
-        kept = {label: v for label, v in variables.values.items() if _is_declared(nodes[label], frame)}
-        found = variables.without_unused_levels()
-        return replace(found, values={**found.values, **kept})
-
-    def check_contrasts(self, codings: dict[str, FactorCoding]) -> None:
-        if self.like is not None:
-            check_same_codings(self.like.codings, codings)
-
-
-def _categorical(frame: pd.DataFrame, name: str, levels: Sequence[Any]) -> pd.Series:
-    values = column(frame, name)
-    if isinstance(levels, str) or not pd.Index(levels).is_unique or pd.isna(pd.Index(levels)).any():
-        raise DataError(f"levels={{{name!r}: {levels!r}}}: give a list of different levels, none of them missing.")
-    ordered = isinstance(values.dtype, pd.CategoricalDtype) and bool(values.dtype.ordered)
-    codes = pd.Index(levels).get_indexer(pd.Index(values.astype(object)))
-    lacking = (codes < 0) & values.notna().to_numpy()
-    if lacking.any():
-        raise DataError(
-            f"Column {name!r} has the levels {shown(pd.unique(values[lacking]))}, which levels={{{name!r}: …}} lacks; "
-            f"it names {shown(list(levels), 20)} (numbers and text are never the same level)."
-        )
-    return pd.Series(pd.Categorical.from_codes(codes, pd.Index(levels), ordered), index=values.index)
-
-
-def _is_declared(node: Node, frame: pd.DataFrame) -> bool:
-    """Whether a Categorical says which levels a variable may have."""
-    names = {part.name for part in walk(node) if isinstance(part, Name)} & set(frame.columns)
-    return any(isinstance(frame[name].dtype, pd.CategoricalDtype) for name in names)
-
-
-def _like(value: Value, coding: FactorCoding | None, label: str) -> Value:
-    try:
-        return recoded(value, coding, label)
-    except DataError as error:
-        raise DataError(f"This chunk is unlike the one given as like=: {error} {all_levels(label)}.") from error
-
-
-@dataclass(frozen=True)
 class _How:
     """The caller's wishes that concern the design but not its rows."""
 
@@ -395,8 +305,7 @@ def _evaluate(
 ) -> _Variables:
     name = str(parsed.response)
     y = check_response(evaluator.variable(parsed.response), name)
-    nodes = {label: node for linear in _linears(parsed) for label, node in linear.variables}
-    values = {label: evaluator.variable(node) for label, node in nodes.items()}
+    values = {label: evaluator.variable(node) for label, node in _nodes(parsed).items()}
     used = {str(part): part for bar in parsed.bars if bar.label not in shared for part in bar.parts}
     parts = {label: evaluator.grouping(part) for label, part in used.items()}
     return _Variables(name, y, values, parts, weights, _add(_formula_offset(parsed.fixed, evaluator), offset))
@@ -465,6 +374,11 @@ def _random_terms(
 
 def _linears(parsed: MixedFormula) -> Iterable[Linear]:
     return (parsed.fixed, *(bar.lhs for bar in parsed.bars))
+
+
+def _nodes(parsed: MixedFormula) -> dict[str, Node]:
+    """The variables of the effects."""
+    return {label: node for linear in _linears(parsed) for label, node in linear.variables}
 
 
 def _add(a: np.ndarray | None, b: np.ndarray | None) -> np.ndarray | None:

@@ -131,6 +131,14 @@ def recode(value: Factor, coding: FactorCoding, label: str) -> Factor:
     return replace(value, codes=np.append(positions, -1)[value.codes], levels=coding.levels)
 
 
+def recoded(value: Value, coding: FactorCoding | None, label: str) -> Value:
+    """A variable of new rows by the levels of training."""
+    if (coding is None) != isinstance(value, np.ndarray):
+        kinds = ("a factor", "numeric") if coding is None else ("numeric", "a factor")
+        raise DataError(f"{label} is {kinds[0]} in the new data but was {kinds[1]} when the model was fitted.")
+    return recode(value, coding, label) if isinstance(value, Factor) and coding is not None else value
+
+
 def all_levels(label: str) -> str:
     """How a person says which levels a factor has in all chunks."""
     columns = list(dict.fromkeys(part.name for part in walk(parse(label)) if isinstance(part, Name)))
