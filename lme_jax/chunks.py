@@ -128,8 +128,7 @@ class Moments:
         data, sums = self._data, self.sums
         if len(keep) < len(self.columns):
             data, sums = data.columns(keep), _without_columns(sums, keep.tolist())
-        else:
-            data = dataclasses.replace(data)
+        data = dataclasses.replace(data, sums=sums)
         statistics = pool(sums) if isinstance(sums, GroupMoments) else pool_crossed(sums)
         spread = float(np.sqrt(self._spread.squares / self.n_rows))
         data.__dict__.update(compressed=statistics, spread=spread)
@@ -159,7 +158,7 @@ class Moments:
         -------
         MixedLMResults
             What ``lmer`` of all the rows gives, but for what needs the rows themselves (residuals, fitted values,
-            simulations, refits, standard errors of predictions): that raises DataError.
+            simulations, refits): that raises DataError.
 
         Raises
         ------

@@ -131,12 +131,14 @@ class ModelData:
     terms : the random terms, reordered so that those of one factor stand together.
     factors : one entry per grouping factor.
     covariance_names : (k,) labels of the free (co)variances.
+    sums : in place of the rows, what a model of moments was fitted from; else None.
     """
 
     design: Design
     terms: tuple[RandomTerm, ...]
     factors: tuple[Factor, ...]
     covariance_names: tuple[str, ...]
+    sums: GroupMoments | CrossedMoments | None = None
 
     @classmethod
     def from_design(cls, design: Design, *, factor_in_names: bool) -> "ModelData":
@@ -250,6 +252,8 @@ class ModelData:
         """Henderson's equations at a fit."""
         L = np.asarray(fitted.relative_factor)
         roots = [L[span, span] for span in self.factor_slices]
+        if self.sums is not None:
+            return MixedModelEquations.of_moments(self.sums, roots, fitted.unscaled_cov)
         effects = [f.effects for f in self.factors]
         return MixedModelEquations(self.X, effects, roots, self.design.weights, fitted.unscaled_cov)
 

@@ -47,6 +47,6 @@ def without_rows(data: ModelData, why: str = NoRows.why) -> ModelData:
         new.__dict__["sizes"] = factor.sizes
         factors.append(new)
     terms = tuple(thin[id(t)] for t in data.terms)
-    kept = dataclasses.replace(data, design=design, terms=terms, factors=tuple(factors))
+    kept = dataclasses.replace(data, design=design, terms=terms, factors=tuple(factors), sums=None)
     kept.__dict__["compressed"] = gone
     return kept

@@ -16,7 +16,7 @@ import scipy.sparse
 from ..errors import DataError
 from .compression import distinct_levels
 from .covariance import Template
-from .crossed_moments import CrossedMoments, Meeting, crossed_moments, sum_duplicates
+from .crossed_moments import CrossedMoments, Meeting, crossed_moments, products_of_effects, sum_duplicates
 from .moments import Basis, rows_with_residual
 from .pattern import pattern_of
 from .types import Array, pytree, static
@@ -263,30 +263,6 @@ def _by_row(meeting: Meeting, layout: Layout, first: int, j: int) -> list[Any]:
     return [scipy.sparse.csr_matrix((own.T.ravel(), columns, ends), shape=shape) for own in meeting.value]
 
 
-def _among_others(moments: CrossedMoments, layout: Layout) -> Any:
-    """The lower triangle of Z₂ᵀZ₂ as CSR (K, K)."""
-    others = layout.order[1:]
-    blocks: list[list[Any]] = [[None] * len(others) for _ in others]
-    for a, j in enumerate(others):
-        for b, k in enumerate(others[: a + 1]):
-            met = moments.meeting(j, k) if a != b else moments.shared[j] or _diagonal(moments.ZtZ[j])
-            blocks[a][b] = _as_matrix(met, layout.levels[j], layout.levels[k])
-    return scipy.sparse.tril(scipy.sparse.bmat(blocks, format="csr"), format="csr")
-
-
-def _diagonal(G: np.ndarray) -> Meeting:
-    """The meeting of a factor with itself, of which every row has one level."""
-    occurs = np.flatnonzero(np.einsum("aag->g", G)).astype(np.int32)
-    return Meeting(occurs, occurs, G[:, :, occurs])
-
-
-def _as_matrix(meeting: Meeting, m1: int, m2: int) -> Any:
-    q1, q2, _ = meeting.value.shape
-    ends = np.concatenate([[0], np.cumsum(np.bincount(meeting.row, minlength=m1))])
-    blocks = np.ascontiguousarray(np.moveaxis(meeting.value, 2, 0))
-    return scipy.sparse.bsr_matrix((blocks, meeting.column, ends), shape=(m1 * q1, m2 * q2)).tocsr()
-
-
 def _crossed(moments: CrossedMoments, layout: Layout, totals: dict[str, Any], memory_limit: int) -> CrossedData:
     first = layout.order[0]
     q1, K = layout.sizes[first], layout.n_dense
@@ -300,7 +276,7 @@ def _crossed(moments: CrossedMoments, layout: Layout, totals: dict[str, Any], me
     pooled = _dense_is_better(met, pattern, K)
     peak = n_products * (8 * kq + 12) if not pooled else 0
     _check_memory(peak, memory_limit, f"{n_products} pairs of columns of all factors but the largest")
-    base = _among_others(moments, layout)
+    base = products_of_effects(moments, layout.order[1:])
     by_column = [c.tocsc() for c in cross]
     entries: dict[str, Any] = dict(
         entry_level=by_column[0].indices.astype(np.int32),

@@ -18,6 +18,7 @@ from .covariance import Template, make_template
 from .moments import (
     CHUNK_ROWS,
     Basis,
+    GroupMoments,
     Positions,
     add_by_code,
     added,
@@ -387,3 +388,50 @@ def _added_meetings(
 def without_columns(moments: CrossedMoments, keep: Sequence[int]) -> CrossedMoments:
     """The moments of a model with the columns ``keep`` of X alone."""
     return change_basis(moments, common_basis([moments], keep), keep)
+
+
+# ---------------------------------------------------------------- all effects side by side
+
+
+def as_crossed(moments: GroupMoments) -> CrossedMoments:
+    """The moments of one factor in the form of several."""
+    return CrossedMoments(
+        (moments.ZtZ,),
+        (moments.ZtW,),
+        (),
+        (None,),
+        moments.WtW,
+        moments.n_rows,
+        moments.log_weights,
+        moments.basis,
+        moments.template,
+    )
+
+
+def products_of_effects(moments: CrossedMoments, factors: Sequence[int]) -> Any:
+    """The lower triangle of ZᵀZ of some factors as CSR (K, K): by factor, then by level, effects innermost."""
+    blocks: list[list[Any]] = [[None] * len(factors) for _ in factors]
+    for a, j in enumerate(factors):
+        for b, k in enumerate(factors[: a + 1]):
+            met = moments.meeting(j, k) if a != b else moments.shared[j] or _diagonal(moments.ZtZ[j])
+            blocks[a][b] = _as_matrix(met, moments.n_levels[j], moments.n_levels[k])
+    return scipy.sparse.tril(scipy.sparse.bmat(blocks, format="csr"), format="csr")
+
+
+def _diagonal(G: np.ndarray) -> Meeting:
+    """The meeting of a factor with itself, of which every row has one level."""
+    occurs = np.flatnonzero(np.einsum("aag->g", G)).astype(np.int32)
+    return Meeting(occurs, occurs, G[:, :, occurs])
+
+
+def _as_matrix(meeting: Meeting, m1: int, m2: int) -> Any:
+    q1, q2, _ = meeting.value.shape
+    ends = np.concatenate([[0], np.cumsum(np.bincount(meeting.row, minlength=m1))])
+    blocks = np.ascontiguousarray(np.moveaxis(meeting.value, 2, 0))
+    return scipy.sparse.bsr_matrix((blocks, meeting.column, ends), shape=(m1 * q1, m2 * q2)).tocsr()
+
+
+def in_users_columns(moments: CrossedMoments) -> CrossedMoments:
+    """The moments of [X y] and Z themselves; for what needs no conditioning."""
+    w = len(moments.WtW)
+    return change_basis(moments, Basis(np.eye(w), np.float64(0.0), np.ones(sum(moments.sizes))))

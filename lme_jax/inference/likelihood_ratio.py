@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy  # scipy.stats loads at its first use
 
+from ..core.moments import triangle
 from ..data import ModelData
 from ..errors import DataError
 
@@ -75,14 +76,18 @@ def least_squares(y: np.ndarray, X: np.ndarray, weights: np.ndarray | None, reml
     """
     w = np.ones(len(y)) if weights is None else np.asarray(weights, float)
     root = np.sqrt(w)
-    left, s, right = _decomposed(root[:, None] * X)
-    target = root * y
+    return _least_squares(root * y, root[:, None] * X, len(y), float(np.log(w).sum()), reml)
+
+
+def _least_squares(target: np.ndarray, X: np.ndarray, n: int, log_weights: float, reml: bool) -> LinearFit:
+    """The fit of n rows from these or from any others with the same cross-products."""
+    left, s, right = _decomposed(X)
     beta = right.T @ ((left.T @ target) / s)
     residual = target - left @ (left.T @ target)
     rank = len(s)
-    dof = len(y) - (rank if reml else 0)
+    dof = n - (rank if reml else 0)
     scale = float(residual @ residual) / dof
-    deviance = dof * (1.0 + np.log(2.0 * np.pi * scale)) - np.log(w).sum()
+    deviance = dof * (1.0 + np.log(2.0 * np.pi * scale)) - log_weights
     if reml:
         deviance += 2.0 * (np.log(s).sum() - np.linalg.slogdet(right)[1])
     return LinearFit(beta, float(np.sqrt(scale)), float(deviance), reml, rank + 1)
@@ -133,6 +138,9 @@ def linear_model(result: Any, data: ModelData, reml: bool) -> LinearFit:
 
 def without_random_effects(data: ModelData, reml: bool) -> LinearFit:
     """The fixed effects of the data alone, by their criterion."""
+    if data.sums is not None:
+        few_rows = triangle(data.sums.WtW, data.sums.basis)
+        return _least_squares(few_rows[:, -1], few_rows[:, :-1], data.n_rows, float(data.sums.log_weights), reml)
     return least_squares(data.y - data.offset, data.X, data.design.weights, reml)
 
 
