@@ -11,7 +11,7 @@ from . import errors
 from .model import lmer
 
 if TYPE_CHECKING:
-    from . import datasets
+    from . import datasets, plots
     from .cache import enable_compilation_cache
     from .chunks import Moments, merge, moments
     from .compat.mixed_lm import MixedLM, mixedlm
@@ -58,6 +58,7 @@ __all__ = [
     "mixedlm",
     "moments",
     "params_jacobian",
+    "plots",
     "predict",
     "random_effects",
     "score_and_hessian",
@@ -95,8 +96,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name == "datasets":
-        return importlib.import_module(f"{__name__}.datasets")
+    if name in ("datasets", "plots"):
+        return importlib.import_module(f"{__name__}.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     home, _, known_as = _HOMES[name].partition(":")

@@ -477,6 +477,12 @@ class MixedLMResults(Estimates):
 
     # ------------------------------------------------------------ report
 
+    def plot(self, figure: Any = None) -> Any:
+        """Four pictures of residuals and random effects, a matplotlib Figure; ``lme_jax.plots`` has them singly."""
+        from .plots import overview
+
+        return overview(self, figure)
+
     def summary(self, title: str | None = None, alpha: float = 0.05) -> Summary:
         """Criterion, estimates with standard errors, variance components, and how the fit ended."""
         tables = [facts_table(self, self._data), self._estimates(alpha), components_table(self.varcorr)]
