@@ -8,7 +8,8 @@ of the first factor, and those pairs are listed here once, pooled over levels th
 """
 
 import itertools
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import scipy.sparse
@@ -24,6 +25,8 @@ from .types import Array, pytree, static
 MEMORY_LIMIT = 8 * 2**30
 # Pairs of columns that are listed at a time.
 PAIR_CHUNK = 1 << 20
+
+ParentsOf: TypeAlias = Callable[[int, int], np.ndarray | None]
 
 
 class Layout(NamedTuple):
@@ -185,9 +188,10 @@ def pool_crossed(moments: CrossedMoments, memory_limit: int = MEMORY_LIMIT) -> C
     )
     layout = Layout(moments.sizes, moments.n_levels, ())
     by_code = [own is None for own in moments.shared]
-    order = _nested_order(moments) if all(by_code) else None
-    if order is not None:
-        return _nested(moments, layout._replace(order=order), totals)
+    chain = _chain(moments) if all(by_code) else None
+    if chain is not None:
+        order, parents = chain
+        return _nested(moments, layout._replace(order=order), parents, totals)
     effects = [q * m if c else -1 for q, m, c in zip(*layout[:2], by_code, strict=True)]
     order = tuple(sorted(range(len(effects)), key=lambda j: -effects[j]))
     if not by_code[order[0]]:
@@ -199,37 +203,73 @@ def pool_crossed(moments: CrossedMoments, memory_limit: int = MEMORY_LIMIT) -> C
 # ---------------------------------------------------------------- nested chain
 
 
-def _nested_order(moments: CrossedMoments) -> tuple[int, ...] | None:
-    """Innermost-first order of a chain of nested factors, or None."""
-    n_factors = len(moments.sizes)
-    if n_factors == 1:
-        return (0,)
-    occurring = [moments.n_occurring(j) for j in range(n_factors)]
-    order = tuple(sorted(range(n_factors), key=lambda j: -occurring[j]))
-    inside = (moments.n_met(a, b) == occurring[a] for a, b in itertools.pairwise(order))
-    return order if all(inside) else None
+def chain_of(occurring: Sequence[int], parents_of: ParentsOf) -> tuple[tuple[int, ...], dict[int, np.ndarray]] | None:
+    """Whether factors are a chain, each inside the next.
+
+    Parameters
+    ----------
+    occurring : per factor the number of levels that occur.
+    parents_of : (inner, outer) → (m_inner,) the outer level of every inner level, or None where one meets two.
+
+    Returns
+    -------
+    The order, innermost first, and per factor but the last its parents; None if they are no chain.
+    """
+    order = tuple(sorted(range(len(occurring)), key=lambda j: -occurring[j]))
+    parents = {}
+    for inner, outer in itertools.pairwise(order):
+        found = parents_of(inner, outer)
+        if found is None:
+            return None
+        parents[inner] = found
+    return order, parents
 
 
-def _nested(moments: CrossedMoments, layout: Layout, totals: dict[str, Any]) -> NestedData:
+def chain_places(
+    layout: Layout, parents: Mapping[int, np.ndarray]
+) -> tuple[dict[int, np.ndarray], dict[int, np.ndarray]]:
+    """Per factor of a chain where its levels stand in ``NestedData``; per factor but the last, their parents there."""
     order, levels = layout.order, layout.levels
     rank = {order[-1]: np.arange(levels[order[-1]])}
-    sorting = dict(rank)
     parent = {}
     for inner, outer in zip(order[-2::-1], order[:0:-1], strict=True):
+        found = rank[outer][parents[inner]]
+        sorting = np.argsort(found, kind="stable")
+        rank[inner] = np.empty_like(sorting)
+        rank[inner][sorting] = np.arange(len(sorting))
+        parent[inner] = found[sorting].astype(np.int32)
+    return rank, parent
+
+
+def _chain(moments: CrossedMoments) -> tuple[tuple[int, ...], dict[int, np.ndarray]] | None:
+    if len(moments.sizes) == 1:
+        return (0,), {}
+    occurring = [moments.n_occurring(j) for j in range(len(moments.sizes))]
+
+    def parents_of(inner: int, outer: int) -> np.ndarray | None:
+        if moments.n_met(inner, outer) > occurring[inner]:
+            return None
         met = moments.meeting(inner, outer)
-        found = np.zeros(levels[inner], np.int64)
-        found[met.row] = met.column
-        found = rank[outer][found]
-        sorting[inner] = np.argsort(found, kind="stable")
-        rank[inner] = np.empty_like(sorting[inner])
-        rank[inner][sorting[inner]] = np.arange(levels[inner])
-        parent[inner] = found[sorting[inner]].astype(np.int32)
-    C = []
+        parent = np.zeros(moments.n_levels[inner], np.int64)
+        parent[met.row] = met.column
+        return parent
+
+    return chain_of(occurring, parents_of)
+
+
+def _nested(
+    moments: CrossedMoments, layout: Layout, parents: Mapping[int, np.ndarray], totals: dict[str, Any]
+) -> NestedData:
+    order, levels = layout.order, layout.levels
+    rank, parent = chain_places(layout, parents)
+    G, C = [], []
     for at, j in enumerate(order):
+        sorting = np.argsort(rank[j])
         outer_parts = [_per_inner_level(moments.meeting(j, k), levels[j]) for k in order[at + 1 :]]
-        C.append(np.concatenate([*outer_parts, moments.ZtW[j]], axis=1)[:, :, sorting[j]])
+        C.append(np.concatenate([*outer_parts, moments.ZtW[j]], axis=1)[:, :, sorting])
+        G.append(np.ascontiguousarray(moments.ZtZ[j][:, :, sorting]))
     return NestedData(
-        G=tuple(np.ascontiguousarray(moments.ZtZ[j][:, :, sorting[j]]) for j in order),
+        G=tuple(G),
         C=tuple(C),
         parent=tuple(parent[j] for j in order[:-1]),
         position=tuple(rank[j].astype(np.int32) for j in order),
@@ -275,7 +315,7 @@ def _crossed(moments: CrossedMoments, layout: Layout, totals: dict[str, Any], me
     # One array is doubled while its pieces are joined.
     pooled = _dense_is_better(met, pattern, K)
     peak = n_products * (8 * kq + 12) if not pooled else 0
-    _check_memory(peak, memory_limit, f"{n_products} pairs of columns of all factors but the largest")
+    check_memory(peak, memory_limit, f"{n_products} pairs of columns of all factors but the largest")
     base = products_of_effects(moments, layout.order[1:])
     by_column = [c.tocsc() for c in cross]
     entries: dict[str, Any] = dict(
@@ -299,7 +339,7 @@ def _crossed(moments: CrossedMoments, layout: Layout, totals: dict[str, Any], me
     return _check_system(data, peak, memory_limit)
 
 
-def _check_memory(size: float, limit: float, what: str) -> None:
+def check_memory(size: float, limit: float, what: str) -> None:
     if size > limit:
         raise DataError(
             f"{what} would take {size / 2**30:.1f} GiB, above the limit of {limit / 2**30:.1f} GiB: merge rare "
@@ -314,9 +354,9 @@ def _check_system(data: CrossedData, listed: int, limit: int) -> CrossedData:
         return data
     met = pattern_of(data)
     if met is None:
-        _check_memory(16 * K * K + listed, limit, f"the dense {K} × {K} system of all factors but the largest")
+        check_memory(16 * K * K + listed, limit, f"the dense {K} × {K} system of all factors but the largest")
     else:
-        _check_memory(met.nbytes + listed, limit, f"the sparse factor of {K} effects of all factors but the largest")
+        check_memory(met.nbytes + listed, limit, f"the sparse factor of {K} effects of all factors but the largest")
     return data
 
 

@@ -251,16 +251,16 @@ def _meeting(Z1: Any, code1: Any, m1: int, q1: int, Z2: Any, code2: Any, m2: int
     if code1 is None or code2 is None:
         sparse = [Z if c is None else _by_column(Z, c, m) for Z, c, m in ((Z1, code1, m1), (Z2, code2, m2))]
         return _blocks(sparse[0].T @ sparse[1], q1, q2)
-    parent = _parents(code1, code2, m1)
+    parent = parents(code1, code2, m1)
     if parent is not None:
         return _inside(code1, parent, m1, list(Z1.T), list(Z2.T))
-    parent = _parents(code2, code1, m2)
+    parent = parents(code2, code1, m2)
     if parent is not None:
         return transposed(_inside(code2, parent, m2, list(Z2.T), list(Z1.T)))
     return _summed(code1, code2, ((a * b for b in Z2.T) for a in Z1.T), m1, m2)
 
 
-def _parents(inner: np.ndarray, outer: np.ndarray, n_inner: int) -> np.ndarray | None:
+def parents(inner: np.ndarray, outer: np.ndarray, n_inner: int) -> np.ndarray | None:
     """The outer level of every inner level, or None where some inner level meets two."""
     parent = np.zeros(n_inner, np.int64)
     # Most factors that are not nested show it in a few rows.

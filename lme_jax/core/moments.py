@@ -371,8 +371,10 @@ def add_by_code(sums: np.ndarray, codes: np.ndarray, columns: Iterable[np.ndarra
         return
     lo = int(codes.min())
     width = int(codes.max()) - lo + 1
+    # bincount takes no other integers without a copy.
+    from_lowest = (codes - lo).astype(np.intp, copy=False)
     for total, column in zip(sums, columns, strict=True):
-        total[lo : lo + width] += np.bincount(codes - lo, column, minlength=width)
+        total[lo : lo + width] += np.bincount(from_lowest, column, minlength=width)
 
 
 def transition(old: Basis, new: Basis, keep: Sequence[int] | None = None) -> tuple[np.ndarray, np.ndarray]:
