@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .core.records import Fit
     from .core.types import Status
     from .many.doors import fit_many, lmer_many
+    from .many.power import design, power
     from .many.results import ManyFits, compare
     from .results import MixedLMResults
 
@@ -45,6 +46,7 @@ __all__ = [
     "compress",
     "convert_params",
     "datasets",
+    "design",
     "deviance",
     "enable_compilation_cache",
     "errors",
@@ -59,6 +61,7 @@ __all__ = [
     "moments",
     "params_jacobian",
     "plots",
+    "power",
     "predict",
     "random_effects",
     "score_and_hessian",
@@ -78,6 +81,7 @@ _HOMES = {
     "compare": "many.results",
     "compress": "core.compression",
     "convert_params": "core.parameterizations:convert",
+    "design": "many.power",
     "deviance": "core.fit",
     "enable_compilation_cache": "cache",
     "fit": "core.fit",
@@ -89,6 +93,7 @@ _HOMES = {
     "mixedlm": "compat.mixed_lm",
     "moments": "chunks",
     "params_jacobian": "core.parameterizations:jacobian",
+    "power": "many.power",
     "predict": "core.fit",
     "random_effects": "core.fit",
     "score_and_hessian": "core.likelihood",

@@ -15,7 +15,7 @@ from .core.crossed_moments import CrossedMoments, crossed_moments
 from .core.fit import ModelStatistics
 from .core.henderson import MixedModelEquations
 from .core.lane_data import SharedDesign
-from .core.moments import GroupMoments
+from .core.moments import GroupMoments, triangle
 from .core.records import Fit
 from .core.rotation import compress_rotated
 from .core.several_data import SeveralDesign, suits_lanes
@@ -210,6 +210,12 @@ class ModelData:
             return group_moments(y, X, only.Z, only.codes, len(only.levels), template=only.template, weights=weights)
         columns = zip(*((f.Z, f.codes, len(f.levels), f.template) for f in self.factors), strict=True)
         return crossed_moments(y, X, *columns, weights=weights)
+
+    @property
+    def few_rows(self) -> np.ndarray:
+        """(p+1, p+1) rows of [X y] with the cross-products of all rows, of models that were fitted from moments."""
+        assert self.sums is not None
+        return triangle(self.sums.WtW, self.sums.basis)
 
     @cached_property
     def spread(self) -> float:

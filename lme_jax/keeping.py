@@ -28,6 +28,11 @@ def unpacked_state(state: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in state.items() if name != "_state_version"}
 
 
+def has_rows(data: ModelData) -> bool:
+    """Whether the rows are still there."""
+    return data.has_rows
+
+
 def without_rows(data: ModelData, why: str = NoRows.why) -> ModelData:
     """The labels and sizes of the data, without their rows; ``why`` is said where something needs them."""
     gone: Any = NoRows(data.n_rows, why)

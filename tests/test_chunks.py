@@ -201,6 +201,8 @@ def test_a_fit_of_chunks_is_that_of_all_rows(formula, reml):
         assert sum(parts).fit(reml=reml).deviance == pytest.approx(whole.deviance, rel=1e-10)
         np.testing.assert_allclose(found.params, whole.params, atol=1e-9 * float(whole.bse.max()), rtol=1e-9)
         np.testing.assert_allclose(found.bse, whole.bse, rtol=1e-9)
+        if not whole.singular:
+            pd.testing.assert_frame_equal(found.coefficients(), whole.coefficients(), rtol=1e-6, atol=1e-8)
         np.testing.assert_allclose(found.theta, whole.theta, rtol=1e-7, atol=1e-9)
         np.testing.assert_allclose(found.bse_re, whole.bse_re, rtol=1e-6)
         for name, effects in whole.ranef.items():
@@ -278,6 +280,8 @@ def test_columns_that_the_rows_do_not_tell_apart():
     assert found.deviance == pytest.approx(whole.deviance, rel=1e-10)
     pd.testing.assert_series_equal(found.params, whole.params, rtol=1e-8)
     pd.testing.assert_series_equal(found.predict(frame[:5]), whole.predict(frame[:5]))
+    for kind in (1, 2):
+        pd.testing.assert_frame_equal(found.anova(kind, test="chisq"), whole.anova(kind, test="chisq"), rtol=1e-7)
     # A declared level that no row has, and a chunk of one level alone.
     chunks = [frame[frame.f == level] for level in "vw"]
     with pytest.warns(RankWarning, match="dropped fu, fw"):

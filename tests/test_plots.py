@@ -26,6 +26,21 @@ def fit():
     return lme.lmer("Reaction ~ Days + (Days | Subject)", d, weights=np.linspace(0.5, 2.0, len(d)))
 
 
+def test_means_and_power(fit):
+    slopes = fit.emtrends("Days").contrast([[2.0]])
+    ax = plots.means(slopes)
+    np.testing.assert_allclose(points(ax)[:, 0], slopes.estimate)
+    means = fit.emmeans("Days", at={"Days": [0, 5]})
+    ax = plots.means(means)
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["0", "5"]
+    limits = [segment[:, 0] for segment in ax.collections[0].get_segments()]
+    np.testing.assert_allclose(limits, means.table[["lower", "upper"]])
+    curve = lme.power(fit, "Days", 20, sizes=[5, 8], seed=1, type1=True, progress=False)
+    ax = plots.power(curve)
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["power", "without the effect"]
+    assert "Satterthwaite" in plots.alt_text(ax)
+
+
 def points(ax):
     return next(line.get_xydata() for line in ax.lines if line.get_marker() == "o")
 

@@ -3,6 +3,7 @@
 ``alt_text(ax)`` says in a sentence what a picture shows, for readers who do not see it.
 """
 
+from .derived import means, power
 from .diagnostic import overview, qq, ranef_qq, residuals, scale_location
 from .estimates import caterpillar, forest, groups
 from .style import alt_text
@@ -12,7 +13,9 @@ __all__ = [
     "caterpillar",
     "forest",
     "groups",
+    "means",
     "overview",
+    "power",
     "qq",
     "ranef_qq",
     "residuals",
