@@ -24,9 +24,10 @@ from .errors import DataError, UnsupportedError
 from .fitting import with_backend
 from .formula import design_from_formula, drop_dependent_columns
 from .formula.chunk import Chunk
+from .formula.columns import dependence
 from .formula.design import check_counts, check_varies
 from .formula.lme4 import Lme4State
-from .formula.union import check_same_columns, state_of, union_of_levels
+from .formula.union import check_same_columns, state_of, union_of_columns, union_of_levels
 from .formula.values import namespace
 from .keeping import without_rows
 from .results import MixedLMResults, fit_model
@@ -127,7 +128,7 @@ class Moments:
         keep = drop_dependent_columns(few_rows, self.columns)
         data, sums = self._data, self.sums
         if len(keep) < len(self.columns):
-            data, sums = data.columns(keep), _without_columns(sums, keep.tolist())
+            data, sums = _without_dependent(data, keep, few_rows), _without_columns(sums, keep.tolist())
         data = dataclasses.replace(data, sums=sums)
         statistics = pool(sums) if isinstance(sums, GroupMoments) else pool_crossed(sums)
         spread = float(np.sqrt(self._spread.squares / self.n_rows))
@@ -294,7 +295,9 @@ def _merged(parts: Sequence[Moments]) -> Moments:
                     f"The covariance structures of ({' + '.join(a.columns)} | {a.factor}) differ: {a.structure} in one "
                     f"chunk, {b.structure} in another, or what they need; give every chunk the same structures=."
                 )
-    state, positions = union_of_levels([part._data.design for part in parts])
+    designs = [part._data.design for part in parts]
+    state, positions = union_of_levels(designs)
+    state = dataclasses.replace(state, columns=union_of_columns(designs, [part.n_rows for part in parts]))
     names = [factor.name for factor in first.factors]
     n_levels = [len(labels) for labels in _labels(state).values()]
     where = [[positions[name][i] for name in names] for i in range(len(parts))]
@@ -341,6 +344,16 @@ def _relabelled(parts: Sequence[Moments], state: Lme4State, where: Sequence[Sequ
     return dataclasses.replace(
         first, design=design, terms=tuple(terms[id(term)] for term in first.terms), factors=tuple(factors)
     )
+
+
+def _without_dependent(data: ModelData, keep: np.ndarray, few_rows: np.ndarray) -> ModelData:
+    """The labels without the columns that others determine, and how they do."""
+    kept = data.columns(keep)
+    state = state_of(kept.design)
+    if state.columns is not None:
+        columns = dataclasses.replace(state.columns, dependence=dependence(few_rows, keep))
+        state = dataclasses.replace(state, columns=columns)
+    return dataclasses.replace(kept, design=dataclasses.replace(kept.design, state=state))
 
 
 def _without_columns(sums: GroupMoments | CrossedMoments, keep: list[int]) -> GroupMoments | CrossedMoments:

@@ -280,8 +280,21 @@ def test_columns_that_the_rows_do_not_tell_apart():
     assert found.deviance == pytest.approx(whole.deviance, rel=1e-10)
     pd.testing.assert_series_equal(found.params, whole.params, rtol=1e-8)
     pd.testing.assert_series_equal(found.predict(frame[:5]), whole.predict(frame[:5]))
-    for kind in (1, 2):
+    for kind in (1, 2, 3):
         pd.testing.assert_frame_equal(found.anova(kind, test="chisq"), whole.anova(kind, test="chisq"), rtol=1e-7)
+    frame = frame.assign(z=(frame.x > 0) * 2.0, s=frame.school.astype("category"))
+    formula = "y ~ x * f + z + I(3 * z) + s + (1 | pupil)"
+    parts = [lme.moments(formula, part, levels={"f": list("uvw")}) for part in split(frame, "levels")]
+    with pytest.warns(RankWarning, match=r"I\(3"):
+        whole = lme.lmer(formula, frame)
+    with pytest.warns(RankWarning, match=r"I\(3"):
+        found = lme.merge(parts).fit()
+    for ask in (
+        lambda fit: fit.emmeans("f"),
+        lambda fit: fit.emmeans(["f", "z"], weights="proportional"),
+        lambda fit: fit.emtrends("x", "f"),
+    ):
+        pd.testing.assert_frame_equal(ask(found).table, ask(whole).table, rtol=1e-6)
     # A declared level that no row has, and a chunk of one level alone.
     chunks = [frame[frame.f == level] for level in "vw"]
     with pytest.warns(RankWarning, match="dropped fu, fw"):

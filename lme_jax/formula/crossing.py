@@ -66,7 +66,7 @@ def union(crossings: Sequence[Crossing], name: str) -> tuple[Crossing, list[np.n
 
     Levels are told apart by their labels. They stand in the order that all chunks give them, or else sorted.
     """
-    of_parts = [_union_levels(found, name) for found in zip(*(c.part_levels for c in crossings), strict=True)]
+    of_parts = [union_levels(found, name) for found in zip(*(c.part_levels for c in crossings), strict=True)]
     sizes = [len(levels) for levels in of_parts]
     numbers = []
     for crossing in crossings:
@@ -77,7 +77,8 @@ def union(crossings: Sequence[Crossing], name: str) -> tuple[Crossing, list[np.n
     return Crossing(tuple(of_parts), occurring), [np.searchsorted(occurring, own) for own in numbers]
 
 
-def _union_levels(found: Sequence[np.ndarray], name: str) -> np.ndarray:
+def union_levels(found: Sequence[np.ndarray], name: str) -> np.ndarray:
+    """The labels of all chunks, in the order that all give them, or else sorted."""
     kinds = {_kind(levels, name): levels for levels in found}
     if len(kinds) > 1:
         (a, first), (b, second), *_ = kinds.items()

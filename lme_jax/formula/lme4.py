@@ -231,9 +231,7 @@ def _assemble(
     else:
         check_weights(variables.weights)
     widths = {k: v.shape[1] if v.ndim == 2 else 1 for k, v in variables.values.items() if not isinstance(v, Factor)}
-    seen = None
-    if chunk is None:
-        seen = _columns(parsed.fixed, how.offset_text, evaluator, whole, kept_columns, keep)
+    seen = _columns(parsed.fixed, how.offset_text, evaluator, whole, kept_columns, keep)
     state = Lme4State(
         parsed, codings, crossings, evaluator.state, evaluator.used, kept_columns, how.offset_text, widths, seen
     )
