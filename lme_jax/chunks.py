@@ -19,7 +19,7 @@ from .core.moments import GroupMoments, triangle
 from .core.optimize import NewtonOptions
 from .core.programs import Backend
 from .core.pytrees import leaves, tree_map
-from .data import ModelData
+from .data import ModelData, NoRows
 from .errors import DataError, UnsupportedError
 from .fitting import with_backend
 from .formula import design_from_formula, drop_dependent_columns
@@ -324,11 +324,14 @@ def _relabelled(parts: Sequence[Moments], state: Lme4State, where: Sequence[Sequ
     n_dropped = sum(part.n_dropped for part in parts)
     offset = next((p._data.design.offset for p in parts if p._data.design.offset is not None), None)
     weights = next((p._data.design.weights for p in parts if p._data.design.weights is not None), None)
-    rows: Any = type(first.design.y)(sum(part.n_rows for part in parts), NO_ROWS)
-    terms = {id(term): dataclasses.replace(term, levels=labels[term.factor]) for term in first.design.terms}
+    rows: Any = NoRows(sum(part.n_rows for part in parts), NO_ROWS)
+    gone: dict[str, Any] = dict(codes=rows, Z=rows)
+    terms = {id(term): dataclasses.replace(term, levels=labels[term.factor], **gone) for term in first.design.terms}
     design = dataclasses.replace(
         first.design,
         y=rows,
+        X=rows,
+        index=rows,
         state=state,
         n_dropped=n_dropped,
         offset=offset,
@@ -337,7 +340,7 @@ def _relabelled(parts: Sequence[Moments], state: Lme4State, where: Sequence[Sequ
     )
     factors = []
     for j, factor in enumerate(first.factors):
-        new = dataclasses.replace(factor, levels=labels[factor.name])
+        new = dataclasses.replace(factor, levels=labels[factor.name], **gone)
         sizes = [part._data.factors[j].sizes for part in parts]
         new.__dict__["sizes"] = one_factor.added(sizes, [own[j] for own in where], len(new.levels)).astype(int)
         factors.append(new)
