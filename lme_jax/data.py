@@ -81,6 +81,16 @@ class Factor:
         """Whether every row has one level and the levels are independent."""
         return self.membership is None and self.root is None
 
+    def is_inside(self, outer: "Factor") -> bool:
+        """Whether every level lies in one level of another factor, which lies inside itself."""
+        if self is outer:
+            return True
+        if not (self.by_code and outer.by_code):
+            return False
+        parent = np.zeros(len(self.levels), np.int64)
+        parent[self.codes] = outer.codes
+        return bool(np.array_equal(parent[self.codes], outer.codes))
+
     @property
     def n_independent(self) -> int:
         """Number r of independent sets of q effects: the levels, or the rank of their relatedness."""

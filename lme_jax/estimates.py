@@ -362,7 +362,7 @@ class Estimates(Tested, Derived):
         Residuals, fitted values, ``prediction``, refits and everything else that reads the rows go.
         """
         self._keep_before_removal()
-        for name in ("fittedvalues", "resid", "_equations"):
+        for name in ("fittedvalues", "resid", "_equations", "_row_terms"):
             self.__dict__.pop(name, None)
         self._data = without_rows(self._data)
 

@@ -17,8 +17,8 @@ from .core.optimize import NewtonOptions
 from .core.records import RandomEffects
 from .core.structures import entry
 from .data import Factor, ModelData
+from .diagnostics import Diagnostics
 from .errors import DataError, UnsupportedError
-from .estimates import Estimates
 from .fitting import fit_data, fit_without_lost_columns, read_options, read_reml, read_start, settle
 from .formula.values import namespace
 from .inference.degrees import read_method
@@ -32,7 +32,6 @@ from .inference.prediction import (
     prediction_table,
     related_effects,
 )
-from .inference.profile import find_variance, profile_likelihood
 from .inference.quantities import readings
 from .inference.simulation import response_for, simulate_responses
 from .inference.wald import check_alpha, covariance_standard_errors
@@ -47,7 +46,7 @@ from .summary import Summary
 Refitter = Callable[[Mapping[str, Any], Mapping[str, Any]], "MixedLMResults"]
 
 
-class MixedLMResults(Estimates):
+class MixedLMResults(Diagnostics):
     """A fitted linear mixed model.
 
     Results are immutable: refitting the model, or changing the data frame it came from, leaves them as
@@ -415,37 +414,6 @@ class MixedLMResults(Estimates):
             raise DataError(f"update(formula={formula!r}): give text such as '. ~ . + x'")
         given = {"formula": formula, "data": data, "reml": reml}
         return self._again({**{k: v for k, v in given.items() if v is not None}, **changes}, namespace(1))
-
-    # ------------------------------------------------------------ profile likelihood
-
-    def profile_re(
-        self,
-        re_ix: int | str,
-        vtype: Literal["re", "vc"],
-        num_low: int = 5,
-        dist_low: float = 1.0,
-        num_high: int = 5,
-        dist_high: float = 1.0,
-    ) -> np.ndarray:
-        """Profile likelihood of one variance, (num_low + num_high + 1, 2): variance (response units²), ℓ.
-
-        Parameters
-        ----------
-        re_ix : index of an effect of the first random term (``vtype="re"``) or name of a variance (``"vc"``), as in
-            ``bse_re``.
-        num_low, num_high : points below and above the estimate.
-        dist_low, dist_high : distances of the farthest points, response units²; cut at zero.
-
-        Notes
-        -----
-        The variance itself is held; statsmodels holds its ratio to σ², which is another curve.
-        """
-        effect = find_variance(self._data, re_ix, vtype)
-        center = float(self._covariance[effect, effect])
-        low = np.linspace(max(center - dist_low, 0.0), center, num_low + 1)[:-1]
-        high = np.linspace(center, center + dist_high, num_high + 1)[1:]
-        below, above = (profile_likelihood(self._data, self.fit, self.reml, effect, v, self._held) for v in (low, high))
-        return np.column_stack([np.concatenate([low, [center], high]), np.concatenate([below, [self.llf], above])])
 
     # ------------------------------------------------------------ singularity
 

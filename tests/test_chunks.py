@@ -237,6 +237,7 @@ def test_moments_of_chunks_go_further_alone(formula):
     expected = float(lme.deviance(point, lme.moments(formula, frame).statistics))
     assert lme.deviance(point, total.statistics) == pytest.approx(expected, rel=1e-11)
     np.testing.assert_allclose(found.profile_re(0, "re"), whole.profile_re(0, "re"), rtol=1e-8)
+    pd.testing.assert_frame_equal(found.profile_ci(), whole.profile_ci(), rtol=1e-5)
     np.testing.assert_allclose(found.compare_lr_test(), whole.compare_lr_test(), rtol=1e-7)
     alone = found.without_random_effects()
     np.testing.assert_allclose(alone.beta, whole.without_random_effects().beta, rtol=1e-8)

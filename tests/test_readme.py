@@ -9,7 +9,7 @@ README = Path(__file__).parents[1] / "README.md"
 
 def test_examples_run():
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) >= 5
     names: dict = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # singular bootstrap samples are expected and said

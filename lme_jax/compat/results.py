@@ -17,8 +17,12 @@ from .packed import PackedEstimates
 class StatsmodelsFit(PackedEstimates):
     """A fit made by ``MixedLM``: ``conf_int`` is that of ``params``, ``random_effects`` are those of the groups."""
 
-    def conf_int(self, alpha: float = 0.05, cols: Any = None) -> pd.DataFrame:
-        """Wald limits (K, 2) of the packed ``params`` (``t_test`` gives those of β by GLS)."""
+    def conf_int(  # type: ignore[override]
+        self, alpha: float = 0.05, cols: Any = None, *, method: str = "wald", which: Any = None, **options: Any
+    ) -> pd.DataFrame:
+        """Wald limits (K, 2) of the packed ``params`` (``t_test`` gives those of β by GLS), or see ``Profiles``."""
+        if method != "wald" or which is not None or options:
+            return super().conf_int(alpha, method, which, **options)
         limits = self.conf_int_params(alpha)
         return limits if cols is None else limits.iloc[np.asarray(cols)]
 

@@ -134,26 +134,37 @@ def objective(theta: Array, data: GroupData, reml: bool) -> tuple[Array, Array, 
     -----
     O(P·(q³ + kq·p·(p + kq))) with kq = q(q+1)/2 and P distinct levels.
     """
+    log_det, H, levels_at = at_levels(theta, data)
+    R = linalg.cholesky(H)
+    sums = whitened_sums(levels_at, assembly.whitening(R), reml)
+    return assembly.assemble_derivatives(theta, data.template, log_det, H, R, sums, data.moments, reml)
+
+
+LevelsAt = list[tuple[Array, Packed, list[Array]]]
+
+
+def at_levels(theta: Array, data: GroupData) -> tuple[Array, Array, LevelsAt]:
+    """log|V|, H, and count, U and D of the levels at scaled θ (k,)."""
     L, filled = covariance.factor(theta, data.template), covariance.filled(data.template)
     if namespace(data.G, data.C) is np:
-        log_det, H, levels_at = _on_host(L, data, filled)
-    else:
-        log_det, H = log_det_and_cross(theta, data)
-        U, D = by_level(L, data.G, data.C, data.R, data.c, filled)
-        levels_at = [(data.count, U, D)]
-    R = linalg.cholesky(H)
-    A = assembly.whitening(R)
+        return _on_host(L, data, filled)
+    log_det, H = log_det_and_cross(theta, data)
+    U, D = by_level(L, data.G, data.C, data.R, data.c, filled)
+    return log_det, H, [(data.count, U, D)]
+
+
+def whitened_sums(levels_at: LevelsAt, A: Array, reml: bool) -> LevelSums:
+    """The sums over the levels, D whitened by A (p+1, p+1)."""
 
     def sums_of(level: tuple[Array, Packed, list[Array]]) -> LevelSums:
         count, U, D = level
         return _level_sums(U, [A.T @ d for d in D], count, reml)
 
     parts = threads.each(sums_of, levels_at)
-    sums = parts[0] if len(parts) == 1 else LevelSums(*(_total(values) for values in zip(*parts, strict=True)))
-    return assembly.assemble_derivatives(theta, data.template, log_det, H, R, sums, data.moments, reml)
+    return parts[0] if len(parts) == 1 else LevelSums(*(_total(values) for values in zip(*parts, strict=True)))
 
 
-def _on_host(L: Array, data: GroupData, filled: Filled) -> tuple[Array, Array, list[tuple[Array, Packed, list[Array]]]]:
+def _on_host(L: Array, data: GroupData, filled: Filled) -> tuple[Array, Array, LevelsAt]:
     """log|V|, H, and count, U and D of the levels, piece by piece; nothing is computed twice."""
 
     def evaluate(cut: slice) -> tuple[Array, Array, tuple[Array, Packed, list[Array]]]:

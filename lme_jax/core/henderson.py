@@ -41,13 +41,13 @@ class MixedModelEquations:
     """
 
     def __init__(self, X: np.ndarray, Zs: list[Any], Ls: list[np.ndarray], weights: Any, unscaled_cov: Any) -> None:
-        self.Ls = [np.asarray(L, float) for L in Ls]
+        self.X, self.Ls = np.asarray(X, float), [np.asarray(L, float) for L in Ls]
         self.unscaled_cov = np.asarray(unscaled_cov, float)
         self.widths = [Z.shape[1] for Z in Zs]
-        G = self.spherical(Zs)
-        self.WG = G if weights is None else scipy.sparse.diags(np.asarray(weights, float)) @ G
-        self.XtWG = (self.WG.T @ np.asarray(X, float)).T
-        self.GtWG = G.T @ self.WG
+        self.G = self.spherical(Zs)
+        self.WG = self.G if weights is None else scipy.sparse.diags(np.asarray(weights, float)) @ self.G
+        self.XtWG = (self.WG.T @ self.X).T
+        self.GtWG = self.G.T @ self.WG
 
     @classmethod
     def of_moments(

@@ -298,7 +298,7 @@ def second_order(held: criterion.Engine, at: Sums, Ls: list[np.ndarray], steps: 
     ]
     BB = criterion.contract(Y, held.apply(at.solved, Y)).reshape(k, p + 1, k, p + 1)
     trace, B = (np.concatenate(parts) for parts in zip(*map(_along, steps, at.U, at.DD), strict=True))
-    return Moves(trace, B, _trace_products(held, at.solved, Ls, owner, moves), BB)
+    return Moves(trace, B, trace_products(held, at.solved, Ls, owner, moves), BB)
 
 
 def _along(step: np.ndarray, U: np.ndarray, DD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -306,9 +306,10 @@ def _along(step: np.ndarray, U: np.ndarray, DD: np.ndarray) -> tuple[np.ndarray,
     return np.tensordot(step, U, ((0, 1), (0, 1))), np.einsum("ija,icjd->acd", step, DD, optimize=True)
 
 
-def _trace_products(
+def trace_products(
     held: criterion.Engine, solved: Any, Ls: list[np.ndarray], owner: tuple[int, ...], moves: list[np.ndarray]
 ) -> np.ndarray:
+    """tr(V⁻¹V_aV⁻¹V_b) (k, k) at the roots Ls, where these are singular a hair inside if the engine divides by them."""
     if isinstance(held, Dense) and any(np.linalg.svd(L, compute_uv=False)[-1] < 10.0 * NUDGE for L in Ls):
         solved = held.solve([L + NUDGE * np.eye(len(L)) for L in Ls])
     return held.trace_products(solved, owner, moves)

@@ -35,7 +35,7 @@ class Cases:
     def __init__(self, data: ModelData, factor: str | None) -> None:
         self._data = data
         self._drawn = data.factors[_chosen(data, factor)]
-        self._inside = [_is_inside(other, self._drawn) for other in data.factors]
+        self._inside = [other.is_inside(self._drawn) for other in data.factors]
         sizes = np.bincount(self._drawn.codes, minlength=self.n_levels)
         self._rows = np.split(np.argsort(self._drawn.codes, kind="stable"), np.cumsum(sizes)[:-1])
 
@@ -72,7 +72,7 @@ def _chosen(data: ModelData, name: str | None) -> int:
         raise DataError(
             f"factor={name!r} is no grouping factor of the model: give one of {', '.join(map(repr, names))}"
         )
-    outermost = [j for j, one in enumerate(data.factors) if all(_is_inside(other, one) for other in data.factors)]
+    outermost = [j for j, one in enumerate(data.factors) if all(other.is_inside(one) for other in data.factors)]
     if name is None and not outermost and len(names) > 1:
         raise DataError(
             f"the grouping factors {', '.join(map(repr, names))} cross, and no resampling is right for all of them at "
@@ -86,17 +86,6 @@ def _chosen(data: ModelData, name: str | None) -> int:
             "kind='parametric', and 'percentile' or 'basic' intervals"
         )
     return chosen
-
-
-def _is_inside(inner: Factor, outer: Factor) -> bool:
-    """Whether every level of a factor lies in one level of another, which lies inside itself."""
-    if inner is outer:
-        return True
-    if not (inner.by_code and outer.by_code):
-        return False
-    parent = np.zeros(len(inner.levels), np.int64)
-    parent[inner.codes] = outer.codes
-    return bool(np.array_equal(parent[inner.codes], outer.codes))
 
 
 def _copied(factor: Factor, copy: np.ndarray) -> Factor:
