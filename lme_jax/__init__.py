@@ -13,9 +13,10 @@ from .model import lmer
 if TYPE_CHECKING:
     from . import datasets, plots
     from .cache import enable_compilation_cache
+    from .chunks import Moments, merge, moments
     from .compat.mixed_lm import MixedLM, mixedlm
     from .compat.params import MixedLMParams, VCSpec
-    from .core.compression import compress, merge
+    from .core.compression import compress
     from .core.fit import deviance, fit, fit_at, predict, random_effects
     from .core.likelihood import Likelihood, loglike, score_and_hessian
     from .core.optimize import NewtonOptions
@@ -39,6 +40,7 @@ __all__ = [
     "MixedLM",
     "MixedLMParams",
     "MixedLMResults",
+    "Moments",
     "NewtonOptions",
     "Status",
     "StructuredResults",
@@ -61,6 +63,7 @@ __all__ = [
     "merge",
     "mixedlm",
     "mmrm",
+    "moments",
     "params_jacobian",
     "plots",
     "power",
@@ -76,6 +79,7 @@ _HOMES = {
     "MixedLM": "compat.mixed_lm",
     "MixedLMParams": "compat.params",
     "MixedLMResults": "results",
+    "Moments": "chunks",
     "NewtonOptions": "core.optimize",
     "Status": "core.types",
     "StructuredResults": "structured.results",
@@ -92,9 +96,10 @@ _HOMES = {
     "gls": "repeated",
     "lmer_many": "many.doors",
     "loglike": "core.likelihood",
-    "merge": "core.moments",
+    "merge": "chunks",
     "mmrm": "repeated",
     "mixedlm": "compat.mixed_lm",
+    "moments": "chunks",
     "params_jacobian": "core.parameterizations:jacobian",
     "power": "many.power",
     "predict": "core.fit",

@@ -285,7 +285,7 @@ def random_anova(result: Any, simulate: int = 0, seed: int | None = None) -> pd.
     """Likelihood ratios of the model without each of its random effects; see ``Estimates.ranova``."""
     check_draws(simulate, seed, "simulate")
     if not has_rows(result._data):
-        raise DataError("ranova() reads the rows, which remove_data() took away")
+        raise DataError("ranova() reads the rows, which are not there")
     if result._held.any():
         raise UnsupportedError("ranova() takes fits whose covariance parameters were all estimated")
     full = _candidate("full", result, result.reml)

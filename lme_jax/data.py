@@ -8,18 +8,44 @@ import numpy as np
 import pandas as pd
 import scipy.sparse
 
-from .core.compression import compress
+from .core.compression import compress, group_moments
 from .core.covariance import Template
 from .core.crossed_data import compress_crossed
+from .core.crossed_moments import CrossedMoments, crossed_moments
 from .core.fit import ModelStatistics
 from .core.henderson import MixedModelEquations
 from .core.lane_data import SharedDesign
+from .core.moments import GroupMoments, triangle
 from .core.records import Fit
 from .core.rotation import compress_rotated
 from .core.several_data import SeveralDesign, suits_lanes
 from .core.structures import entry
-from .errors import UnsupportedError
+from .errors import DataError, UnsupportedError
 from .formula import Design, RandomTerm
+
+
+class NoRows:
+    """Stands for rows that are not there: knows how many there were, and says why if they are asked for."""
+
+    why = "the rows were removed by remove_data()"
+
+    def __init__(self, n: int, why: str = why) -> None:
+        self.n, self.why = n, why
+
+    def __len__(self) -> int:
+        return self.n
+
+    def _gone(self, *args: Any, **kwargs: Any) -> Any:
+        raise DataError(f"{self.why}: this needs them")
+
+    __array__ = __matmul__ = __getitem__ = __iter__ = __lt__ = __le__ = __gt__ = __ge__ = _gone
+    __add__ = __sub__ = __mul__ = __radd__ = __rsub__ = __rmul__ = _gone
+
+    def __getattr__(self, name: str) -> Any:
+        """What an array would have."""
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self._gone()
 
 
 @dataclass(frozen=True)
@@ -115,12 +141,14 @@ class ModelData:
     terms : the random terms, reordered so that those of one factor stand together.
     factors : one entry per grouping factor.
     covariance_names : (k,) labels of the free (co)variances.
+    sums : in place of the rows, what a model of moments was fitted from; else None.
     """
 
     design: Design
     terms: tuple[RandomTerm, ...]
     factors: tuple[Factor, ...]
     covariance_names: tuple[str, ...]
+    sums: GroupMoments | CrossedMoments | None = None
 
     @classmethod
     def from_design(cls, design: Design, *, factor_in_names: bool) -> "ModelData":
@@ -174,7 +202,7 @@ class ModelData:
             state = replace(state, keep=np.asarray(state.keep)[keep])
         design = replace(
             old,
-            X=np.ascontiguousarray(old.X[:, keep]),
+            X=np.ascontiguousarray(old.X[:, keep]) if self.has_rows else old.X,
             exog_names=tuple(old.exog_names[j] for j in keep),
             dropped_columns=(*old.dropped_columns, *lost),
             state=state,
@@ -185,6 +213,29 @@ class ModelData:
     def compressed(self) -> ModelStatistics:
         """The core's sufficient statistics."""
         return _compress(self.design, self.factors)
+
+    def moments(self) -> GroupMoments | CrossedMoments:
+        """The core's additive cross-products, of models whose factors have independent levels and one per row."""
+        y, X, weights = self.y - self.offset, self.X, self.design.weights
+        if self.has_one_factor:
+            only = self.factors[0]
+            return group_moments(y, X, only.Z, only.codes, len(only.levels), template=only.template, weights=weights)
+        columns = zip(*((f.Z, f.codes, len(f.levels), f.template) for f in self.factors), strict=True)
+        return crossed_moments(y, X, *columns, weights=weights)
+
+    @property
+    def few_rows(self) -> np.ndarray:
+        """(p+1, p+1) rows of [X y] with the cross-products of all rows, of models that were fitted from moments."""
+        assert self.sums is not None
+        return triangle(self.sums.WtW, self.sums.basis)
+
+    @cached_property
+    def spread(self) -> float:
+        """Root mean square of the response less its offset about its mean, in the units of σ: Var(ε_i) = σ²/w_i."""
+        y, weights = self.y - self.offset, self.design.weights
+        if weights is None:
+            return float(np.std(y))
+        return float(np.sqrt(np.mean(weights * (y - np.average(y, weights=weights)) ** 2)))
 
     @cached_property
     def shared_design(self) -> SharedDesign:
@@ -219,6 +270,8 @@ class ModelData:
         """Henderson's equations at a fit."""
         L = np.asarray(fitted.relative_factor)
         roots = [L[span, span] for span in self.factor_slices]
+        if self.sums is not None:
+            return MixedModelEquations.of_moments(self.sums, roots, fitted.unscaled_cov)
         effects = [f.effects for f in self.factors]
         return MixedModelEquations(self.X, effects, roots, self.design.weights, fitted.unscaled_cov)
 
@@ -239,6 +292,11 @@ class ModelData:
     @cached_property
     def offset(self) -> np.ndarray:
         return np.zeros(self.n_rows) if self.design.offset is None else self.design.offset
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether the rows are still there."""
+        return not isinstance(self.design.y, NoRows)
 
     @property
     def n_rows(self) -> int:

@@ -29,7 +29,7 @@ from .inference.likelihood_ratio import (
 )
 from .inference.terms import fixed_terms
 from .inference.wald import chosen_covariance, wald_table
-from .keeping import has_rows, packed_state, unpacked_state, without_rows
+from .keeping import packed_state, unpacked_state, without_rows
 from .lazy import handed_out
 from .tested import Tested
 
@@ -312,7 +312,7 @@ class Estimates(Tested, Derived):
     def _check_same_rows(self, other: Estimates) -> None:
         if self.nobs != other.nobs:
             raise DataError(f"compare_lr_test needs two fits of the same rows: here are {self.nobs} and {other.nobs}")
-        if has_rows(self._data) and has_rows(other._data):
+        if self._data.has_rows and other._data.has_rows:
             check_same_response(other._data.y, self._data.y)
         elif self._data.endog_name != other._data.endog_name:
             names = f"{self._data.endog_name!r} and {other._data.endog_name!r}"

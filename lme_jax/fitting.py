@@ -130,19 +130,11 @@ def no_residual_message(data: ModelData, n_fixed: int) -> str:
     )
 
 
-def spread_of(data: ModelData) -> float:
-    """Root mean square of the response less its offset about its mean, in the units of σ: Var(ε_i) = σ²/w_i."""
-    y, weights = data.y - data.offset, data.design.weights
-    if weights is None:
-        return float(np.std(y))
-    return float(np.sqrt(np.mean(weights * (y - np.average(y, weights=weights)) ** 2)))
-
-
 def leaves_no_residual(found: Fit, data: ModelData) -> bool:
     """Whether fixed and random effects determine the response, so that the deviance falls without bound."""
-    relative = float(found.sigma) / max(spread_of(data), np.finfo(float).tiny)
+    relative = float(found.sigma) / max(data.spread, np.finfo(float).tiny)
     suspect = relative <= SUSPECT or not Status(int(found.status)).is_optimum
-    return relative <= NO_VARIATION or (suspect and determined(data))
+    return relative <= NO_VARIATION or (suspect and data.has_rows and determined(data))
 
 
 def determined(data: ModelData) -> bool:

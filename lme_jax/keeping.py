@@ -4,9 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import pandas as pd
-
-from .data import ModelData
+from .data import ModelData, NoRows
 from .errors import DataError
 
 # Of the pickled state of a result: raised when attributes change their meaning.
@@ -30,33 +28,14 @@ def unpacked_state(state: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in state.items() if name != "_state_version"}
 
 
-class NoRows:
-    """Stands for rows that were removed: knows how many there were, and says so if they are asked for."""
-
-    def __init__(self, n: int) -> None:
-        self.n = n
-
-    def __len__(self) -> int:
-        return self.n
-
-    def _gone(self, *args: Any, **kwargs: Any) -> Any:
-        raise DataError("the rows were removed by remove_data(): this result needs them")
-
-    __array__ = __matmul__ = __getitem__ = __sub__ = __add__ = __iter__ = _gone
-
-    @property
-    def shape(self) -> Any:
-        return self._gone()
-
-
 def has_rows(data: ModelData) -> bool:
     """Whether the rows are still there."""
-    return not isinstance(data.design.y, NoRows)
+    return data.has_rows
 
 
-def without_rows(data: ModelData) -> ModelData:
-    """The labels and sizes of the data, without their rows."""
-    gone: Any = NoRows(data.n_rows)
+def without_rows(data: ModelData, why: str = NoRows.why) -> ModelData:
+    """The labels and sizes of the data, without their rows; ``why`` is said where something needs them."""
+    gone: Any = NoRows(data.n_rows, why)
     thin = {id(t): dataclasses.replace(t, codes=gone, Z=gone) for t in data.design.terms}
     design = dataclasses.replace(
         data.design,
@@ -64,7 +43,7 @@ def without_rows(data: ModelData) -> ModelData:
         X=gone,
         weights=None if data.design.weights is None else gone,
         offset=None if data.design.offset is None else gone,
-        index=pd.RangeIndex(0),
+        index=gone,
         terms=tuple(thin[id(t)] for t in data.design.terms),
     )
     factors = []
@@ -73,6 +52,6 @@ def without_rows(data: ModelData) -> ModelData:
         new.__dict__["sizes"] = factor.sizes
         factors.append(new)
     terms = tuple(thin[id(t)] for t in data.terms)
-    kept = dataclasses.replace(data, design=design, terms=terms, factors=tuple(factors))
+    kept = dataclasses.replace(data, design=design, terms=terms, factors=tuple(factors), sums=None)
     kept.__dict__["compressed"] = gone
     return kept

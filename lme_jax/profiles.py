@@ -9,13 +9,12 @@ import numpy as np
 import pandas as pd
 
 from .core.targets import Target
-from .data import ModelData
+from .data import ModelData, NoRows
 from .errors import DataError
 from .estimates import Estimates
 from .inference import parameters, profile
 from .inference.profile import Limits, Profiler
 from .inference.wald import check_alpha, wald_table
-from .keeping import has_rows
 
 ROOTS = tuple(np.arange(-3.0, 3.01, 0.5))
 
@@ -164,9 +163,9 @@ class Profiles(Estimates):
 
     @property
     def _whole(self) -> ModelData:
-        """The data, of which the rows are needed."""
-        if not has_rows(self._data):
-            raise DataError("the rows were removed by remove_data(): this result needs them")
+        """The data, of which the sums over the rows are needed."""
+        if isinstance(self._data.compressed, NoRows):
+            raise DataError(f"{NoRows.why}: this result needs them")
         return self._data
 
     def _profilers(self, which: Any, default: tuple[str, ...]) -> Iterator[tuple[Profiler, Target]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -14,7 +14,7 @@ from .comparison import Comparison, compare, conditional_aic, dropped_terms, qui
 from .core.fixed_effects import Jets, first_jets, jets
 from .core.optimize import NewtonOptions
 from .core.records import Fit
-from .data import ModelData
+from .data import ModelData, NoRows
 from .errors import DataError, UnsupportedError
 from .inference import degrees
 from .inference.degrees import Reference
@@ -81,7 +81,7 @@ class Tested:
         """Cov β̂ and its derivatives in the parameters that were estimated; kept."""
         kept: dict[bool, Jets] = self.__dict__.setdefault("_kept_jets", {})
         if natural not in kept:
-            if not has_rows(self._data):
+            if isinstance(self._data.compressed, NoRows):
                 raise DataError("remove_data() took away what these degrees of freedom need: ask for them before it")
             kept[natural] = self._new_jets(natural)
         return kept[natural]
@@ -205,9 +205,12 @@ class Tested:
         ----------
         Kuznetsova, Brockhoff & Christensen (2017), J. Stat. Softw. 82(13).
         """
-        if not has_rows(self._data):
+        design = self._data.design
+        if self._data.sums is not None:
+            design = replace(design, X=self._data.few_rows[:, :-1])
+        elif not has_rows(self._data):
             raise DataError("anova() reads the rows, which remove_data() took away")
-        return self._term_table(term_hypotheses(self._data.design, read_type(type)), ddf, test)
+        return self._term_table(term_hypotheses(design, read_type(type)), ddf, test)
 
     def drop1(self, ddf: str | None = None, test: Literal["F", "chisq", "lrt"] = "F") -> pd.DataFrame:
         """A test of each term that no other contains; columns as of ``anova``.
@@ -274,7 +277,7 @@ class Tested:
         Vaida & Blanchard (2005), Biometrika 92, 351–370; Greven & Kneib (2010), Biometrika 97, 773–789.
         """
         if not has_rows(self._data):
-            raise DataError("conditional_aic() reads what remove_data() took away")
+            raise DataError("conditional_aic() reads the rows, which are not there")
         return conditional_aic(self.fit, self._data, self.reml)
 
     def ranova(self, *, simulate: int = 0, seed: int | None = None) -> pd.DataFrame:
@@ -302,7 +305,7 @@ class Tested:
         if self._held.any():
             raise UnsupportedError("a fit with parameters that were held is not refitted by ML: fit it so yourself")
         if not has_rows(self._data):
-            raise DataError("remove_data() took the rows away that a refit by maximum likelihood needs")
+            raise DataError("a refit by maximum likelihood reads the rows, which are not there: fit with reml=False")
         return quietly(self._data, False, self._options)
 
     def _term_table(self, terms: dict[str, np.ndarray], ddf: str | None, test: Statistic) -> pd.DataFrame:

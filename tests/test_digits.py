@@ -1,5 +1,7 @@
 """Digits of the profiled residual sum of squares where effects are far larger than residuals."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -85,16 +87,18 @@ def test_extreme_weights(q, ratio):
 
 
 @pytest.mark.parametrize("ratio", RATIOS)
-@pytest.mark.parametrize("seed", [0, 1])
-def test_chunks_of_the_same_levels(ratio, seed):
+@pytest.mark.parametrize("chunks", ["any rows", "whole levels", "one level each"])
+def test_chunks(ratio, chunks):
+    """Of one level a chunk has no variation between levels, and columns of X that do not vary within."""
     y, X, Z, codes, w = design(5, 2, ratio)
     template = covariance.make_template("unstructured", 2)
-    part = np.random.default_rng(seed).integers(0, 3, len(y))
+    part = {"any rows": np.random.default_rng(0).integers(0, 3, len(y)), "whole levels": codes % 3}.get(chunks, codes)
     pieces = [
         compression.group_moments(y[s], X[s], Z[s], codes[s], 12, template=template)
-        for s in (part == 0, part == 1, part == 2)
+        for s in (part == i for i in np.unique(part))
     ]
-    merged = compression.merge(compression.merge(pieces[0], pieces[1]), pieces[2])
+    merged = functools.reduce(compression.merge, pieces)
+    assert error(y, X, Z, codes, w, factor(2, ratio), compression.pool(compression.merge(*pieces))) < TIGHT
     assert error(y, X, Z, codes, w, factor(2, ratio), compression.pool(merged)) < TIGHT
 
 

@@ -1,4 +1,4 @@
-"""Rows → sufficient statistics of a model with several grouping factors (MATH §5), on the host.
+"""Moments → sufficient statistics of a model with several grouping factors (MATH §5), on the host.
 
 Two shapes of model. Where every factor lies inside the next (pupils in schools in districts) the
 statistics are one small block per level (``NestedData``). Otherwise the factor with the most random
@@ -8,22 +8,25 @@ of the first factor, and those pairs are listed here once, pooled over levels th
 """
 
 import itertools
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import scipy.sparse
 
 from ..errors import DataError
-from .checks import check_codes, check_rows, real_array
 from .compression import distinct_levels
-from .covariance import Template, make_template
-from .moments import CHUNK_ROWS, Basis, add_by_code, gram, pilot_basis, rows_with_residual
+from .covariance import Template
+from .crossed_moments import CrossedMoments, Meeting, crossed_moments, products_of_effects, sum_duplicates
+from .moments import Basis, rows_with_residual
 from .pattern import pattern_of
 from .types import Array, pytree, static
 
 MEMORY_LIMIT = 8 * 2**30
 # Pairs of columns that are listed at a time.
 PAIR_CHUNK = 1 << 20
+
+ParentsOf: TypeAlias = Callable[[int, int], np.ndarray | None]
 
 
 class Layout(NamedTuple):
@@ -160,136 +163,111 @@ def compress_crossed(
     O(n Σq (Σq + p) + W) with W = Σ_u d_u(d_u+1)/2 over the levels u of the largest factor, each meeting
     d_u effects of the other factors.
     """
-    y, X = real_array("y", y, 1), real_array("X", X, 2)
-    sparse = [scipy.sparse.issparse(Z) for Z in Zs]
-    Zs = [
-        Z.tocsr() if s else real_array(f"Z of factor {j}", Z, 2)
-        for j, (Z, s) in enumerate(zip(Zs, sparse, strict=True))
-    ]
-    sizes = tuple(Z.shape[1] // m if s else Z.shape[1] for Z, m, s in zip(Zs, n_levels, sparse, strict=True))
-    blocks = [make_template(t, q) for t, q in zip(templates, sizes, strict=True)]
-    template = tuple(block for t in blocks for block in t)
-    check_rows(y=y, X=X, weights=weights, offset=offset)
-    for j, (Z, code) in enumerate(zip(Zs, codes, strict=True)):
-        _check_factor(j, len(y), Z, code, n_levels[j])
-    codes = [None if s else check_codes(c, m) for c, m, s in zip(codes, n_levels, sparse, strict=True)]
-    y = y if offset is None else y - np.asarray(offset, float)
-    basis = _basis(y, X, Zs, sizes, n_levels, template, weights)
-    # Columns are used one at a time: each is contiguous.
-    W = (basis.map[:-1].T @ X.T + basis.map[-1][:, None] * y).T
-    layout = Layout(sizes, tuple(int(m) for m in n_levels), ())
-    scales = [basis.z_scale[layout.columns(j)] for j in range(len(Zs))]
-    Zs = [
-        _scale_columns(Z, 1.0 / np.tile(s, m)) if sp else np.divide(Z.T, s[:, None], order="C").T
-        for Z, s, m, sp in zip(Zs, scales, n_levels, sparse, strict=True)
-    ]
-    log_weights = 0.0
-    if weights is not None:
-        root = np.sqrt(np.asarray(weights, float))
-        log_weights = 2.0 * np.log(root).sum()
-        W = W * root[:, None]
-        Zs = [scipy.sparse.diags(root) @ Z if s else Z * root[:, None] for Z, s in zip(Zs, sparse, strict=True)]
-    WtW = gram(W.T)
+    moments = crossed_moments(y, X, Zs, codes, n_levels, templates, weights=weights, offset=offset)
+    return pool_crossed(moments, memory_limit)
+
+
+def pool_crossed(moments: CrossedMoments, memory_limit: int = MEMORY_LIMIT) -> CrossedData | NestedData:
+    """The sufficient statistics in additive moments, of rows of one chunk or of many that were merged.
+
+    Returns
+    -------
+    NestedData where each factor lies inside the next, else CrossedData.
+
+    Raises
+    ------
+    DataError
+        For pair lists or a system of the factors above ``memory_limit`` bytes.
+    """
     totals = dict(
-        WtW=WtW,
-        n_rows=rows_with_residual(len(y), WtW, basis),
-        log_weights=np.float64(log_weights),
-        basis=basis,
-        template=template,
+        WtW=moments.WtW,
+        n_rows=rows_with_residual(moments.n_rows, moments.WtW, moments.basis),
+        log_weights=moments.log_weights,
+        basis=moments.basis,
+        template=moments.template,
     )
-    order = None if any(sparse) else _nested_order(codes, n_levels)
-    if order is not None:
-        return _nested(W, Zs, codes, layout._replace(order=order), totals)
-    effects = [q * m if not s else -1 for q, m, s in zip(sizes, n_levels, sparse, strict=True)]
-    order = tuple(sorted(range(len(Zs)), key=lambda j: -effects[j]))
-    if sparse[order[0]]:
+    layout = Layout(moments.sizes, moments.n_levels, ())
+    by_code = [own is None for own in moments.shared]
+    chain = _chain(moments) if all(by_code) else None
+    if chain is not None:
+        order, parents = chain
+        return _nested(moments, layout._replace(order=order), parents, totals)
+    effects = [q * m if c else -1 for q, m, c in zip(*layout[:2], by_code, strict=True)]
+    order = tuple(sorted(range(len(effects)), key=lambda j: -effects[j]))
+    if not by_code[order[0]]:
         # Nothing is block diagonal: an empty first factor leaves the whole model to the dense system.
         raise DataError("at least one factor must be given by codes; the others may be sparse matrices")
-    return _crossed(W, Zs, codes, layout._replace(order=order), totals, memory_limit)
-
-
-def _check_factor(j: int, n: int, Z: Any, codes: Any, n_levels: int) -> None:
-    if scipy.sparse.issparse(Z):
-        if Z.shape[0] != n or Z.shape[1] % n_levels or not np.isfinite(Z.data).all():
-            raise DataError(
-                f"factor {j}: the sparse Z is {Z.shape}; it needs {n} rows, a multiple of {n_levels} columns "
-                "and finite values"
-            )
-        return
-    check_rows(y=np.zeros(n), **{f"Z of factor {j}": Z, f"codes of factor {j}": codes})
-    check_codes(codes, n_levels, f"codes of factor {j}")
-
-
-def _basis(
-    y: Any,
-    X: Any,
-    Zs: list[Any],
-    sizes: tuple[int, ...],
-    n_levels: list[int],
-    template: Template,
-    weights: Any,
-) -> Basis:
-    """The conditioned basis; columns of a sparse factor are scaled by their root mean square per level."""
-    columns = []
-    for Z, q, m in zip(Zs, sizes, n_levels, strict=True):
-        if scipy.sparse.issparse(Z):
-            squares = np.asarray(Z.multiply(Z).sum(0)).reshape(m, q).sum(0)
-            columns.append(np.broadcast_to(np.sqrt(squares / len(y)), (len(y), q)))
-        else:
-            columns.append(Z)
-    log_weights = 0.0 if weights is None else float(np.log(np.asarray(weights, float)).sum())
-    return pilot_basis(y, X, np.concatenate(columns, axis=1), template, log_weights)
-
-
-def _scale_columns(Z: Any, scale: np.ndarray) -> Any:
-    return (Z @ scipy.sparse.diags(scale)).tocsr()
-
-
-def _sum_by_code(codes: np.ndarray, n_levels: int, columns: list[np.ndarray], right: list[np.ndarray]) -> np.ndarray:
-    """(len(columns), len(right), n_levels): Σ over the rows of a level of the products of columns (n,)."""
-    width = len(right)
-    sums = np.zeros((len(columns) * width, n_levels))
-    for lo in range(0, len(codes), CHUNK_ROWS):
-        rows = slice(lo, lo + CHUNK_ROWS)
-        add_by_code(sums, codes[rows], (z[rows] * w[rows] for z in columns for w in right))
-    return sums.reshape(len(columns), width, n_levels)
+    return _crossed(moments, layout._replace(order=order), totals, memory_limit)
 
 
 # ---------------------------------------------------------------- nested chain
 
 
-def _parents(inner: np.ndarray, outer: np.ndarray, n_inner: int) -> np.ndarray | None:
-    """The outer level of every inner level, or None where some inner level meets two."""
-    parent = np.zeros(n_inner, np.int64)
-    parent[inner] = outer
-    return parent if np.array_equal(parent[inner], outer) else None
+def chain_of(occurring: Sequence[int], parents_of: ParentsOf) -> tuple[tuple[int, ...], dict[int, np.ndarray]] | None:
+    """Whether factors are a chain, each inside the next.
 
+    Parameters
+    ----------
+    occurring : per factor the number of levels that occur.
+    parents_of : (inner, outer) → (m_inner,) the outer level of every inner level, or None where one meets two.
 
-def _nested_order(codes: list[np.ndarray], n_levels: list[int]) -> tuple[int, ...] | None:
-    """Innermost-first order of a chain of nested factors, or None."""
-    order = tuple(sorted(range(len(codes)), key=lambda j: -np.count_nonzero(np.bincount(codes[j]))))
-    for a, b in itertools.pairwise(order):
-        if _parents(codes[a], codes[b], n_levels[a]) is None:
+    Returns
+    -------
+    The order, innermost first, and per factor but the last its parents; None if they are no chain.
+    """
+    order = tuple(sorted(range(len(occurring)), key=lambda j: -occurring[j]))
+    parents = {}
+    for inner, outer in itertools.pairwise(order):
+        found = parents_of(inner, outer)
+        if found is None:
             return None
-    return order
+        parents[inner] = found
+    return order, parents
 
 
-def _nested(W: np.ndarray, Zs: list[Any], codes: list[Any], layout: Layout, totals: dict[str, Any]) -> NestedData:
+def chain_places(
+    layout: Layout, parents: Mapping[int, np.ndarray]
+) -> tuple[dict[int, np.ndarray], dict[int, np.ndarray]]:
+    """Per factor of a chain where its levels stand in ``NestedData``; per factor but the last, their parents there."""
     order, levels = layout.order, layout.levels
     rank = {order[-1]: np.arange(levels[order[-1]])}
     parent = {}
     for inner, outer in zip(order[-2::-1], order[:0:-1], strict=True):
-        found = rank[outer][_parents(codes[inner], codes[outer], levels[inner])]
+        found = rank[outer][parents[inner]]
         sorting = np.argsort(found, kind="stable")
         rank[inner] = np.empty_like(sorting)
         rank[inner][sorting] = np.arange(len(sorting))
         parent[inner] = found[sorting].astype(np.int32)
+    return rank, parent
+
+
+def _chain(moments: CrossedMoments) -> tuple[tuple[int, ...], dict[int, np.ndarray]] | None:
+    if len(moments.sizes) == 1:
+        return (0,), {}
+    occurring = [moments.n_occurring(j) for j in range(len(moments.sizes))]
+
+    def parents_of(inner: int, outer: int) -> np.ndarray | None:
+        if moments.n_met(inner, outer) > occurring[inner]:
+            return None
+        met = moments.meeting(inner, outer)
+        parent = np.zeros(moments.n_levels[inner], np.int64)
+        parent[met.row] = met.column
+        return parent
+
+    return chain_of(occurring, parents_of)
+
+
+def _nested(
+    moments: CrossedMoments, layout: Layout, parents: Mapping[int, np.ndarray], totals: dict[str, Any]
+) -> NestedData:
+    order, levels = layout.order, layout.levels
+    rank, parent = chain_places(layout, parents)
     G, C = [], []
     for at, j in enumerate(order):
-        right = [column for block in (*(Zs[k] for k in order[at:]), W) for column in block.T]
-        sums = _sum_by_code(rank[j][codes[j]], levels[j], list(Zs[j].T), right)
-        G.append(sums[:, : layout.sizes[j]])
-        C.append(sums[:, layout.sizes[j] :])
+        sorting = np.argsort(rank[j])
+        outer_parts = [_per_inner_level(moments.meeting(j, k), levels[j]) for k in order[at + 1 :]]
+        C.append(np.concatenate([*outer_parts, moments.ZtW[j]], axis=1)[:, :, sorting])
+        G.append(np.ascontiguousarray(moments.ZtZ[j][:, :, sorting]))
     return NestedData(
         G=tuple(G),
         C=tuple(C),
@@ -300,54 +278,45 @@ def _nested(W: np.ndarray, Zs: list[Any], codes: list[Any], layout: Layout, tota
     )
 
 
-# ---------------------------------------------------------------- crossed factors
-
-
-def _dense_columns(Zs: list[Any], codes: list[Any], layout: Layout) -> Any:
-    """Z₂ as one CSR matrix (n, K): factors in elimination order, level by level, effects innermost."""
-    parts = []
-    for j in layout.order[1:]:
-        if codes[j] is None:
-            parts.append(Zs[j])
-            continue
-        n, q = Zs[j].shape
-        columns = (codes[j][:, None].astype(np.int32) * q + np.arange(q, dtype=np.int32)).ravel()
-        where = np.arange(n + 1, dtype=np.int32) * q
-        parts.append(scipy.sparse.csr_matrix((Zs[j].ravel(), columns, where), shape=(n, q * layout.levels[j])))
-    return scipy.sparse.hstack(parts, format="csr") if len(parts) > 1 else parts[0]
-
-
-def _sum_duplicates(value: np.ndarray, row: np.ndarray, column: np.ndarray, shape: tuple[int, int]) -> Any:
-    out = scipy.sparse.coo_matrix((value, (row, column)), shape=shape).tocsr()
-    out.sum_duplicates()
+def _per_inner_level(meeting: Meeting, n_levels: int) -> np.ndarray:
+    """The products (q_j, q_k, m_j) with the one outer level of every inner level."""
+    out = np.zeros((*meeting.value.shape[:2], n_levels))
+    out[:, :, meeting.row] = meeting.value
     return out
 
 
-def _crossed(
-    W: np.ndarray, Zs: list[Any], codes: list[Any], layout: Layout, totals: dict[str, Any], memory_limit: int
-) -> CrossedData:
+# ---------------------------------------------------------------- crossed factors
+
+
+def _with_first(moments: CrossedMoments, layout: Layout) -> list[Any]:
+    """Z₁ᵀZ₂ as CSR (m₁, K) per column of Z₁, of one structure: factors in elimination order, effects innermost."""
     first = layout.order[0]
-    m1, q1, K = layout.levels[first], layout.sizes[first], layout.n_dense
-    Z1, code = Zs[first], codes[first]
-    sums = _sum_by_code(code, m1, list(Z1.T), [*Z1.T, *W.T])
-    G, Z1W = sums[:, :q1], sums[:, q1:]
+    parts = [_by_row(moments.meeting(first, j), layout, first, j) for j in layout.order[1:]]
+    return [scipy.sparse.hstack(own, format="csr") if len(own) > 1 else own[0] for own in zip(*parts, strict=True)]
+
+
+def _by_row(meeting: Meeting, layout: Layout, first: int, j: int) -> list[Any]:
+    q, m1 = layout.sizes[j], layout.levels[first]
+    columns = (meeting.column[:, None] * np.int32(q) + np.arange(q, dtype=np.int32)).ravel()
+    ends = np.concatenate([[0], np.cumsum(np.bincount(meeting.row, minlength=m1) * q)])
+    shape = (m1, q * layout.levels[j])
+    return [scipy.sparse.csr_matrix((own.T.ravel(), columns, ends), shape=shape) for own in meeting.value]
+
+
+def _crossed(moments: CrossedMoments, layout: Layout, totals: dict[str, Any], memory_limit: int) -> CrossedData:
+    first = layout.order[0]
+    q1, K = layout.sizes[first], layout.n_dense
+    G = moments.ZtZ[first]
     representative, pattern = distinct_levels(G)
-    Z2 = _dense_columns(Zs, codes, layout)
-    rows = np.repeat(code, np.diff(Z2.indptr))
-    spread = np.repeat(np.arange(len(code)), np.diff(Z2.indptr)) if q1 > 1 or (Z1 != 1.0).any() else None
-    cross = []
-    for a in range(q1):
-        value = Z2.data if spread is None else Z2.data * Z1[spread, a]
-        cross.append(_sum_duplicates(value, rows, Z2.indices, (m1, K)))
+    cross = _with_first(moments, layout)
     met = np.diff(cross[0].indptr).astype(np.int64)
     n_products = int((met * (met + 1) // 2).sum())
     kq = q1 * (q1 + 1) // 2
     # One array is doubled while its pieces are joined.
     pooled = _dense_is_better(met, pattern, K)
     peak = n_products * (8 * kq + 12) if not pooled else 0
-    _check_memory(peak, memory_limit, f"{n_products} pairs of columns of all factors but the largest")
-    Z2W, base = np.asarray(Z2.T @ W), scipy.sparse.tril(Z2.T @ Z2, format="csr")
-    del Z2, W, rows, spread
+    check_memory(peak, memory_limit, f"{n_products} pairs of columns of all factors but the largest")
+    base = products_of_effects(moments, layout.order[1:])
     by_column = [c.tocsc() for c in cross]
     entries: dict[str, Any] = dict(
         entry_level=by_column[0].indices.astype(np.int32),
@@ -360,8 +329,8 @@ def _crossed(
         G=np.ascontiguousarray(G[:, :, representative]),
         count=np.bincount(pattern, minlength=len(representative)).astype(float),
         pattern=pattern.astype(np.int32),
-        Z1W=Z1W,
-        Z2W=Z2W,
+        Z1W=np.ascontiguousarray(moments.ZtW[first]),
+        Z2W=np.concatenate([np.moveaxis(moments.ZtW[j], 2, 0).reshape(-1, len(moments.WtW)) for j in layout.order[1:]]),
         **entries,
         **pairs,
         layout=layout,
@@ -370,7 +339,7 @@ def _crossed(
     return _check_system(data, peak, memory_limit)
 
 
-def _check_memory(size: float, limit: float, what: str) -> None:
+def check_memory(size: float, limit: float, what: str) -> None:
     if size > limit:
         raise DataError(
             f"{what} would take {size / 2**30:.1f} GiB, above the limit of {limit / 2**30:.1f} GiB: merge rare "
@@ -385,9 +354,9 @@ def _check_system(data: CrossedData, listed: int, limit: int) -> CrossedData:
         return data
     met = pattern_of(data)
     if met is None:
-        _check_memory(16 * K * K + listed, limit, f"the dense {K} × {K} system of all factors but the largest")
+        check_memory(16 * K * K + listed, limit, f"the dense {K} × {K} system of all factors but the largest")
     else:
-        _check_memory(met.nbytes + listed, limit, f"the sparse factor of {K} effects of all factors but the largest")
+        check_memory(met.nbytes + listed, limit, f"the sparse factor of {K} effects of all factors but the largest")
     return data
 
 
@@ -450,7 +419,7 @@ def _products(
         value = cross[a].data[entry][which] * cross[b].data[other]
         if a != b:
             value += cross[b].data[entry][which] * cross[a].data[other]
-        out.append(_sum_duplicates(value, place, which_pattern, (len(keys), n_patterns)))
+        out.append(sum_duplicates(value, place, which_pattern, (len(keys), n_patterns)))
     return keys, out
 
 

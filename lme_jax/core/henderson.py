@@ -14,6 +14,9 @@ import scipy.sparse
 import scipy.sparse.csgraph
 import scipy.sparse.linalg
 
+from .crossed_moments import CrossedMoments, as_crossed, in_users_columns, products_of_effects
+from .moments import GroupMoments
+
 CHUNK_VALUES = 1 << 22
 # Entries per effect of the inverse of P, up to which it is formed: its blocks are the effects that rows join.
 INVERSE_ENTRIES = 128
@@ -44,11 +47,34 @@ class MixedModelEquations:
         self.G = self.spherical(Zs)
         self.WG = self.G if weights is None else scipy.sparse.diags(np.asarray(weights, float)) @ self.G
         self.XtWG = (self.WG.T @ self.X).T
+        self.GtWG = self.G.T @ self.WG
+
+    @classmethod
+    def of_moments(
+        cls, moments: GroupMoments | CrossedMoments, Ls: list[np.ndarray], unscaled_cov: Any
+    ) -> "MixedModelEquations":
+        """The equations of rows that are not there, without ``effects``."""
+        sums = in_users_columns(as_crossed(moments) if isinstance(moments, GroupMoments) else moments)
+        widths = [q * m for q, m in zip(sums.sizes, sums.n_levels, strict=True)]
+        nobody = np.zeros((0, sum(widths)))
+        made = cls(nobody[:, : len(sums.WtW) - 1], np.split(nobody, np.cumsum(widths)[:-1], 1), Ls, None, unscaled_cov)
+        lower = products_of_effects(sums, range(len(widths)))
+        ZtZ = lower + scipy.sparse.tril(lower, -1).T
+        made.GtWG = made.Lambda.T @ ZtZ @ made.Lambda
+        ZtX = np.concatenate([np.moveaxis(C, 2, 0).reshape(-1, C.shape[1])[:, :-1] for C in sums.ZtW])
+        made.XtWG = (made.Lambda.T @ ZtX).T
+        return made
+
+    @cached_property
+    def Lambda(self) -> Any:
+        """Λ (K, K)."""
+        unit, ends = scipy.sparse.identity(sum(self.widths), format="csc"), np.cumsum([0, *self.widths])
+        return self.spherical([unit[:, lo:hi] for lo, hi in itertools.pairwise(ends)])
 
     @cached_property
     def P(self) -> Any:
         """I + GᵀWG (K, K)."""
-        return (scipy.sparse.identity(self.G.shape[1]) + self.G.T @ self.WG).tocsc()
+        return (scipy.sparse.identity(self.GtWG.shape[1]) + self.GtWG).tocsc()
 
     @cached_property
     def inverse(self) -> Any:
@@ -140,10 +166,8 @@ class MixedModelEquations:
 
         One solve for each member of the largest set: independent sets share it.
         """
-        K = sum(self.widths)
-        unit, ends = scipy.sparse.identity(K, format="csc"), np.cumsum([0, *self.widths])
-        Lambda = self.spherical([unit[:, lo:hi] for lo, hi in itertools.pairwise(ends)])
-        units = np.zeros((K, max(len(members) for members in sets)))
+        Lambda = self.Lambda
+        units = np.zeros((sum(self.widths), max(len(members) for members in sets)))
         for members in sets:
             units[members, np.arange(len(members))] = 1.0
         right = np.ascontiguousarray(Lambda.T @ units)

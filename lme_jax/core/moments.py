@@ -5,8 +5,8 @@ powers of two, and the exact maps back are kept in ``Basis``.
 """
 
 import dataclasses
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -28,6 +28,11 @@ BETWEEN = 1e4
 PILOT_BETWEEN = 1e-6
 # The least pivot, relative to its column, that a pilot goes by: the coefficients behind a smaller one are noise.
 PILOT_PIVOT = 1e-10
+# What a difference of sums of squares leaves, relative to them, where nothing is left: rounding.
+NOTHING_LEFT = 1e-13
+
+# Per chunk, where each of its levels stands among those of all chunks.
+Positions: TypeAlias = Sequence[np.ndarray]
 
 
 @pytree
@@ -79,6 +84,11 @@ class GroupMoments:
     basis: Basis
     template: Template = static()
     pilots: Pilots | None = None
+
+    @property
+    def column_squares(self) -> Array:
+        """(q,) sums of squares of the conditioned columns of Z."""
+        return np.einsum("aag->a", self.ZtZ)
 
 
 @pytree
@@ -263,12 +273,11 @@ def group_moments(
         add_by_code(sums, codes[rows], products(Zs, W))
     ZtZ, ZtW = unpack_products(sums, q, p + 1)
     moments = GroupMoments(ZtZ, ZtW, WtW, np.float64(n), np.float64(log_weights), basis, template)
-    R, c, rest = within_levels(moments)
-    between = sum(a @ a.T for a in c)
-    if not between_dominates(between[p, p], within_root(between, rest)[p, p] ** 2):
+    between, rest = _between_and_within(moments)
+    if not _needs_pilots(between, rest):
         return moments
     moments = moments if given else change_basis(moments, moved_basis(basis, within_map(between, rest)))
-    return _add_pilots(moments, R, _conditioned_chunks(y, X, Z, weights, moments.basis), codes)
+    return _add_pilots(moments, _conditioned_chunks(y, X, Z, weights, moments.basis), codes)
 
 
 def _conditioned_chunks(
@@ -334,10 +343,21 @@ def between_dominates(between: Any, within: Any) -> Any:
     return ~(between <= BETWEEN * within)
 
 
-def _add_pilots(moments: GroupMoments, R: np.ndarray, chunks: Iterator[Any], codes: np.ndarray) -> GroupMoments:
+def _between_and_within(moments: GroupMoments) -> tuple[np.ndarray, np.ndarray]:
+    """Sums of squares of W (p+1, p+1) between the levels and within."""
+    _, c, rest = within_levels(moments)
+    return sum(own @ own.T for own in c), rest
+
+
+def _needs_pilots(between: np.ndarray, rest: np.ndarray) -> bool:
+    """Whether y, less what X tells of it, varies so much more between the levels that digits would go."""
+    return bool(between_dominates(between[-1, -1], within_root(between, rest)[-1, -1] ** 2))
+
+
+def _add_pilots(moments: GroupMoments, chunks: Iterator[Any], codes: np.ndarray) -> GroupMoments:
     """The moments with the sums of E = W − Z·B, B the least squares of each level; the second pass over the rows."""
     q, w, n_groups = moments.ZtW.shape
-    B = np.stack(levels.coefficients(R, levels.against_root(R, moments.ZtW), PILOT_PIVOT))
+    B = _coefficients(moments.ZtZ, moments.ZtW)
     sums, EtE = np.zeros((q * w, n_groups)), np.zeros((w, w))
     for rows, Zs, W in chunks:
         E = W - sum(z * b[:, codes[rows]] for z, b in zip(Zs, B, strict=True))
@@ -358,16 +378,26 @@ def add_by_code(sums: np.ndarray, codes: np.ndarray, columns: Iterable[np.ndarra
         return
     lo = int(codes.min())
     width = int(codes.max()) - lo + 1
+    # bincount takes no other integers without a copy.
+    from_lowest = (codes - lo).astype(np.intp, copy=False)
     for total, column in zip(sums, columns, strict=True):
-        total[lo : lo + width] += np.bincount(codes - lo, column, minlength=width)
+        total[lo : lo + width] += np.bincount(from_lowest, column, minlength=width)
 
 
-def change_basis(moments: GroupMoments, basis: Basis) -> GroupMoments:
-    """The same moments expressed in another basis (exact up to rounding)."""
-    if _same(moments.basis, basis):
+def transition(old: Basis, new: Basis, keep: Sequence[int] | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """A with W' = WA, and s with Z' = Zs, from one basis to another; that of the columns ``keep`` of X, if given."""
+    to_w = np.asarray(new.map)
+    if keep is not None:
+        p = len(old.map) - 1
+        to_w = np.eye(p + 1)[:, [*keep, p]] @ to_w
+    return np.linalg.solve(np.asarray(old.map), to_w), np.asarray(old.z_scale) / np.asarray(new.z_scale)
+
+
+def change_basis(moments: GroupMoments, basis: Basis, keep: Sequence[int] | None = None) -> GroupMoments:
+    """The same moments expressed in another basis (exact up to rounding); see ``transition``."""
+    if keep is None and _same(moments.basis, basis):
         return moments
-    A = np.linalg.solve(np.asarray(moments.basis.map), np.asarray(basis.map))
-    s = np.asarray(moments.basis.z_scale) / np.asarray(basis.z_scale)
+    A, s = transition(moments.basis, basis, keep)
     pilots = moments.pilots
     if pilots is not None:
         pilots = Pilots(
@@ -375,70 +405,117 @@ def change_basis(moments: GroupMoments, basis: Basis) -> GroupMoments:
             np.einsum("qcg,cd->qdg", pilots.ZtE, A) * s[:, None, None],
             A.T @ pilots.EtE @ A,
         )
-    return GroupMoments(
-        moments.ZtZ * (s[:, None] * s[None, :])[:, :, None],
-        np.einsum("qcg,cd->qdg", moments.ZtW, A) * s[:, None, None],
-        A.T @ moments.WtW @ A,
-        moments.n_rows,
-        moments.log_weights,
-        basis,
-        moments.template,
-        pilots,
+    return dataclasses.replace(
+        moments,
+        ZtZ=moments.ZtZ * (s[:, None] * s[None, :])[:, :, None],
+        ZtW=np.einsum("qcg,cd->qdg", moments.ZtW, A) * s[:, None, None],
+        WtW=A.T @ moments.WtW @ A,
+        basis=basis,
+        pilots=pilots,
     )
 
 
-def merge(a: GroupMoments, b: GroupMoments) -> GroupMoments:
-    """Moments of both chunks together: they add. Both must use one coding of the levels.
+def merge(*parts: GroupMoments, positions: Positions | None = None, n_levels: int | None = None) -> GroupMoments:
+    """Moments of all chunks together: they add.
 
+    Parameters
+    ----------
+    parts : moments of one or more chunks.
+    positions : per chunk (m,), optional
+        Which of the ``n_levels`` levels of all chunks each of its levels is; without them every chunk must use one
+        coding of the levels.
+
+    Raises
+    ------
+    DataError
+        For chunks of other columns, structures or levels.
+
+    Notes
+    -----
     Chunks in different bases are carried into one that suits all their rows, so no chunk need be typical:
     the first may be tiny, lack a treatment or be fitted exactly. The result is new.
     """
-    if a.template != b.template or a.ZtW.shape != b.ZtW.shape:
-        raise DataError(
-            f"cannot merge moments of shapes {a.ZtW.shape} and {b.ZtW.shape} or of different templates: "
-            "code both chunks with the same columns and the same list of levels"
-        )
-    basis = a.basis if _same(a.basis, b.basis) else _common_basis(a, b)
-    if a.pilots is not None or b.pilots is not None:
-        # From where the levels of both show what varies within; the chunks go there directly, which costs no digits.
-        _, c, rest = within_levels(_sum(change_basis(a, basis), change_basis(b, basis)))
-        basis = moved_basis(basis, within_map(sum(own @ own.T for own in c), rest))
-    return _sum(change_basis(a, basis), change_basis(b, basis))
+    check_alike(parts, [(*m.ZtW.shape[:2], None if positions else m.ZtW.shape[2]) for m in parts])
+    places = [slice(None)] * len(parts) if positions is None else positions
+    length = parts[0].ZtZ.shape[-1] if n_levels is None else n_levels
+    basis = common_basis(parts)
+    if all(m.pilots is None for m in parts):
+        merged = _sum([change_basis(m, basis) for m in parts], places, length)
+        if not _needs_pilots(*_between_and_within(merged)):
+            return merged
+    parts = tuple(_with_pilots(m) for m in parts)
+    # From where the levels of all show what varies within; the chunks go there directly, which costs no digits.
+    merged = _sum([change_basis(m, basis) for m in parts], places, length)
+    basis = moved_basis(basis, within_map(*_between_and_within(merged)))
+    return _sum([change_basis(m, basis) for m in parts], places, length)
+
+
+def check_alike(parts: Sequence[Any], shapes: Sequence[Any]) -> None:
+    """Raise DataError where chunks cannot be added: of other templates, or of other ``shapes``."""
+    if not parts:
+        raise DataError("there are no moments to merge: give those of one chunk or more")
+    for m, shape in zip(parts, shapes, strict=True):
+        if m.template != parts[0].template or shape != shapes[0]:
+            raise DataError(
+                f"cannot merge moments of shapes {shapes[0]} and {shape}, or of different templates: "
+                "code all chunks with the same columns and the same list of levels"
+            )
 
 
 def _same(a: Basis, b: Basis) -> bool:
     return np.array_equal(a.map, b.map) and np.array_equal(a.z_scale, b.z_scale)
 
 
-def _sum(a: GroupMoments, b: GroupMoments) -> GroupMoments:
-    """The moments of both chunks, which are in one basis."""
+def added(arrays: Sequence[np.ndarray], places: Sequence[Any], length: int) -> np.ndarray:
+    """The sum of arrays (…, m), the last axis of each put in its places among ``length``."""
+    out = np.zeros((*arrays[0].shape[:-1], length))
+    for array, place in zip(arrays, places, strict=True):
+        out[..., place] += array
+    return out
+
+
+def _sum(parts: Sequence[GroupMoments], places: Sequence[Any], length: int) -> GroupMoments:
+    """The moments of chunks that are in one basis."""
+    ZtZ = added([m.ZtZ for m in parts], places, length)
     return GroupMoments(
-        a.ZtZ + b.ZtZ,
-        a.ZtW + b.ZtW,
-        a.WtW + b.WtW,
-        a.n_rows + b.n_rows,
-        a.log_weights + b.log_weights,
-        a.basis,
-        a.template,
-        _merged_pilots(a, b),
+        ZtZ,
+        added([m.ZtW for m in parts], places, length),
+        sum(m.WtW for m in parts),
+        sum(m.n_rows for m in parts),
+        sum(m.log_weights for m in parts),
+        parts[0].basis,
+        parts[0].template,
+        _merged_pilots(parts, places, ZtZ),
     )
 
 
-def _merged_pilots(a: GroupMoments, b: GroupMoments) -> Pilots | None:
-    """The pilots of the levels of both chunks together, each chunk's sums carried over to them exactly."""
-    if a.pilots is None and b.pilots is None:
+def _merged_pilots(parts: Sequence[GroupMoments], places: Sequence[Any], ZtZ: np.ndarray) -> Pilots | None:
+    """The pilots of the levels of all chunks together, each chunk's sums carried over to them exactly."""
+    if all(m.pilots is None for m in parts):
         return None
-    parts = [_pilots_of(a), _pilots_of(b)]
-    R = levels.root(a.ZtZ + b.ZtZ)
-    right = sum(pilots.ZtE + _each(m.ZtZ, pilots.B) for m, pilots in zip((a, b), parts, strict=True))
-    B = np.stack(levels.coefficients(R, levels.against_root(R, right), PILOT_PIVOT))
-    moved = [_move_pilots(m, pilots, B) for m, pilots in zip((a, b), parts, strict=True)]
-    return Pilots(B, moved[0].ZtE + moved[1].ZtE, moved[0].EtE + moved[1].EtE)
+    own = [m.pilots for m in parts if m.pilots is not None]
+    right = [pilots.ZtE + _each(m.ZtZ, pilots.B) for m, pilots in zip(parts, own, strict=True)]
+    B = _coefficients(ZtZ, added(right, places, ZtZ.shape[-1]))
+    moved = [_move_pilots(m, a, B[:, :, place]) for m, a, place in zip(parts, own, places, strict=True)]
+    return Pilots(B, added([a.ZtE for a in moved], places, ZtZ.shape[-1]), sum(a.EtE for a in moved))
 
 
-def _pilots_of(moments: GroupMoments) -> Pilots:
-    """Its pilots; B = 0 where there are none."""
-    return moments.pilots or Pilots(np.zeros_like(moments.ZtW), moments.ZtW, moments.WtW)
+def _coefficients(G: np.ndarray, C: np.ndarray) -> np.ndarray:
+    """The least squares (q, p+1, G) of every level, as a pilot."""
+    R = levels.root(G)
+    return np.stack(levels.coefficients(R, levels.against_root(R, C), PILOT_PIVOT))
+
+
+def _with_pilots(moments: GroupMoments) -> GroupMoments:
+    """The moments with the sums of what pilots leave, from cross-products where a chunk needed none for itself."""
+    if moments.pilots is not None:
+        return moments
+    nothing = Pilots(np.zeros_like(moments.ZtW), moments.ZtW, moments.WtW)
+    pilots = _move_pilots(moments, nothing, _coefficients(moments.ZtZ, moments.ZtW))
+    # Columns that do not vary within the levels: their rounding is not to be magnified in another basis.
+    varies = (pilots.EtE.diagonal() > NOTHING_LEFT * moments.WtW.diagonal()).astype(float)
+    pilots = Pilots(pilots.B, pilots.ZtE * varies[:, None], pilots.EtE * np.outer(varies, varies))
+    return dataclasses.replace(moments, pilots=pilots)
 
 
 def _move_pilots(moments: GroupMoments, pilots: Pilots, B: np.ndarray) -> Pilots:
@@ -458,27 +535,38 @@ def _each(G: np.ndarray, B: np.ndarray) -> np.ndarray:
     return np.einsum("abg,bcg->acg", G, B)
 
 
-def _common_basis(a: GroupMoments, b: GroupMoments) -> Basis:
-    """A conditioned basis of the rows of both chunks, as ``pilot_basis`` would find it from the rows.
+def common_basis(parts: Sequence[Any], keep: Sequence[int] | None = None) -> Basis:
+    """A conditioned basis of the rows of all chunks, as ``pilot_basis`` would find it from the rows.
 
     The triangular factors of the chunks' [X y] stacked have the cross-products of all rows; each comes from
-    near-orthonormal columns, so no digit is lost to squaring.
+    near-orthonormal columns, so no digit is lost to squaring. ``keep`` leaves out the other columns of X.
     """
-    n = a.n_rows + b.n_rows
-    stacked = np.concatenate([_triangle(m.WtW, m.basis) for m in (a, b)])
+    first = parts[0].basis
+    if keep is None and all(_same(first, m.basis) for m in parts):
+        return first
+    n, log_weights = sum(m.n_rows for m in parts), sum(m.log_weights for m in parts)
+    stacked = np.concatenate([triangle(m.WtW, m.basis) for m in parts])
+    if keep is not None:
+        stacked = stacked[:, [*keep, -1]]
     p = stacked.shape[1] - 1
     scale, Q, R = _scaled_qr(stacked[:, :p])
     root = np.sqrt(n / len(stacked))
     to_w = _pilot_map(scale, Q, R, stacked[:, p]) * root
-    squares = sum((np.einsum("aag->a", m.ZtZ) * np.asarray(m.basis.z_scale) ** 2 for m in (a, b)), 0.0)
-    z_scale = power_of_two_scale(squares, n, a.template)
+    squares = sum(m.column_squares * np.asarray(m.basis.z_scale) ** 2 for m in parts)
+    z_scale = power_of_two_scale(squares, n, parts[0].template, log_weights)
     return Basis(to_w, np.linalg.slogdet(to_w[:p, :p])[1], z_scale)
 
 
-def _triangle(WtW: np.ndarray, basis: Basis) -> np.ndarray:
+def without_columns(moments: GroupMoments, keep: Sequence[int]) -> GroupMoments:
+    """The moments of a model with the columns ``keep`` of X alone."""
+    return change_basis(moments, common_basis([moments], keep), keep)
+
+
+def triangle(WtW: np.ndarray, basis: Basis) -> np.ndarray:
     """T (p+1, p+1) with TᵀT = [X y]ᵀ[X y], in the user's columns."""
-    size = np.sqrt(np.maximum(np.diag(WtW), np.finfo(float).tiny))
-    values, vectors = np.linalg.eigh(WtW / np.outer(size, size))
+    size = np.sqrt(np.diag(WtW))
+    whole = np.where(size > 0, size, 1.0)
+    values, vectors = np.linalg.eigh(WtW / np.outer(whole, whole))
     half = np.sqrt(np.maximum(values, 0.0))[:, None] * vectors.T * size
     return np.linalg.solve(np.asarray(basis.map).T, half.T).T
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import date
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from lme_jax.errors import DataError
-from lme_jax.formula.values import Factor, level_labels
+from lme_jax.formula.notes import shown
+from lme_jax.formula.values import Factor, factorize, level_labels
 
 
 def meet_new_rows(crossing: Crossing, parts: Callable[[], list[Factor]], needed: bool, n: int) -> tuple[Any, Any]:
@@ -40,6 +42,76 @@ class Crossing:
         numbers, missing = _radix_numbers(codes, [len(levels) for levels in self.part_levels])
         at = np.minimum(np.searchsorted(self.numbers, numbers), len(self.numbers) - 1)
         return np.where(~missing & (self.numbers[at] == numbers), at, -1).astype(np.int32)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """The labels of the levels."""
+        if len(self.part_levels) == 1:
+            return self.part_levels[0][self.numbers]
+        nobody = np.zeros(0, np.int64)
+        return _labels([Factor(nobody, levels) for levels in self.part_levels], self.numbers, ":")
+
+    @property
+    def _codes(self) -> list[np.ndarray]:
+        """Of every level the levels of its parts."""
+        codes, numbers = [], self.numbers
+        for levels in reversed(self.part_levels):
+            codes.append(numbers % len(levels))
+            numbers = numbers // len(levels)
+        return codes[::-1]
+
+
+def union(crossings: Sequence[Crossing], name: str) -> tuple[Crossing, list[np.ndarray]]:
+    """The levels of one factor in all of several chunks, and where each chunk's levels stand among them.
+
+    Levels are told apart by their labels. They stand in the order that all chunks give them, or else sorted.
+    """
+    of_parts = [union_levels(found, name) for found in zip(*(c.part_levels for c in crossings), strict=True)]
+    sizes = [len(levels) for levels in of_parts]
+    numbers = []
+    for crossing in crossings:
+        parts = zip(crossing._codes, crossing.part_levels, of_parts, strict=True)
+        moved = [pd.Index(every).get_indexer(pd.Index(own))[codes] for codes, own, every in parts]
+        numbers.append(_radix_numbers(moved, sizes)[0])
+    occurring = np.unique(np.concatenate(numbers))
+    return Crossing(tuple(of_parts), occurring), [np.searchsorted(occurring, own) for own in numbers]
+
+
+def union_levels(found: Sequence[np.ndarray], name: str) -> np.ndarray:
+    """The labels of all chunks, in the order that all give them, or else sorted."""
+    kinds = {_kind(levels, name): levels for levels in found}
+    if len(kinds) > 1:
+        (a, first), (b, second), *_ = kinds.items()
+        raise DataError(
+            f"The levels of {name} are {a} in one chunk ({shown(first, 3)}) and {b} in another ({shown(second, 3)}), "
+            "so none would meet: make the column one type in all chunks."
+        )
+    if all(levels.dtype == found[0].dtype and np.array_equal(levels, found[0]) for levels in found[1:]):
+        return found[0]
+    joined = np.concatenate(found)
+    if joined.dtype.kind == "f" and any(levels.dtype.kind in "iu" for levels in found):
+        # A chunk with missing values has its whole numbers as floats.
+        joined = joined.astype(np.int64) if (joined == np.floor(joined)).all() else joined
+    return factorize(pd.Series(joined, dtype=joined.dtype), name).levels
+
+
+def _kind(levels: np.ndarray, name: str) -> str:
+    """What labels are, in words: those of different kinds are never the same level."""
+    kind = levels.dtype.kind
+    if kind == "O":
+        found = {_kind_of(label) for label in levels.tolist()}
+        if "" in found:
+            odd = next(label for label in levels.tolist() if not _kind_of(label))
+            raise DataError(f"{name} has the level {odd!r}: levels of chunks are numbers, text, dates or truth values.")
+        if len(found) == 1:
+            return found.pop()
+    words = {"b": "truth values", "M": "dates", "m": "durations", "U": "text", "O": "of several types"}
+    return words.get(kind, "numbers")
+
+
+def _kind_of(label: Any) -> str:
+    known: dict[Any, str] = {bool: "truth values", str: "text", (int, float, np.number): "numbers", date: "dates"}
+    return next((words for types, words in known.items() if isinstance(label, types)), "")
 
 
 def interact(parts: list[Factor]) -> tuple[Factor, Crossing]:

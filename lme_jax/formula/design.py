@@ -299,21 +299,35 @@ def check_design(
     y: np.ndarray, name: str, weights: np.ndarray | None, X: np.ndarray, terms: Sequence[RandomTerm]
 ) -> None:
     """Conditions under which no mixed model can be estimated; lme4's default checks for the random terms."""
-    n = len(y)
-    if np.ptp(y) == 0:
-        raise DataError(f"The response {name!r} is constant ({y[0]:g}); there is no variation to model.")
+    check_varies(y.min(), y.max(), name)
+    check_weights(weights)
+    check_counts(len(y), X.shape[1], terms)
+
+
+def check_varies(low: float, high: float, name: str) -> None:
+    """Whether the response is not the same in all rows."""
+    if low == high:
+        raise DataError(f"The response {name!r} is constant ({low:g}); there is no variation to model.")
+
+
+def check_weights(weights: np.ndarray | None) -> None:
+    """Whether the weights are positive."""
     if weights is not None and (weights <= 0).any():
         rows = np.flatnonzero(weights <= 0)
         raise DataError(f"Weights must be positive; {len(rows)} are not (rows used, from 0: {shown(rows)}).")
-    if X.shape[1] >= n:
-        raise DataError(f"{X.shape[1]} fixed effects for {n} rows leave nothing to estimate a variance from.")
+
+
+def check_counts(n: int, n_fixed: int, terms: Sequence[RandomTerm]) -> None:
+    """Whether n rows are enough for the fixed effects and the levels."""
+    if n_fixed >= n:
+        raise DataError(f"{n_fixed} fixed effects for {n} rows leave nothing to estimate a variance from.")
     for term in terms:
         if term.membership is None and term.root is None:
             _check_term(term, n)
 
 
 def _check_term(term: RandomTerm, n: int) -> None:
-    m, q = len(term.levels), term.Z.shape[1]
+    m, q = len(term.levels), len(term.columns)
     if m < 2:
         raise DataError(f"The grouping factor {term.factor!r} has one level in the rows used; it needs at least 2.")
     if m >= n:

@@ -12,6 +12,7 @@ import pandas as pd
 
 from lme_jax.core.structures import REGISTRY, suggestion
 from lme_jax.errors import DataError, FormulaError, LmeJaxError, LmeJaxWarning
+from lme_jax.formula.chunk import Chunk
 from lme_jax.formula.columns import Columns, read_columns, used_columns
 from lme_jax.formula.crossing import Crossing, interact, meet_new_rows
 from lme_jax.formula.design import (
@@ -22,6 +23,7 @@ from lme_jax.formula.design import (
     check_design,
     check_missing_argument,
     check_response,
+    check_weights,
     expressed_numbers,
     reduce_rank,
     row_numbers,
@@ -37,7 +39,7 @@ from lme_jax.formula.known import (
     relatedness_matrix,
     semidefinite_root,
 )
-from lme_jax.formula.matrix import FactorCoding, Piece, Value, factor_codings, model_matrix, recode
+from lme_jax.formula.matrix import FactorCoding, Piece, Value, factor_codings, model_matrix, recoded
 from lme_jax.formula.notes import warn
 from lme_jax.formula.syntax import Name, Node, parse
 from lme_jax.formula.term_blocks import resolve
@@ -103,12 +105,7 @@ class Lme4State:
         return model_matrix(linear, values, self.codings, len(evaluator.frame))
 
     def _value(self, label: str, node: Node, evaluator: Evaluator) -> Value:
-        value = evaluator.variable(node)
-        coding = self.codings.get(label)
-        if (coding is None) != isinstance(value, np.ndarray):
-            kinds = ("a factor", "numeric") if coding is None else ("numeric", "a factor")
-            raise DataError(f"{label} is {kinds[0]} in the new data but was {kinds[1]} when the model was fitted.")
-        return recode(value, coding, label) if isinstance(value, Factor) and coding is not None else value
+        return recoded(evaluator.variable(node), self.codings.get(label), label)
 
 
 def _parts(evaluator: Evaluator, bar: Bar) -> list[Factor]:
@@ -131,6 +128,7 @@ def design_from_formula(
     variance: Any = None,
     bars: bool | None = True,
     context: Mapping[str, Any] | int | None = None,
+    chunk: Chunk | None = None,
 ) -> Design:
     """Turn an lme4 formula and data into arrays.
 
@@ -174,6 +172,9 @@ def design_from_formula(
         that many frames up: 1 for the caller of this function, 2 for the caller's caller. None: the formula
         (and a text given as weights, offset or subset) reaches columns, the listed functions, NumPy's
         elementwise functions and operators, and no other code; for formulas that others wrote.
+    chunk : Chunk, optional
+        The rows are some of the data only: no column is dropped and no level left out that other chunks may have,
+        and whether the rows suffice is not asked.
 
     Returns
     -------
@@ -198,7 +199,7 @@ def design_from_formula(
     go; unlike R, so do ``mean``, ``sd``, ``max`` …, whose value at the fit is kept for new rows.
     """
     check_missing_argument(missing, ("drop", "raise"))
-    whole = as_frame(data)
+    whole = as_frame(data) if chunk is None else chunk.declared(as_frame(data))
     spelling = None if residual is None and variance is None else _spelled_residual(residual, variance)
     subjects = frozenset() if spelling is None else spelling.subjects
     parsed = parse_mixed(formula, [c for c in whole.columns if str(c) not in subjects], bars=bars is True)
@@ -213,16 +214,21 @@ def design_from_formula(
         raise DataError("The data have no rows" + (" in the subset." if subset is not None else "."))
     if parsed.echoed:
         warn(f"The response {parsed.response} stood on the right-hand side too and was dropped there.", LmeJaxWarning)
-    evaluator = Evaluator(frame, namespace(context), {}, {}, rows)
+    names = namespace(context)
+    evaluator = Evaluator(frame, names, {}, {}, rows) if chunk is None else chunk.evaluator(parsed, frame, names, rows)
     known = _known(parsed.bars, memberships or {}, relatedness or {}, len(whole))
     given = [_given_numbers(whole, v, what, evaluator, rows) for v, what in ((weights, "weights"), (offset, "offset"))]
     variables = _evaluate(parsed, evaluator, given[0], given[1], frozenset(known.shares))
     variables = variables if spelling is None else _with_residual(variables, spelling, evaluator)
     keep = variables.usable_rows(frame.index, missing)
-    variables = (variables if keep is None else variables.take(keep)).without_unused_levels()
+    variables = variables if keep is None else variables.take(keep)
+    if chunk is None:
+        variables = variables.without_unused_levels()
+    else:
+        variables = replace(variables, values=chunk.with_levels(variables.values, _nodes(parsed), frame))
     known = known.take(rows).take(keep)
     how = _How(contrasts or {}, structures or {}, offset if isinstance(offset, str) else None, spelling)
-    return _assemble(parsed, variables, frame.index, keep, known, how, evaluator)
+    return _assemble(parsed, variables, frame.index, keep, known, how, evaluator, chunk)
 
 
 def _assemble(
@@ -233,14 +239,23 @@ def _assemble(
     known: _Known,
     how: _How,
     evaluator: Evaluator,
+    chunk: Chunk | None,
 ) -> Design:
     """The design from the variables of the rows in use; `index` and `keep` are those of all rows looked at."""
     codings = factor_codings(variables.values, how.contrasts, _linears(parsed))
     whole, names = model_matrix(parsed.fixed, variables.values, codings, len(variables.y))
-    X, exog_names, dropped, kept_columns = reduce_rank(whole, names)
+    X, kept_columns = whole, np.arange(len(names))
+    dropped: tuple[str, ...] = ()
+    if chunk is None:
+        X, names, dropped, kept_columns = reduce_rank(whole, names)
+    else:
+        chunk.check_contrasts(codings)
     structures = _structures(parsed.bars, how.structures)
     terms, crossings = _random_terms(parsed.bars, structures, variables, codings, known, evaluator)
-    check_design(variables.y, variables.endog_name, variables.weights, X, terms)
+    if chunk is None:
+        check_design(variables.y, variables.endog_name, variables.weights, X, terms)
+    else:
+        check_weights(variables.weights)
     residual = None if how.spelling is None else _residual_term(how.spelling, variables)
     widths = {k: v.shape[1] if v.ndim == 2 else 1 for k, v in variables.values.items() if not isinstance(v, Factor)}
     seen = _columns(parsed.fixed, how.offset_text, evaluator, whole, kept_columns, keep)
@@ -263,7 +278,7 @@ def _assemble(
         weights=variables.weights,
         offset=variables.offset,
         endog_name=variables.endog_name,
-        exog_names=exog_names,
+        exog_names=names,
         dropped_columns=dropped,
         index=index if keep is None else index[keep],
         n_dropped=0 if keep is None else len(index) - len(keep),
@@ -371,8 +386,7 @@ def _evaluate(
 ) -> _Variables:
     name = str(parsed.response)
     y = check_response(evaluator.variable(parsed.response), name)
-    nodes = {label: node for linear in _linears(parsed) for label, node in linear.variables}
-    values = {label: evaluator.variable(node) for label, node in nodes.items()}
+    values = {label: evaluator.variable(node) for label, node in _nodes(parsed).items()}
     used = {str(part): part for bar in parsed.bars if bar.label not in shared for part in bar.parts}
     parts = {label: evaluator.grouping(part) for label, part in used.items()}
     return _Variables(name, y, values, parts, weights, _add(_formula_offset(parsed.fixed, evaluator), offset))
@@ -459,6 +473,11 @@ def _residual_term(spelling: ResidualSpelling, variables: _Variables) -> Residua
 
 def _linears(parsed: MixedFormula) -> Iterable[Linear]:
     return (parsed.fixed, *(bar.lhs for bar in parsed.bars))
+
+
+def _nodes(parsed: MixedFormula) -> dict[str, Node]:
+    """The variables of the effects."""
+    return {label: node for linear in _linears(parsed) for label, node in linear.variables}
 
 
 def _add(a: np.ndarray | None, b: np.ndarray | None) -> np.ndarray | None:

@@ -13,6 +13,7 @@ from lme_jax.errors import DataError, FormulaError
 from lme_jax.formula.contrasts import contrast_matrix
 from lme_jax.formula.expansion import Linear
 from lme_jax.formula.notes import shown
+from lme_jax.formula.syntax import Name, parse, walk
 from lme_jax.formula.values import Factor, level_labels
 
 Value = np.ndarray | Factor
@@ -128,3 +129,35 @@ def recode(value: Factor, coding: FactorCoding, label: str) -> Factor:
             f"known: {shown(coding.levels, 20)}."
         )
     return replace(value, codes=np.append(positions, -1)[value.codes], levels=coding.levels)
+
+
+def recoded(value: Value, coding: FactorCoding | None, label: str) -> Value:
+    """A variable of new rows by the levels of training."""
+    if (coding is None) != isinstance(value, np.ndarray):
+        kinds = ("a factor", "numeric") if coding is None else ("numeric", "a factor")
+        raise DataError(f"{label} is {kinds[0]} in the new data but was {kinds[1]} when the model was fitted.")
+    return recode(value, coding, label) if isinstance(value, Factor) and coding is not None else value
+
+
+def all_levels(label: str) -> str:
+    """How a person says which levels a factor has in all chunks."""
+    columns = list(dict.fromkeys(part.name for part in walk(parse(label)) if isinstance(part, Name)))
+    like = "like= (the moments of a chunk with all levels, or a frame that has them)"
+    if len(columns) != 1:
+        return f"Give moments() of every chunk {like}"
+    return f"Give moments() of every chunk levels={{{columns[0]!r}: [all of them]}}, a Categorical, or {like}"
+
+
+def check_same_codings(first: Mapping[str, FactorCoding], other: Mapping[str, FactorCoding]) -> None:
+    """Raise DataError where the factors of two chunks of rows would not give the same columns."""
+    for label in dict.fromkeys((*first, *other)):
+        a, b = first.get(label), other.get(label)
+        if a is None or b is None:
+            raise DataError(f"{label} is a factor in one chunk and numeric in another; make it one type in all.")
+        if a.labels != b.labels:
+            raise DataError(
+                f"{label} has the levels {shown(a.labels, 20)} in one chunk and {shown(b.labels, 20)} in another, so "
+                f"their columns differ. {all_levels(label)}."
+            )
+        if a.names != b.names or not np.array_equal(a.contrasts, b.contrasts):
+            raise DataError(f"{label} has other contrasts in one chunk than in another; give all the same contrasts=.")

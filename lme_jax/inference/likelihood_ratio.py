@@ -74,13 +74,17 @@ def least_squares(y: np.ndarray, X: np.ndarray, weights: np.ndarray | None, reml
     a mixed model is where Ψ = 0.
     """
     root = np.ones(len(y)) if weights is None else np.sqrt(np.asarray(weights, float))
-    decomposed = _decomposed(root[:, None] * X)
+    return _least_squares(root * y, root[:, None] * X, len(y), 2.0 * float(np.log(root).sum()), reml)
+
+
+def _least_squares(target: np.ndarray, X: np.ndarray, n: int, log_weights: float, reml: bool) -> LinearFit:
+    """The fit of n rows from these or from any others with the same cross-products."""
+    decomposed = _decomposed(X)
     left, s, right = decomposed
-    target = root * y
     beta = right.T @ ((left.T @ target) / s)
     residual = target - left @ (left.T @ target)
-    squares, dof = np.array([residual @ residual]), len(y) - (len(s) if reml else 0)
-    deviance = float(_criterion(squares, decomposed, root, reml)[0])
+    squares, dof = np.array([residual @ residual]), n - (len(s) if reml else 0)
+    deviance = float(_criterion(squares, decomposed, n, log_weights, reml)[0])
     return LinearFit(beta, float(np.sqrt(squares[0] / dof)), deviance, reml, len(s) + 1)
 
 
@@ -91,14 +95,14 @@ def deviances_without_random_effects(Y: np.ndarray, data: ModelData, reml: bool)
     decomposed = _decomposed(root[:, None] * data.X)
     target = root[:, None] * (Y - data.offset[:, None])
     residual = target - decomposed[0] @ (decomposed[0].T @ target)
-    return _criterion((residual**2).sum(0), decomposed, root, reml)
+    return _criterion((residual**2).sum(0), decomposed, len(root), 2.0 * float(np.log(root).sum()), reml)
 
 
-def _criterion(squares: np.ndarray, decomposed: Any, root: np.ndarray, reml: bool) -> np.ndarray:
-    """Deviances of residual sums of squares (R,); root (n,) of the weights."""
+def _criterion(squares: np.ndarray, decomposed: Any, n: int, log_weights: float, reml: bool) -> np.ndarray:
+    """Deviances of residual sums of squares (R,) of n rows with Σ log w."""
     _, s, right = decomposed
-    dof = len(root) - (len(s) if reml else 0)
-    deviance = dof * (1.0 + np.log(2.0 * np.pi * squares / dof)) - 2.0 * np.log(root).sum()
+    dof = n - (len(s) if reml else 0)
+    deviance = dof * (1.0 + np.log(2.0 * np.pi * squares / dof)) - log_weights
     return deviance + 2.0 * (np.log(s).sum() - np.linalg.slogdet(right)[1]) if reml else deviance
 
 
@@ -147,7 +151,12 @@ def linear_model(result: Any, data: ModelData, reml: bool) -> LinearFit:
 
 def without_random_effects(data: ModelData, reml: bool) -> LinearFit:
     """The fixed effects of the data alone, by their criterion."""
-    return replace(least_squares(data.y - data.offset, data.X, data.design.weights, reml), data=data)
+    if data.sums is not None:
+        rows = data.few_rows
+        found = _least_squares(rows[:, -1], rows[:, :-1], data.n_rows, float(data.sums.log_weights), reml)
+    else:
+        found = least_squares(data.y - data.offset, data.X, data.design.weights, reml)
+    return replace(found, data=data)
 
 
 def check_same_response(one: np.ndarray, other: np.ndarray) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from ..core.batch import Alone, Family
 from ..core.fit import ModelStatistics
 from ..data import Factor, ModelData
-from ..fitting import estimable_columns, spread_of
+from ..fitting import estimable_columns
 
 # Lanes that a worker takes at a time: an interrupt keeps all but these.
 AT_ONCE = 2
@@ -47,7 +47,7 @@ class OneByOne:
         self.identified[number] = own.factors is self._design.factors or is_identified(own)
         if not self.identified[number]:
             return None
-        self.spread[number] = max(spread_of(own), np.finfo(float).tiny)
+        self.spread[number] = max(own.spread, np.finfo(float).tiny)
         return lambda: own.compressed
 
 
