@@ -7,7 +7,7 @@ all parameters; those of log|V| need tr(V⁻¹V_aV⁻¹V_b), which costs more. T
 & Cullis 1995) replaces it by its unbiased form in the data, (N/Q) eᵀΔ_aUΔ_be less what X explains; where a column
 of L is zero both are exact, so a saddle there is seen.
 
-NumPy only. Effects run (q, columns, levels), a list over the caller's factors.
+NumPy, but for ``slope``. Effects run (q, columns, levels), a list over the caller's factors.
 """
 
 import functools
@@ -17,11 +17,13 @@ import numpy as np
 from scipy.linalg import lapack
 
 from . import covariance, linalg, multistart, starts
+from .assembly import twice_off_diagonal, whitening
 from .covariance import Template
 from .crossed_data import CrossedData, NestedData
 from .levels import pairs
 from .optimize import NewtonState
 from .profiled import AtOptimum, deviance_of_root, nothing_kept
+from .types import Array, namespace
 
 Effects = list[np.ndarray]
 
@@ -249,6 +251,44 @@ def _fixed_terms(engine: Engine, point: Point, data: CrossedData | NestedData, p
     YUY = contract(Y, engine.apply(point.solved, Y)).reshape(k, p, k, p)
     YT = contract(Y, T).reshape(k, p * p)
     return 2.0 * np.trace(YUY, axis1=1, axis2=3) - YT @ YT.copy().T
+
+
+def slope(engine: Any, theta: Array, data: CrossedData | NestedData, reml: bool) -> tuple[Array, Array, AtOptimum]:
+    """Deviance (), gradient (k,) in scaled θ and what the fit keeps, in closed form; of JAX arrays too.
+
+    JAX takes the Hessian by one more derivative of this: see ``differentiated``.
+    """
+    solved = engine.solve(factors(theta, data.template, data.layout.sizes))
+    R = linalg.cholesky(solved.H)
+    p, xp = len(R) - 1, namespace(R)
+    Q, dof = R[p, p] ** 2, data.n_rows - (p if reml else 0)
+    D = engine.project(solved, whitening(R))
+    gradient, log_scale = [], []
+    for part, trace, d in zip(parts(data.template, data.layout.sizes), engine.traces(solved), D, strict=True):
+        lower = linalg.tril(len(d))
+        J = covariance.squared_derivatives(theta[part.theta], part.template)[0]
+        J = twice_off_diagonal(len(J), 2).astype(J.dtype) * J
+        e = d[:, p]
+        ee = (e @ e.T)[lower] / Q
+        moved = trace[lower] - dof * ee
+        if reml and p:
+            moved = moved - sum(d[:, c] @ d[:, c].T for c in range(p))[lower]
+        gradient.append(moved @ J)
+        log_scale.append(-ee @ J)
+    value = deviance_of_root(solved.log_det, R, data, reml)
+    return value, xp.concatenate(gradient), AtOptimum(solved.H, xp.concatenate(log_scale))
+
+
+def differentiated(engine: Any, theta: Array, data: CrossedData | NestedData, reml: bool) -> tuple[Any, ...]:
+    """``slope`` of JAX arrays with the Hessian (k, k), its derivative in forward mode: what ``objective`` returns."""
+    import jax
+
+    def gradient(x: Array) -> tuple[Array, tuple[Array, Array, AtOptimum]]:
+        found = slope(engine, x, data, reml)
+        return found[1], found
+
+    hessian, (value, first, kept) = jax.jacfwd(gradient, has_aux=True)(theta)
+    return value, first, 0.5 * (hessian + hessian.T), kept
 
 
 class _Secant:

@@ -7,12 +7,12 @@ import numpy as np
 from ..errors import DataError
 from . import centring, covariance, crossed, grouped, linalg, multistart, programs, starts
 from .crossed_data import CrossedData, NestedData
+from .implicit import implicit
 from .moments import GroupData
 from .optimize import NewtonOptions, NewtonState, initial_state
 from .profiled import AtOptimum, nothing_kept
 from .programs import Backend
 from .records import Fit, RandomEffects, assemble
-from .rules import custom_jvp
 from .types import Array, Status, at_least_float, namespace
 
 # Levels from which a second search is no longer a matter of milliseconds.
@@ -85,7 +85,7 @@ def _search_mixed(
     return centring.restored(found, M), optima
 
 
-@custom_jvp(nondiff_argnums=(4,))
+@implicit(grouped.objective)
 def search(data: GroupData, x0: Array, tol: Any, max_iter: Any, reml: bool) -> tuple[NewtonState, Array]:
     """The optimum as a function of the data, and how many were seen; by the implicit function theorem in JAX."""
     template, xp = data.template, namespace(data.G, data.C)
@@ -104,38 +104,6 @@ def search(data: GroupData, x0: Array, tol: Any, max_iter: Any, reml: bool) -> t
     plan = None if xp is np and certain else starts.plan(template, searches, certain, seen)
     done = multistart.minimise(objective, first, plan, tol, max_iter)
     return done.found, done.optima
-
-
-@search.defjvp()
-def _search_jvp(reml: bool, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:
-    """dθ̂ = −H⁻¹ ∂²D/∂θ∂d · ḋ; what was evaluated at θ̂ moves with θ̂ and the data.
-
-    At a singular optimum the deviance is even in the vanished direction, so the mixed derivative is zero
-    there and θ̂ moves within its face; a flat direction (H singular) is held by a tiny ridge.
-    """
-    import jax
-    import jax.numpy as jnp
-
-    data, data_dot = primals[0], tangents[0]
-    found, optima = search(*primals, reml)
-    x, H = found.x, grouped.objective(found.x, data, reml)[2]
-    slope_dot = jax.jvp(lambda d: grouped.objective(x, d, reml)[1], (data,), (data_dot,))[1]
-    ridge = 1e3 * jnp.finfo(H.dtype).eps * jnp.abs(jnp.diagonal(H)).max()
-    K = linalg.cholesky(H + ridge * jnp.eye(len(x), dtype=H.dtype))
-    x_dot = -linalg.solve_upper(K, linalg.solve_lower(K, slope_dot[:, None]))[:, 0]
-    moved = jax.jvp(lambda x, d: grouped.objective(x, d, reml), (x, data), (x_dot, data_dot))[1]
-    value_dot, gradient_dot, hessian_dot, aux_dot = moved
-    still = jax.tree.map(_zero_tangent, found)
-    moved = still._replace(x=x_dot, value=value_dot, gradient=gradient_dot, hessian=hessian_dot, aux=aux_dot)
-    return (found, optima), (moved, _zero_tangent(optima))
-
-
-def _zero_tangent(a: Array) -> Array:
-    import jax
-
-    if jax.numpy.issubdtype(a.dtype, np.floating):
-        return jax.numpy.zeros_like(a)
-    return np.zeros(a.shape, jax.dtypes.float0)
 
 
 def fit_at(theta: Any, data: ModelStatistics, *, reml: bool = True) -> Fit:
