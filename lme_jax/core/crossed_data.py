@@ -196,7 +196,7 @@ def compress_crossed(
         basis=basis,
         template=template,
     )
-    order = None if any(sparse) else _nested_order(codes, n_levels)
+    order = None if any(sparse) else nested_order(codes, n_levels)
     if order is not None:
         return _nested(W, Zs, codes, layout._replace(order=order), totals)
     effects = [q * m if not s else -1 for q, m, s in zip(sizes, n_levels, sparse, strict=True)]
@@ -264,7 +264,7 @@ def _parents(inner: np.ndarray, outer: np.ndarray, n_inner: int) -> np.ndarray |
     return parent if np.array_equal(parent[inner], outer) else None
 
 
-def _nested_order(codes: list[np.ndarray], n_levels: list[int]) -> tuple[int, ...] | None:
+def nested_order(codes: list[np.ndarray], n_levels: list[int]) -> tuple[int, ...] | None:
     """Innermost-first order of a chain of nested factors, or None."""
     order = tuple(sorted(range(len(codes)), key=lambda j: -np.count_nonzero(np.bincount(codes[j]))))
     for a, b in itertools.pairwise(order):
@@ -273,7 +273,8 @@ def _nested_order(codes: list[np.ndarray], n_levels: list[int]) -> tuple[int, ..
     return order
 
 
-def _nested(W: np.ndarray, Zs: list[Any], codes: list[Any], layout: Layout, totals: dict[str, Any]) -> NestedData:
+def chain_places(codes: list[np.ndarray], layout: Layout) -> tuple[dict[int, np.ndarray], dict[int, np.ndarray]]:
+    """Per factor of a chain where its levels stand in ``NestedData``; per factor but the last, their parents."""
     order, levels = layout.order, layout.levels
     rank = {order[-1]: np.arange(levels[order[-1]])}
     parent = {}
@@ -283,6 +284,12 @@ def _nested(W: np.ndarray, Zs: list[Any], codes: list[Any], layout: Layout, tota
         rank[inner] = np.empty_like(sorting)
         rank[inner][sorting] = np.arange(len(sorting))
         parent[inner] = found[sorting].astype(np.int32)
+    return rank, parent
+
+
+def _nested(W: np.ndarray, Zs: list[Any], codes: list[Any], layout: Layout, totals: dict[str, Any]) -> NestedData:
+    order, levels = layout.order, layout.levels
+    rank, parent = chain_places(codes, layout)
     G, C = [], []
     for at, j in enumerate(order):
         right = [column for block in (*(Zs[k] for k in order[at:]), W) for column in block.T]
@@ -327,7 +334,7 @@ def _crossed(
 ) -> CrossedData:
     first = layout.order[0]
     m1, q1, K = layout.levels[first], layout.sizes[first], layout.n_dense
-    _check_memory(16 * K * K, memory_limit, f"the dense {K} × {K} system of all factors but the largest")
+    check_memory(16 * K * K, memory_limit, f"the dense {K} × {K} system of all factors but the largest")
     Z1, code = Zs[first], codes[first]
     sums = _sum_by_code(code, m1, list(Z1.T), [*Z1.T, *W.T])
     G, Z1W = sums[:, :q1], sums[:, q1:]
@@ -344,7 +351,7 @@ def _crossed(
     kq = q1 * (q1 + 1) // 2
     # One array is doubled while its pieces are joined.
     peak = n_products * (8 * kq + 12) if not _dense_is_better(met, pattern, K) else 0
-    _check_memory(16 * K * K + peak, memory_limit, f"the dense {K} × {K} system and {n_products} pairs of columns")
+    check_memory(16 * K * K + peak, memory_limit, f"the dense {K} × {K} system and {n_products} pairs of columns")
     Z2W, base = np.asarray(Z2.T @ W), scipy.sparse.tril(Z2.T @ Z2, format="csr")
     del Z2, W, rows, spread
     by_column = [c.tocsc() for c in cross]
@@ -368,7 +375,7 @@ def _crossed(
     )
 
 
-def _check_memory(size: float, limit: float, what: str) -> None:
+def check_memory(size: float, limit: float, what: str) -> None:
     if size > limit:
         raise DataError(
             f"{what} would take {size / 2**30:.1f} GiB, above the limit of {limit / 2**30:.1f} GiB: merge rare "
