@@ -1,6 +1,7 @@
 # make demo   two fits on packaged data, in a fresh virtual environment
 # make test   every test, the slow ones too
 # make lint   style, types and architecture
+# make hunt   10 000 random designs judged by the oracles of tests/ (hours); one part of forty: make hunt SHARD=3/40
 # make notebooks   run notebooks/ again, in place (installs Jupyter's kernel and statsmodels)
 # make bench   lme_jax beside other engines, the small set (under 10 minutes on 2 cores); bench-full: everything
 #               (installs the PyPI engines; R with lme4, nlme, glmmTMB, jsonlite and Julia are used if they are there)
@@ -8,12 +9,14 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+N ?= 10000
+SHARD ?= 0/1
 BIN := $(VENV)/bin
 CONSTRAINTS := requirements/dev.txt
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format notebooks bench bench-full clean
+.PHONY: help demo test hunt lint format notebooks bench bench-full clean
 
 help:
 	@sed -n 's/^# \(make\)/\1/p' Makefile
@@ -23,6 +26,9 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest
+
+hunt: $(VENV)/.installed-dev
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m tests.hunt --n $(N) --shard $(SHARD) --strict
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

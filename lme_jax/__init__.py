@@ -15,13 +15,15 @@ if TYPE_CHECKING:
     from .cache import enable_compilation_cache
     from .compat.mixed_lm import MixedLM, mixedlm
     from .compat.params import MixedLMParams, VCSpec
-    from .core.compression import compress, merge
-    from .core.fit import deviance, fit, fit_at, predict, random_effects
+    from .core.effects import predict, random_effects
+    from .core.fit import deviance, fit, fit_at
     from .core.likelihood import Likelihood, loglike, score_and_hessian
+    from .core.moments import merge
     from .core.optimize import NewtonOptions
     from .core.parameterizations import convert as convert_params
     from .core.parameterizations import jacobian as params_jacobian
     from .core.records import Fit
+    from .core.rows import compress
     from .core.types import Status
     from .many.doors import fit_many, lmer_many
     from .many.results import ManyFits, compare
@@ -71,7 +73,7 @@ _HOMES = {
     "Status": "core.types",
     "VCSpec": "compat.params",
     "compare": "many.results",
-    "compress": "core.compression",
+    "compress": "core.rows",
     "convert_params": "core.parameterizations:convert",
     "deviance": "core.fit",
     "enable_compilation_cache": "cache",
@@ -83,8 +85,8 @@ _HOMES = {
     "merge": "core.moments",
     "mixedlm": "compat.mixed_lm",
     "params_jacobian": "core.parameterizations:jacobian",
-    "predict": "core.fit",
-    "random_effects": "core.fit",
+    "predict": "core.effects",
+    "random_effects": "core.effects",
     "score_and_hessian": "core.likelihood",
 }
 

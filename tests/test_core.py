@@ -4,25 +4,32 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from dense import dense_fit, random_design
+from dense import random_design
 
 from lme_jax.core import compression, covariance, fit, grouped
 from lme_jax.core.covariance import Block
+from lme_jax.core.effects import random_effects
 from lme_jax.core.optimize import NewtonOptions
 from lme_jax.core.types import Status
+from tests.oracles import dense
 
 SHAPES = [dict(q=1, p=1), dict(q=1, p=3), dict(q=2, p=2), dict(q=2, p=4, weighted=True), dict(q=3, p=3), dict(q=6, p=7)]
 STRUCTURES = ["unstructured", "diagonal", "identity", "compound_symmetry", "ar1"]
 
 
-def factor_at(theta, template):
-    with jax.enable_x64(True):
-        return np.asarray(covariance.factor(jnp.asarray(theta, jnp.float64), template))
+def model_of(design, structure="unstructured", reml=True):
+    """As the dense oracle takes it."""
+    y, X, Z, codes, m, w = design
+    return dense.Model(y, X, (dense.Factor(Z, codes, m, structure),), w, reml=reml)
 
 
 def compressed(design, structure="unstructured"):
     y, X, Z, codes, m, w = design
     return compression.compress(y, X, Z, codes, weights=w, structure=structure, n_groups=m)
+
+
+def factor_at(theta, template):
+    return covariance.factor(np.asarray(theta, float), template)
 
 
 def random_theta(template, seed):
@@ -35,36 +42,30 @@ def random_theta(template, seed):
 def test_deviance_equals_dense(shape, reml):
     for seed in range(3):
         design = random_design(seed, **shape)
-        y, X, Z, codes, m, w = design
         data = compressed(design)
         theta = random_theta(data.template, seed)
-        expected = dense_fit(y, X, Z, codes, m, factor_at(theta, data.template), reml=reml, weights=w)
-        assert grouped.deviance(theta, data, reml=reml) == pytest.approx(expected.deviance, abs=1e-9)
+        expected = dense.deviance(theta, model_of(design, reml=reml))
+        assert grouped.deviance(theta, data, reml=reml) == pytest.approx(expected, abs=1e-9)
 
 
 @pytest.mark.parametrize("structure", STRUCTURES)
 @pytest.mark.parametrize("reml", [True, False])
 def test_fit_is_the_dense_optimum(structure, reml):
     design = random_design(11, n=120, m=12, q=3, p=3, weighted=True)
-    y, X, Z, codes, m, w = design
-    data = compressed(design, structure)
+    data, model = compressed(design, structure), model_of(design, structure, reml)
     result = fit.fit(data, reml=reml)
     assert result.status in (Status.CONVERGED, Status.SINGULAR)
-    dense = dense_fit(y, X, Z, codes, m, result.relative_factor, reml=reml, weights=w)
-    assert result.deviance == pytest.approx(dense.deviance, abs=1e-9)
-    np.testing.assert_allclose(result.beta, dense.beta, rtol=1e-9)
-    np.testing.assert_allclose(result.sigma, dense.sigma, rtol=1e-10)
-    np.testing.assert_allclose(result.unscaled_cov, dense.unscaled_cov, rtol=1e-9)
-    effects = fit.random_effects(result, data)[0]
-    np.testing.assert_allclose(effects.b[:m], dense.b, rtol=1e-8, atol=1e-10)
-    np.testing.assert_allclose(effects.conditional_cov[:m], dense.conditional_cov, rtol=1e-8, atol=1e-10)
-    np.testing.assert_allclose(effects.prediction_cov[:m], dense.prediction_cov, rtol=1e-8, atol=1e-10)
-    for j in range(len(result.theta)):
-        for h in (1e-3, -1e-3):
-            moved = np.array(result.theta)
-            moved[j] += h
-            near = dense_fit(y, X, Z, codes, m, factor_at(moved, data.template), reml=reml, weights=w)
-            assert near.deviance >= dense.deviance - 1e-9
+    expected = dense.at(result.theta, model)
+    assert result.deviance == pytest.approx(expected.deviance, abs=1e-9)
+    np.testing.assert_allclose(result.beta, expected.beta, rtol=1e-9)
+    np.testing.assert_allclose(result.sigma, expected.sigma, rtol=1e-10)
+    np.testing.assert_allclose(result.unscaled_cov, expected.unscaled_cov, rtol=1e-9)
+    effects = random_effects(result, data)[0]
+    for field in ("b", "conditional_cov", "prediction_cov"):
+        np.testing.assert_allclose(getattr(effects, field)[:12], getattr(expected, field)[0], rtol=1e-8, atol=1e-10)
+    for step in 1e-3 * np.eye(len(result.theta)):
+        for moved in (result.theta + step, result.theta - step):
+            assert dense.deviance(moved, model) >= expected.deviance - 1e-9
 
 
 @pytest.mark.parametrize("balanced", [True, False])
@@ -272,12 +273,12 @@ class TestTransforms:
             def program(y, X, Z, codes, w):
                 data = compression.compress(y, X, Z, codes, weights=w, n_groups=m)
                 result = fit.fit(data)
-                return result, fit.random_effects(result, data)[0].b
+                return result, random_effects(result, data)[0].b
 
             traced, b = program(*map(jnp.asarray, (y, X, Z, codes, w)))
             np.testing.assert_allclose(traced.deviance, host.deviance, atol=1e-9)
             np.testing.assert_allclose(traced.theta, host.theta, rtol=1e-7)
-            expected = fit.random_effects(host, compression.compress(y, X, Z, codes, weights=w))[0].b[:m]
+            expected = random_effects(host, compression.compress(y, X, Z, codes, weights=w))[0].b[:m]
             np.testing.assert_allclose(b, expected, rtol=1e-6, atol=1e-9)
 
     def test_vmap_over_responses_equals_a_loop(self):

@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ConvergenceError
-from . import covariance, criterion, linalg, multistart, programs
-from .crossed_data import MEMORY_LIMIT, CrossedData, NestedData, compress_crossed
+from . import covariance, criterion, multistart, programs
+from .crossed_data import MEMORY_LIMIT, CrossedData, NestedData, compress_crossed, sparse_plan
 from .crossed_start import moment_start
 from .dense import Dense
 from .implicit import implicit
@@ -20,8 +19,9 @@ from .nested import Nested
 from .optimize import NewtonOptions, NewtonState
 from .profiled import AtOptimum, nothing_kept, profiled_deviance
 from .programs import Backend
-from .records import Fit, RandomEffects, assemble, with_hessian
+from .records import Fit, assemble, with_hessian
 from .small import FURTHER_STARTS, SMALL, Small
+from .sparse import Sparse
 from .types import Array, at_least_float, namespace
 
 __all__ = [
@@ -35,7 +35,6 @@ __all__ = [
     "fit_crossed",
     "hessian",
     "log_det_and_cross",
-    "random_effects",
 ]
 
 Data = CrossedData | NestedData
@@ -48,7 +47,10 @@ def engine_of(data: Data) -> criterion.Engine:
     """The engine that suits NumPy data."""
     if sum(q * m for q, m in zip(data.layout.sizes, data.layout.levels, strict=True)) <= SMALL:
         return Small(data)
-    return Nested(data) if isinstance(data, NestedData) else Dense(data)
+    if isinstance(data, NestedData):
+        return Nested(data)
+    plan = sparse_plan(data.layout, data.pair_row, data.pair_column)
+    return Dense(data) if plan is None else Sparse(data, plan)
 
 
 def log_det_and_cross(theta: Array, data: Data) -> tuple[Array, Array]:
@@ -185,53 +187,3 @@ def search(data: Data, x0: Array, tol: Any, max_iter: Any, reml: bool) -> tuple[
     first, plan = multistart.begin(x0, nothing_kept(data.n_fixed, x0)), criterion.plan(data, FURTHER_STARTS)
     done = multistart.minimise(lambda x: derivatives(x, data, reml), first, plan, tol, max_iter)
     return done.found, done.optima
-
-
-# ---------------------------------------------------------------- random effects
-
-
-def random_effects(fitted: Fit, data: Data) -> tuple[RandomEffects, ...]:
-    """BLUPs with conditional and prediction-error covariances, one record per factor in the caller's order.
-
-    References
-    ----------
-    Henderson (1975); Bates et al. (2015), eq. 58.
-
-    Notes
-    -----
-    Nested: one pass from the outermost factor inwards. Crossed: one K × K inverse, and for each level of
-    factor 1 the block of S⁻¹ over the d_u effects it meets.
-    """
-    found = (fitted.theta, fitted.beta, fitted.sigma, fitted.unscaled_cov)
-    return programs.run(_random_effects, *found, data)
-
-
-def _random_effects(
-    theta: Array, beta: Array, sigma: Array, unscaled_cov: Array, data: Data
-) -> tuple[RandomEffects, ...]:
-    """b = Ψ ZᵀV⁻¹(y − Xβ);  Var(b̂ − b) = Var(b | y) + ΨZᵀV⁻¹X Cov(β̂) (·)ᵀ."""
-    basis, p, layout = data.basis, data.n_fixed, data.layout
-    scaled = theta * covariance.theta_scale(data.template, basis.z_scale)
-    Ls = criterion.factors(scaled, data.template, layout.sizes)
-    xp = namespace(theta, data.WtW)
-    engine: Any = engine_of(data) if xp is np else traced_engine(data)
-    solved = engine.solve(Ls)
-    if solved is None:
-        raise ConvergenceError("the fit is not finite, so there are no random effects to predict")
-    A, c, d = basis.map[:p, :p], basis.map[:p, p], basis.map[p, p]
-    # y − Xβ in conditioned columns: (W̃_y − X̃ a)/d with a = A⁻¹(c + dβ).
-    a = linalg.solve_upper(A.T, (c + d * beta)[:, None])
-    # The fixed effects' covariance is KKᵀ in conditioned columns.
-    inner = linalg.solve_upper(A.T, linalg.solve_upper(A.T, unscaled_cov).T)
-    columns = xp.concatenate([xp.eye(p + 1, p), xp.concatenate([-a, xp.ones((1, 1))])], axis=1).astype(theta.dtype)
-    D, variances = engine.project(solved, columns), engine.variances(solved)
-    out = []
-    for j, (L, own) in enumerate(zip(Ls, variances, strict=True)):
-        unit = 1.0 / basis.z_scale[layout.columns(j)]
-        reach = xp.tensordot(L @ L.T, D[j], 1)
-        size = (sigma**2 * unit[:, None] * unit[None])[:, :, None]
-        extra = xp.einsum("apm,bpm->abm", inner.T @ reach[:, :p], reach[:, :p])
-        records = (reach[:, p] * unit[:, None] / d, size * own, size * (own + extra))
-        place = slice(None) if not isinstance(data, NestedData) else data.position[layout.order.index(j)]
-        out.append(RandomEffects(*(xp.moveaxis(r[..., place], -1, 0) for r in records)))
-    return tuple(out)

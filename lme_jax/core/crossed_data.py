@@ -14,6 +14,7 @@ import numpy as np
 import scipy.sparse
 
 from ..errors import DataError
+from . import fronts
 from .checks import check_codes, check_rows, real_array
 from .compression import distinct_levels
 from .covariance import Template, make_template
@@ -21,6 +22,8 @@ from .moments import CHUNK_ROWS, Basis, add_by_code, gram, pilot_basis, rows_wit
 from .types import Array, pytree, static
 
 MEMORY_LIMIT = 8 * 2**30
+# Effects from which, and share of K² pairs and of K³ operations up to which, the system is solved by fronts.
+FEWEST_SPARSE, SPARSE_SHARE = 256, 0.02
 # Pairs of columns that are listed at a time.
 PAIR_CHUNK = 1 << 20
 
@@ -334,7 +337,6 @@ def _crossed(
 ) -> CrossedData:
     first = layout.order[0]
     m1, q1, K = layout.levels[first], layout.sizes[first], layout.n_dense
-    check_memory(16 * K * K, memory_limit, f"the dense {K} × {K} system of all factors but the largest")
     Z1, code = Zs[first], codes[first]
     sums = _sum_by_code(code, m1, list(Z1.T), [*Z1.T, *W.T])
     G, Z1W = sums[:, :q1], sums[:, q1:]
@@ -350,8 +352,9 @@ def _crossed(
     n_products = int((met * (met + 1) // 2).sum())
     kq = q1 * (q1 + 1) // 2
     # One array is doubled while its pieces are joined.
-    peak = n_products * (8 * kq + 12) if not _dense_is_better(met, pattern, K) else 0
-    check_memory(16 * K * K + peak, memory_limit, f"the dense {K} × {K} system and {n_products} pairs of columns")
+    pooled = _dense_is_better(met, pattern, K)
+    peak = n_products * (8 * kq + 12) if not pooled else 0
+    check_memory(peak, memory_limit, f"{n_products} pairs of columns of all factors but the largest")
     Z2W, base = np.asarray(Z2.T @ W), scipy.sparse.tril(Z2.T @ Z2, format="csr")
     del Z2, W, rows, spread
     by_column = [c.tocsc() for c in cross]
@@ -361,7 +364,8 @@ def _crossed(
         entry_value=np.stack([c.data for c in by_column]),
     )
     del by_column
-    list_pairs = _pooled_pairs if _dense_is_better(met, pattern, K) else _listed_pairs
+    pairs = (_pooled_pairs if pooled else _listed_pairs)(cross, base, pattern, len(representative))
+    _check_system(layout, pairs["pair_row"], pairs["pair_column"], peak, memory_limit)
     return CrossedData(
         G=np.ascontiguousarray(G[:, :, representative]),
         count=np.bincount(pattern, minlength=len(representative)).astype(float),
@@ -369,7 +373,7 @@ def _crossed(
         Z1W=Z1W,
         Z2W=Z2W,
         **entries,
-        **list_pairs(cross, base, pattern, len(representative)),
+        **pairs,
         layout=layout,
         **totals,
     )
@@ -381,6 +385,30 @@ def check_memory(size: float, limit: float, what: str) -> None:
             f"{what} would take {size / 2**30:.1f} GiB, above the limit of {limit / 2**30:.1f} GiB: merge rare "
             "levels of the smaller factors, or drop a factor (compress_crossed itself takes memory_limit=)"
         )
+
+
+def _check_system(layout: Layout, row: np.ndarray, column: np.ndarray, listed: int, limit: int) -> None:
+    """Raise DataError where the system of all factors but the largest takes too much, beside what is ``listed``."""
+    K = layout.n_dense
+    if 16 * K * K + listed <= limit:
+        return
+    found = sparse_plan(layout, row, column)
+    if found is None:
+        check_memory(16 * K * K + listed, limit, f"the dense {K} × {K} system of all factors but the largest")
+    else:
+        check_memory(32 * found.size + listed, limit, f"the sparse factor of {K} effects of the smaller factors")
+
+
+def sparse_plan(layout: Layout, row: np.ndarray, column: np.ndarray) -> fronts.Plan | None:
+    """How the system of all factors but the largest is solved by fronts; None where a dense matrix suits it better.
+
+    The listed pairs come first among the plan's, then the diagonal entries of effects that no row has.
+    """
+    K = layout.n_dense
+    if K < FEWEST_SPARSE or any(layout.sizes[j] > 1 for j in layout.order[1:]) or len(row) > SPARSE_SHARE * K * K:
+        return None
+    absent = np.setdiff1d(np.arange(K), row[row == column])
+    return fronts.plan(np.append(row, absent), np.append(column, absent), K, SPARSE_SHARE * K**3)
 
 
 def _dense_is_better(met: np.ndarray, pattern: np.ndarray, K: int) -> bool:
@@ -407,10 +435,10 @@ def _listed_pairs(cross: list[Any], base: Any, pattern: np.ndarray, n_patterns: 
         entries = slice(own.indptr[lo], own.indptr[hi])
         column = np.repeat(np.arange(lo, hi), np.diff(own.indptr[lo : hi + 1]))
         level = own.indices[entries]
-        products = _products(
+        keys, products = _products(
             cross, own.data[entries], first[entries], many[entries], column, pattern[level], n_patterns
         )
-        lists.append(*_align(products, base, lo, hi))
+        lists.append(*_align(keys, products, base, lo, hi))
         lo = hi
     return lists.finished()
 
@@ -423,10 +451,11 @@ def _products(
     column: np.ndarray,
     pattern: np.ndarray,
     n_patterns: int,
-) -> list[Any]:
+) -> tuple[np.ndarray, list[Any]]:
     """Per packed pair (a ≥ b) of Z₁ columns, CSR (pairs, P): Σ over a pattern's levels of products of entries.
 
-    Every ``entry`` of CSR Z₁ᵀZ₂ meets the ``many`` from ``first`` on; pairs count from that of the first column's.
+    Every ``entry`` of CSR Z₁ᵀZ₂ meets the ``many`` from ``first`` on. The pairs that occur come with their keys, which
+    count from that of the first column's first.
     """
     lo = int(column[0]) if len(column) else 0
     which = np.repeat(np.arange(len(entry), dtype=np.int32), many)
@@ -434,15 +463,25 @@ def _products(
     other = (first - ends + many)[which] + np.arange(len(which))
     below = lo * (lo + 1) // 2
     key = (column * (column + 1) // 2 - below)[which] + cross[0].indices[other]
-    n_keys = int(key.max(initial=-1)) + 1
+    keys, place = _distinct(key)
     which_pattern = pattern[which].astype(np.int32)
     out = []
     for a, b in zip(*np.tril_indices(len(cross)), strict=True):
         value = cross[a].data[entry][which] * cross[b].data[other]
         if a != b:
             value += cross[b].data[entry][which] * cross[a].data[other]
-        out.append(_sum_duplicates(value, key, which_pattern, (n_keys, n_patterns)))
-    return out
+        out.append(_sum_duplicates(value, place, which_pattern, (len(keys), n_patterns)))
+    return keys, out
+
+
+def _distinct(key: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct keys, ascending, and the place of every key among them, in O(len(key)) memory."""
+    length = int(key.max(initial=-1)) + 1
+    if length > 8 * len(key):
+        return np.unique(key, return_inverse=True)
+    used = np.zeros(length, bool)
+    used[key] = True
+    return np.flatnonzero(used), (np.cumsum(used, dtype=np.int32) - 1)[key]
 
 
 def _pooled_pairs(cross: list[Any], base: Any, pattern: np.ndarray, n_patterns: int) -> dict[str, Any]:
@@ -467,11 +506,11 @@ def _pooled_pairs(cross: list[Any], base: Any, pattern: np.ndarray, n_patterns: 
         for c in columns
     ]
     lists = _Lists(len(some), products[0].nnz, len(cross))
-    lists.append(*_align(products, base, 0, K))
+    lists.append(*_align(np.arange(len(some)), products, base, 0, K))
     return lists.finished()
 
 
-def _align(products: list[Any], base: Any, lo: int, hi: int) -> tuple[np.ndarray, ...]:
+def _align(keys: np.ndarray, products: list[Any], base: Any, lo: int, hi: int) -> tuple[np.ndarray, ...]:
     """The pairs whose later column is in [lo, hi) that occur in the products or in Z₂ᵀZ₂, in the order of their keys.
 
     Returns
@@ -481,22 +520,22 @@ def _align(products: list[Any], base: Any, lo: int, hi: int) -> tuple[np.ndarray
     below = lo * (lo + 1) // 2
     row = np.repeat(np.arange(lo, hi, dtype=np.int64), np.diff(base.indptr[lo : hi + 1]))
     entries = slice(base.indptr[lo], base.indptr[hi])
-    key = row * (row + 1) // 2 - below + base.indices[entries]
-    many = np.zeros(hi * (hi + 1) // 2 - below, np.int32)
-    many[: products[0].shape[0]] = np.diff(products[0].indptr)
-    used = many > 0
-    used[key] = True
-    pair_key = np.flatnonzero(used)
-    value = np.zeros(len(many))
-    np.add.at(value, key, base.data[entries])
+    own = row * (row + 1) // 2 - below + base.indices[entries]
+    per_key = np.diff(products[0].indptr)
+    occurs = per_key > 0
+    pair_key, place = _distinct(np.concatenate([keys[occurs], own]))
+    n = int(occurs.sum())
+    many, value = np.zeros(len(pair_key), np.int32), np.zeros(len(pair_key))
+    many[place[:n]] = per_key[occurs]
+    np.add.at(value, place[n:], base.data[entries])
     starts = np.arange(lo, hi + 1, dtype=np.int64)
     starts = starts * (starts + 1) // 2 - below
     per_row = np.diff(np.searchsorted(pair_key, starts))
     return (
         np.repeat(np.arange(lo, hi, dtype=np.int32), per_row),
         (pair_key - np.repeat(starts[:-1], per_row)).astype(np.int32),
-        value[pair_key],
-        many[pair_key],
+        value,
+        many,
         products[0].indices.astype(np.int32),
         np.stack([c.data for c in products]),
     )

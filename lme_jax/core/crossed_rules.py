@@ -162,7 +162,8 @@ class Traced:
 
     def variances(self, s: Solved) -> list[Array]:
         """Var(b | y)/σ² with β fixed, (q, q, m) per factor; m₁K numbers and m₁K² operations."""
-        data, out = self.data, [None] * len(self.layout.sizes)
+        data = self.data
+        out: list[Any] = [None] * len(self.layout.sizes)
         for j, rows in self.layout.dense_slices:
             out[j] = jnp.moveaxis(_diagonal_blocks(s.W[rows, rows], self.layout.sizes[j]), 0, 2)
         zero = jnp.zeros((self.q1, data.Z1W.shape[-1], self.K), s.W.dtype)

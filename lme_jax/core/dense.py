@@ -7,13 +7,14 @@ factors L⁻ᵀ(I − S⁻¹)L⁻¹, for the first one sum over the listed pairs
 of the compiled gradient's time and a tenth of its Hessian's at K ≈ 1000.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import scipy.sparse
 from scipy.linalg import blas, lapack
 
-from . import levels, linalg
+from . import levels, linalg, panels
 from .crossed_data import CrossedData
 from .small import FURTHER_STARTS
 
@@ -46,6 +47,7 @@ class Solved:
         self.matrix: Any = None
         self.reduced: Any = None
         self.right: Any = None
+        self.log_det_rest: Any = None
         self.log_det: Any = None
         self.H: Any = None
 
@@ -58,7 +60,7 @@ class Solved:
     def invert(self) -> np.ndarray:
         """S⁻¹ in the place of its factor; the lower triangle, row by row, is valid."""
         if not self.inverted:
-            self.matrix = lapack.dpotri(self.matrix, lower=0, overwrite_c=1)[0]
+            self.matrix = panels.inverse(self.matrix.T).T
             self.inverted = True
         return self.matrix.T
 
@@ -173,21 +175,32 @@ class Dense:
 
     def solve(self, Ls: list[np.ndarray]) -> Solved | None:
         """log|V| and H: O(K³/3 + T) for T pair products."""
-        data, s = self.data, Solved(Ls, self.data)
+        data, s = self.data, self.begun(Ls)
         s.N = self._pair_values(s.M)
         np.subtract(data.base, s.N, out=s.N)
-        S = self._conjugate(Ls, s.N)
-        S.reshape(-1)[:: self.K + 1] += 1.0
-        s.matrix, info = lapack.dpotrf(S.T, lower=0, overwrite_a=1, clean=0)
-        if info != 0:
+        if not self._factor(s):
             return None
         MC = self._per_level(s.M, data.Z1W)
         s.reduced = data.Z2W - self._down(MC)
         R = self._root(Ls, s.reduced, True)
         s.right = s.solve(R)
         s.H = data.WtW - sum(a @ b.T for a, b in zip(data.Z1W, MC, strict=True)) - R.T @ s.right
-        s.log_det = data.count @ s.log_det_first + 2.0 * np.log(np.diagonal(s.matrix)).sum()
+        s.log_det = data.count @ s.log_det_first + s.log_det_rest
         return s
+
+    def begun(self, Ls: list[np.ndarray]) -> Solved:
+        """What ``solve`` fills."""
+        return Solved(Ls, self.data)
+
+    def _factor(self, s: Solved) -> bool:
+        """The factor of S, and log|S|."""
+        S = self._conjugate(s.Ls, s.N)
+        S.reshape(-1)[:: self.K + 1] += 1.0
+        if not panels.factor(S):
+            return False
+        s.matrix = S.T
+        s.log_det_rest = 2.0 * np.log(np.diagonal(S)).sum()
+        return True
 
     def project(self, s: Solved, A: np.ndarray) -> list[np.ndarray]:
         """ZᵀV⁻¹[X y]A per factor."""
@@ -226,6 +239,15 @@ class Dense:
 
     def _pair_adjoint(self, s: Solved) -> np.ndarray:
         """R (q₁, q₁, P): Σ over a pattern's levels of (Z₁ᵀZ₂)W(Z₂ᵀZ₁) with W = Λ₂S⁻¹Λ₂ᵀ."""
+        at_pairs = self._inverse_at_pairs(s)
+        i, j, half = self.packed
+        sums = np.stack([(Q.T @ at_pairs) * h for Q, h in zip(self.products, half, strict=True)])
+        out = np.empty((self.q1, self.q1, sums.shape[1]))
+        out[i, j], out[j, i] = sums, sums
+        return out
+
+    def _inverse_at_pairs(self, s: Solved) -> np.ndarray:
+        """Λ₂S⁻¹Λ₂ᵀ (N,) at the pairs, twice off the diagonal."""
         data, W = self.data, s.invert()
         scale = self._scale_vector(s.Ls) if self.scalar else np.ones(self.K)
         if not self.scalar:
@@ -236,11 +258,7 @@ class Dense:
             row, column = data.pair_row[block], data.pair_column[block]
             twice = scale[row] * scale[column] * (2.0 - (row == column))
             at_pairs[block] = flat[row.astype(np.int64) * self.K + column] * twice
-        i, j, half = self.packed
-        sums = np.stack([(Q.T @ at_pairs) * h for Q, h in zip(self.products, half, strict=True)])
-        out = np.empty((self.q1, self.q1, sums.shape[1]))
-        out[i, j], out[j, i] = sums, sums
-        return out
+        return at_pairs
 
     def _dense_trace(self, s: Solved, j: int, rows: slice) -> np.ndarray:
         """Σ_l U_ll (q, q) of a dense factor."""
@@ -267,9 +285,7 @@ class Dense:
 
         Only the d_u × d_u block of W = Λ₂S⁻¹Λ₂ᵀ over the effects that level u meets is read.
         """
-        W = _mirror(s.invert())
-        self._root_both(s.Ls, W, False)
-        s.matrix = None
+        block_of = self._blocks_of_inverse(s)
         cross = [A.T.tocsr() for A in self.cross]
         indptr, indices = cross[0].indptr, cross[0].indices
         met = np.diff(indptr)
@@ -282,11 +298,17 @@ class Dense:
                 some = members[lo : lo + step]
                 entry = indptr[some][:, None] + np.arange(d)
                 columns = indices[entry]
-                block = W[columns[:, :, None], columns[:, None, :]]
                 value = np.stack([A.data[entry] for A in cross], axis=1)
                 reach = M[some] @ value
-                out[some] += reach @ block @ np.swapaxes(reach, 1, 2)
+                out[some] += reach @ block_of(columns) @ np.swapaxes(reach, 1, 2)
         return out
+
+    def _blocks_of_inverse(self, s: Solved) -> Callable[[np.ndarray], np.ndarray]:
+        """columns (b, d) → the blocks (b, d, d) of Λ₂S⁻¹Λ₂ᵀ; ``s`` is used up."""
+        W = _mirror(s.invert())
+        self._root_both(s.Ls, W, False)
+        s.matrix = None
+        return lambda columns: W[columns[:, :, None], columns[:, None, :]]
 
     # ---- exact second derivatives
 

@@ -4,15 +4,14 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import DataError
-from . import centring, covariance, crossed, grouped, linalg, multistart, programs, starts
+from . import centring, covariance, crossed, grouped, multistart, programs, starts
 from .crossed_data import CrossedData, NestedData
 from .implicit import implicit
 from .moments import GroupData
 from .optimize import NewtonOptions, NewtonState, initial_state
 from .profiled import AtOptimum, nothing_kept
 from .programs import Backend
-from .records import Fit, RandomEffects, assemble
+from .records import Fit, assemble
 from .types import Array, Status, at_least_float, namespace
 
 # Levels from which a second search is no longer a matter of milliseconds.
@@ -152,70 +151,3 @@ def deviance(theta: Any, data: ModelStatistics, *, reml: bool = True) -> Array:
     """
     engine = grouped if isinstance(data, GroupData) else crossed
     return engine.deviance(theta, data, reml=reml)
-
-
-def random_effects(fitted: Fit, data: ModelStatistics) -> tuple[RandomEffects, ...]:
-    """BLUPs with conditional and prediction-error covariances of every level, one record per factor.
-
-    Levels that pad a one-factor model to its bucketed length are included, as zeros.
-
-    References
-    ----------
-    Henderson (1975); Bates et al. (2015), eq. 58.
-    """
-    if isinstance(data, GroupData):
-        return (programs.run(_random_effects, fitted, data),)
-    return crossed.random_effects(fitted, data)
-
-
-def _random_effects(fitted: Fit, data: GroupData) -> RandomEffects:
-    xp = namespace(fitted.theta, data.C)
-    basis, p = data.moments.basis, data.n_fixed
-    scale = covariance.theta_scale(data.template, basis.z_scale)
-    W, ZtW = grouped.level_weights(fitted.theta * scale, data)
-    A, c, d = basis.map[:p, :p], basis.map[:p, p], basis.map[p, p]
-    # y − Xβ in conditioned columns: (W̃_y − X̃ a)/d with a = A⁻¹(c + dβ).
-    a = linalg.solve_upper(A.T, (c + d * fitted.beta)[:, None])[:, 0]
-    residual = (ZtW[:, p] - xp.einsum("qpg,p->qg", ZtW[:, :p], a)) / d
-    unit = 1.0 / basis.z_scale
-    b = xp.einsum("abg,bg->ga", W, residual) * unit
-    variance = fitted.sigma**2 * unit[:, None] * unit[None, :]
-    projected = linalg.matmul(W, ZtW[:, :p])
-    inner = linalg.solve_upper(A.T, linalg.solve_upper(A.T, fitted.unscaled_cov).T)
-    extra = xp.einsum("apg,pr,brg->gab", projected, inner, projected)
-    conditional = xp.moveaxis(W, 2, 0)
-    return RandomEffects(b, variance * conditional, variance * (conditional + extra))
-
-
-def predict(fitted: Fit, data: GroupData, X: Any, Z: Any, groups: Any) -> Array:
-    """Predicted means Xβ̂ + Zb̂ of new rows of a one-factor model; differentiable in all arrays.
-
-    Parameters
-    ----------
-    fitted, data : a fit and the data it was fitted to.
-    X : (m, p); Z : (m, q); groups : (m,) codes of the levels as ``data`` has them; −1 for a new level, whose
-        effects are 0.
-
-    Raises
-    ------
-    DataError
-        On NumPy input: for a code that is no level of ``data``. Traced, such a row is NaN.
-    """
-    X, Z = at_least_float(X), at_least_float(Z)
-    if namespace(groups) is np:
-        groups, n_levels = np.asarray(groups), data.moments.ZtW.shape[-1]
-        bad = np.flatnonzero((groups < -1) | (groups >= n_levels))
-        if len(bad):
-            raise DataError(
-                f"groups[{bad[0]}] is {groups[bad[0]]}: codes of the {n_levels} levels run from 0 to {n_levels - 1}, "
-                "and −1 is a new level"
-            )
-    return programs.run(_predict, fitted, data, X, Z, groups)
-
-
-def _predict(fitted: Fit, data: GroupData, X: Array, Z: Array, groups: Array) -> Array:
-    xp = namespace(fitted.beta, data.C, X, groups)
-    b = _random_effects(fitted, data).b
-    known, outside = groups >= 0, (groups < -1) | (groups >= len(b))
-    chosen = xp.where(known[:, None], b[xp.where(known & ~outside, groups, 0)], 0.0)
-    return xp.where(outside, np.nan, X @ fitted.beta + (Z * chosen).sum(1))

@@ -97,47 +97,58 @@ def _nested(W: Array, Zs: list[Array], codes: list[np.ndarray], layout: Layout, 
 def _crossed(W: Array, Zs: list[Array], codes: list[np.ndarray], layout: Layout, totals: dict[str, Any]) -> CrossedData:
     first, K = layout.order[0], layout.n_dense
     m1, q1, code = layout.levels[first], layout.sizes[first], codes[first].astype(np.int64)
-    check_memory(16 * K * K, MEMORY_LIMIT, f"the dense {K} × {K} system of all factors but the largest")
+    check_memory(24 * K * K, MEMORY_LIMIT, f"the dense {K} × {K} system of all factors but the largest")
     Z1, Z2 = Zs[first], jnp.concatenate([Zs[j] for j in layout.order[1:]], axis=1)
-    # The column of the dense system that every row meets in each of its places.
-    column = np.concatenate(
-        [
-            rows.start + codes[j].astype(np.int64)[:, None] * layout.sizes[j] + np.arange(layout.sizes[j])
-            for j, rows in layout.dense_slices
-        ],
-        axis=1,
-    )
+    column = _columns(codes, layout)
+    # Entries of Z₁ᵀZ₂, by column.
     cells, cell = np.unique(column * m1 + code[:, None], return_inverse=True)
-    cell = cell.reshape(column.shape)
     entry_column, entry_level = cells // m1, cells % m1
-    value = jax.ops.segment_sum((Z1[:, :, None] * Z2[:, None]).transpose(0, 2, 1).reshape(-1, q1), cell.ravel(), len(cells)).T
-    left, right = _products(entry_level, m1, q1)
-    keys = entry_column[left] * K + entry_column[right]
-    sorting = np.lexsort((entry_level[left], keys))
-    left, right, keys = left[sorting], right[sorting], keys[sorting]
-    pairs, many = np.unique(keys, return_counts=True)
-    i, j = np.tril_indices(q1)
-    a, b = value[:, left], value[:, right]
-    products = jnp.stack([a[r] * b[c] + (a[c] * b[r] if r != c else 0.0) for r, c in zip(i, j, strict=True)])
+    rows = (Z2[:, :, None] * Z1[:, None]).reshape(-1, q1)
+    value = jax.ops.segment_sum(rows, cell.ravel(), len(cells)).T
     sums = _sum_by_code(code, m1, Z1, jnp.concatenate([Z1, W], axis=1))
-    Z2W = jax.ops.segment_sum((Z2[:, :, None] * W[:, None]).reshape(-1, W.shape[1]), column.ravel(), K)
+    rows = (Z2[:, :, None] * W[:, None]).reshape(-1, W.shape[1])
     return CrossedData(
         G=sums[:, :q1],
         count=jnp.ones(m1, W.dtype),
         pattern=jnp.arange(m1, dtype=jnp.int32),
         Z1W=sums[:, q1:],
-        Z2W=Z2W,
+        Z2W=jax.ops.segment_sum(rows, column.ravel(), K),
         entry_level=jnp.asarray(entry_level, jnp.int32),
         entry_column=jnp.asarray(entry_column, jnp.int32),
         entry_value=value,
-        pair_row=jnp.asarray(pairs // K, jnp.int32),
-        pair_column=jnp.asarray(pairs % K, jnp.int32),
-        base=_base(Z2, column, pairs, K),
-        product_ends=jnp.asarray(np.concatenate([[0], np.cumsum(many)]), jnp.int32),
-        product_pattern=jnp.asarray(entry_level[left], jnp.int32),
-        product_value=products,
+        **_pairs(value, entry_level, entry_column, Z2, column, m1, K),
         layout=layout,
         **totals,
+    )
+
+
+def _columns(codes: list[np.ndarray], layout: Layout) -> np.ndarray:
+    """(n, Σq) the columns of the dense system that a row meets."""
+    parts = []
+    for j, rows in layout.dense_slices:
+        q = layout.sizes[j]
+        parts.append(rows.start + codes[j].astype(np.int64)[:, None] * q + np.arange(q))
+    return np.concatenate(parts, axis=1)
+
+
+def _pairs(
+    value: Array, level: np.ndarray, column: np.ndarray, Z2: Array, met: np.ndarray, n_levels: int, K: int
+) -> dict[str, Any]:
+    """The pairs and products of ``CrossedData``, from the entries of Z₁ᵀZ₂ and the columns ``met`` by each row."""
+    left, right = _products(level, n_levels, len(value))
+    keys = column[left] * K + column[right]
+    sorting = np.lexsort((level[left], keys))
+    left, right = left[sorting], right[sorting]
+    pairs, many = np.unique(keys, return_counts=True)
+    a, b = value[:, left], value[:, right]
+    packed = zip(*np.tril_indices(len(value)), strict=True)
+    return dict(
+        pair_row=jnp.asarray(pairs // K, jnp.int32),
+        pair_column=jnp.asarray(pairs % K, jnp.int32),
+        base=_base(Z2, met, pairs, K),
+        product_ends=jnp.asarray(np.concatenate([[0], np.cumsum(many)]), jnp.int32),
+        product_pattern=jnp.asarray(level[left], jnp.int32),
+        product_value=jnp.stack([a[i] * b[j] + (a[j] * b[i] if i != j else 0.0) for i, j in packed]),
     )
 
 
@@ -146,7 +157,9 @@ def _products(level: np.ndarray, n_levels: int, q: int) -> tuple[np.ndarray, np.
     order = np.argsort(level, kind="stable")
     met = np.bincount(level, minlength=n_levels)
     check_memory(
-        float((met * (met + 1) // 2).sum()) * (8 * (q * (q + 1) // 2) + 24), MEMORY_LIMIT, "the pairs of columns that meet"
+        float((met * (met + 1) // 2).sum()) * (8 * (q * (q + 1) // 2) + 24),
+        MEMORY_LIMIT,
+        "the pairs of columns that meet",
     )
     ends = np.cumsum(met)
     place = np.arange(len(level)) - np.repeat(ends - met, met)

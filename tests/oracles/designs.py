@@ -85,12 +85,12 @@ def draw(shape, seed):
 def _random(shape, seed, rng, kind):
     q = kind.q
     t = {
-        "groups": kind.groups or _one(rng, ["random", "onebig", "singletons", "balanced"]),
-        "Z": _one(rng, ["x", "x", "own", "zeros", "integer", "scaled", "near"] if q > 1 else ["x", "own", "zeros"]),
-        "X": _one(rng, ["plain", "plain", "near", "scaled", "group", "z"]),
-        "var": _one(rng, ["small", "one", "large", "mixed", "antisingular", "zero"]),
-        "w": _one(rng, ["none", "none", "mild", "wide", "extreme"]),
-        "y": _one(rng, ["one", "one", "offset4", "offset8", "large", "tiny"]),
+        "groups": kind.groups or one_of(rng, ["random", "onebig", "singletons", "balanced"]),
+        "Z": one_of(rng, ["x", "x", "own", "zeros", "integer", "scaled", "near"] if q > 1 else ["x", "own", "zeros"]),
+        "X": one_of(rng, ["plain", "plain", "near", "scaled", "group", "z"]),
+        "var": one_of(rng, ["small", "one", "large", "mixed", "antisingular", "zero"]),
+        "w": one_of(rng, ["none", "none", "mild", "wide", "extreme"]),
+        "y": one_of(rng, ["one", "one", "offset4", "offset8", "large", "tiny"]),
         "off": bool(rng.random() < 0.2),
         "reml": bool(rng.random() < 0.5),
     }
@@ -110,7 +110,7 @@ def _random(shape, seed, rng, kind):
     return Drawn(Design(y, X, Z, codes, w, offset, kind.structure, t["reml"]), shape, seed, t)
 
 
-def _one(rng, options):
+def one_of(rng, options):
     """One of the options, as Python's own type."""
     return rng.choice(options).item()
 
@@ -192,18 +192,18 @@ def centred(seed, groups=9, times=6, slope=2.0):
 
 
 def _centred(shape, seed, rng):
-    groups, slope = _one(rng, [9, 30, 100]), _one(rng, [1.0, 2.0, 3.0, 5.0])
+    groups, slope = one_of(rng, [9, 30, 100]), one_of(rng, [1.0, 2.0, 3.0, 5.0])
     design = centred(seed, groups, 6, slope)
     if rng.random() < 0.5:
         design = design._replace(X=design.Z)
-    structure = _one(rng, ["diagonal", "diagonal", "identity", "compound_symmetry", "unstructured"])
+    structure = one_of(rng, ["diagonal", "diagonal", "identity", "compound_symmetry", "unstructured"])
     t = {"groups": groups, "Z": "t", "X": "t" * design.X.shape[1], "var": f"slope{slope}", "w": "none", "y": "centred"}
     return Drawn(design._replace(structure=structure), shape, seed, {**t, "off": False, "reml": True})
 
 
 def _curve(shape, seed, rng, kind):
     """Uncentred ages 8, 10, 12, 14, or times 0 … 5, with strong slopes."""
-    m = _one(rng, [9, 15, 27])
+    m = one_of(rng, [9, 15, 27])
     times = np.array([8.0, 10, 12, 14]) if kind.recipe == "age" else np.arange(6.0)
     g, t = np.repeat(np.arange(m), len(times)), np.tile(times, m)
     sd = 10.0 ** rng.uniform(-1, 1, 2)
@@ -213,7 +213,7 @@ def _curve(shape, seed, rng, kind):
     Z = np.column_stack([np.ones(len(y)), t])
     structure = kind.structure
     if structure == "any":
-        structure = _one(rng, ["unstructured", "diagonal", "identity", "compound_symmetry", "ar1"])
+        structure = one_of(rng, ["unstructured", "diagonal", "identity", "compound_symmetry", "ar1"])
     X = Z if rng.random() < 0.7 else Z[:, :1]
     reml = bool(rng.random() < 0.5)
     t = {"groups": m, "Z": kind.recipe, "X": "t" * X.shape[1], "var": "growth", "w": "none", "y": "one", "off": False}

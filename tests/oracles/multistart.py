@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import templates
+from . import dense, templates
+from .long import LONG, big_rows_first, reflect, solve_upper
 
-LONG = np.longdouble
 LOG_2PI = np.log(2 * np.pi)
 
 
@@ -45,6 +45,10 @@ class Problem(NamedTuple):
     reml: bool
     shift: float
 
+    def evaluate(self, theta, *, order=2):
+        """Deviance (and derivatives, order 2) at lanes of scaled θ (S, k)."""
+        return evaluate(theta, self, order=order)
+
 
 class Point(NamedTuple):
     """Lanes of deviances, gradients and Hessians."""
@@ -64,33 +68,6 @@ class Optimum(NamedTuple):
 
 
 # ---------------------------------------------------------------- the data, once
-
-
-def reflect(A, columns):
-    """Upper triangle of A's first columns by Householder reflections, applied to all of A: any float type."""
-    A = A.copy()
-    for j in range(min(columns, len(A) - 1)):
-        v = A[j:, j].copy()
-        size = np.sqrt((v * v).sum())
-        if size == 0:
-            continue
-        v[0] += np.copysign(size, v[0])
-        A[j:] -= np.outer(v, (v @ A[j:]) * (2 / (v @ v)))
-        A[j + 1 :, j] = 0
-    return A
-
-
-def big_rows_first(A):
-    """Rows by falling size: then Householder reflections are stable row by row."""
-    return A[np.argsort(-np.abs(A).max(1), kind="stable")]
-
-
-def solve_upper(R, b):
-    """R⁻¹b in any float type."""
-    x = b.copy()
-    for i in range(len(R) - 1, -1, -1):
-        x[i] = (x[i] - R[i, i + 1 :] @ x[i + 1 :]) / R[i, i]
-    return x
 
 
 def prepare(design, *, scale=None):
@@ -266,7 +243,7 @@ def search(theta, problem, *, max_evaluations=120, tol=1e-10, radius=1.0, steppe
     """A Newton trust region from every start (S, k) of the scaled problem."""
     theta = np.array(theta, float)
     lanes = len(theta)
-    value, gradient, hessian = (np.array(a) for a in evaluate(theta, problem))
+    value, gradient, hessian = (np.array(a) for a in problem.evaluate(theta))
     radii, curved = np.full(lanes, radius, float), np.zeros(lanes)
     count, last, done = np.ones(lanes, int), np.zeros(lanes, bool), ~np.isfinite(value)
     for _ in range(max_evaluations):
@@ -275,7 +252,7 @@ def search(theta, problem, *, max_evaluations=120, tol=1e-10, radius=1.0, steppe
             break
         step, promise, decrease, curved[on], saddle = stepper(gradient[on], hessian[on], radii[on])
         small = (decrease < tol) & ~saddle
-        new = evaluate(theta[on] + step, problem)
+        new = problem.evaluate(theta[on] + step)
         count[on] += 1
         accept, ratio = gain(value[on], new.value, promise, small)
         radii[on] = next_radius(radii[on], ratio, np.linalg.norm(step, axis=1))
@@ -320,7 +297,7 @@ def starts(problem, rng, draws=300, best=10):
     template = problem.template
     grid = templates.grid_starts(template)
     random = np.array([templates.random_theta(template, rng, -2.5, 4.0) for _ in range(draws)])
-    values = evaluate(random, problem, order=0)
+    values = problem.evaluate(random, order=0)
     chosen = []
     logs = np.sign(random) * np.log1p(10 * np.abs(random))
     for i in np.argsort(values):
@@ -334,7 +311,7 @@ def starts(problem, rng, draws=300, best=10):
 def profile_starts(problem):
     """One variance: every local minimum of a fine grid from 1e-6 to 1e7, and zero."""
     grid = np.concatenate([[0.0], 10.0 ** np.linspace(-6, 7, 400)])[:, None]
-    value = evaluate(grid, problem, order=0)
+    value = problem.evaluate(grid, order=0)
     padded = np.concatenate([[np.inf], value, [np.inf]])
     return grid[(value <= padded[:-2]) & (value <= padded[2:])]
 
@@ -344,12 +321,12 @@ def solve(design, *, seed=0, extra=None):
 
     Parameters
     ----------
-    design : Design or Problem
+    design : Design or a Problem, of one factor or of ``several``.
     seed : of the random starts.
     extra : (·, k), optional
         More starts, as lme_jax packs θ.
     """
-    problem = design if isinstance(design, Problem) else prepare(design)
+    problem = prepare(design) if isinstance(design, Design) else design
     k = templates.n_theta(problem.template)
     first = profile_starts(problem) if k == 1 else starts(problem, np.random.default_rng(seed))
     if extra is not None:
@@ -371,7 +348,7 @@ def solve(design, *, seed=0, extra=None):
 def deviance(theta, problem):
     """The deviance at lme_jax's θ (k,)."""
     scaled = np.asarray(theta, float) * problem.scale
-    return float(evaluate(scaled[None], problem, order=0)[0])
+    return float(problem.evaluate(scaled[None], order=0)[0])
 
 
 def distinct(values, tolerance=1e-5):
@@ -380,31 +357,12 @@ def distinct(values, tolerance=1e-5):
     return values[np.concatenate([[True], np.diff(values) > tolerance * np.maximum(1.0, np.abs(values[1:]))])]
 
 
-# ---------------------------------------------------------------- the dense covariance, in long double
+def model_of(design):
+    """A Design as the dense oracle takes it."""
+    factor = dense.Factor(design.Z, design.codes, int(design.codes.max()) + 1, design.structure)
+    return dense.Model(design.y, design.X, (factor,), design.weights, design.offset, design.reml)
 
 
 def dense_deviance(design, theta):
-    """−2 log L at lme_jax's θ from the n × n covariance, by Cholesky and Householder QR in long double."""
-    n, p = design.X.shape
-    template = templates.as_template(design.structure, design.Z.shape[1])
-    L = templates.root(np.asarray(theta, float).astype(LONG)[None], template)[0]
-    w = np.ones(n, LONG) if design.weights is None else design.weights.astype(LONG)
-    root = np.sqrt(w)[:, None]
-    ZL = root * (design.Z @ L)
-    V = np.where(design.codes[:, None] == design.codes, ZL @ ZL.T, 0) + np.eye(n, dtype=LONG)
-    K = cholesky(V)
-    y = design.y.astype(LONG) - (0 if design.offset is None else design.offset)
-    W = root * np.column_stack([design.X.astype(LONG), y])
-    R = reflect(solve_upper(K[::-1, ::-1], W[::-1])[::-1], p + 1)[: p + 1]
-    dof = n - (p if design.reml else 0)
-    value = 2 * np.log(np.diag(K)).sum() - np.log(w).sum() + dof * (1 + LOG_2PI + np.log(R[p, p] ** 2 / dof))
-    return float(value + (2 * np.log(np.abs(np.diag(R)[:p])).sum() if design.reml else 0))
-
-
-def cholesky(V):
-    """Lower root in any float type."""
-    V = V.copy()
-    for j in range(len(V)):
-        V[j:, j] /= np.sqrt(V[j, j])
-        V[j + 1 :, j + 1 :] -= np.outer(V[j + 1 :, j], V[j + 1 :, j])
-    return np.tril(V)
+    """−2 log L at lme_jax's θ from the n × n covariance."""
+    return dense.deviance(theta, model_of(design))

@@ -197,8 +197,8 @@ def ar1_derivatives(s, phi, q):
 def derivatives(theta, template):
     """∂Ψ/∂θ (S, k, q, q) and ∂²Ψ/∂θ² (S, k, k, q, q)."""
     q, k = sum(size for _, size in template), n_theta(template)
-    first = np.zeros((len(theta), k, q, q))
-    second = np.zeros((len(theta), k, k, q, q))
+    first = np.zeros((len(theta), k, q, q), theta.dtype)
+    second = np.zeros((len(theta), k, k, q, q), theta.dtype)
     for structure, rows, at in blocks(template):
         size, part = rows.stop - rows.start, theta[:, at]
         if is_ar1(structure, size):
