@@ -1,8 +1,8 @@
 """What only JAX needs for several grouping factors; imported only where a JAX array is at hand.
 
 Derivatives never pass through the Cholesky factor of the dense system S: they are given by S⁻¹, formed once and
-shared by all parameters and all verbs. LAPACK is called for one matrix at a time also under ``vmap``: batched calls can hang in
-jaxlib 0.10 on CPU.
+shared by all parameters and all verbs. LAPACK is called for one matrix at a time also under ``vmap``: batched calls
+can hang in jaxlib 0.10 on CPU.
 
 References: Bates et al. (2015), eqs 30–42; Bates & DebRoy (2004) for the gradient.
 """
