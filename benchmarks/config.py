@@ -42,6 +42,13 @@ def _bootstrap(n: int, plan: Plan, engines: tuple[str, ...] = BOOTSTRAP_ENGINES)
     return Case(partial(problems.bootstrap, n), engines, plan)
 
 
+def _several(n: int, plan: Plan) -> tuple[Case, ...]:
+    """Bootstrap samples of designs with several factors."""
+    engines = ("lme_jax_bootstrap", "glmm", "lme4")
+    bases = (problems.penicillin, problems.pastes, partial(problems.crossed, 20_000, 1_000, 150))
+    return tuple(Case(partial(problems.bootstrap, n, base), engines, plan) for base in bases)
+
+
 def _many(kind: str, n: int, plan: Plan, engines: tuple[str, ...] = REFIT_ENGINES) -> Case:
     return Case(partial(problems.many, kind, n), engines, plan)
 
@@ -87,8 +94,10 @@ SMALL = Configuration(
             ("lme_jax_core", "lme_jax_compress", "lme_jax_fit", "lme_jax_formula", "glmm"),
         ),
         Case(partial(problems.nested, 200_000, 20_000, 1_000), QUICK_ENGINES, Plan(2, 2, 3.0)),
+        Case(partial(problems.regions, 20_000, 300), QUICK_ENGINES, Plan(2, 2, 3.0)),
         *_few(Plan(1, 4, 1.0)),
         _bootstrap(10_000, Plan(1, 4, 1.0)),
+        *_several(200, Plan(1, 2, 2.0)),
         *(_many(kind, 5_000, Plan(1, 4, 1.0)) for kind in MANY_KINDS),
         *_rows((10_000, 100_000, 1_000_000)),
         *_groups(200_000, (100, 10_000)),
@@ -108,8 +117,10 @@ FULL = Configuration(
         Case(partial(problems.slopes, 1_000_000, 50_000), FIT_ENGINES, BRIEFLY),
         Case(partial(problems.crossed, 883_000, 20_000, 4_000), QUICK_ENGINES, ONCE),
         Case(partial(problems.nested, 200_000, 20_000, 1_000), FIT_ENGINES, TWICE),
+        *(Case(partial(problems.regions, 66 * m, m), QUICK_ENGINES, BRIEFLY) for m in (300, 3_000)),
         *_few(Plan(2, 4, 10.0)),
         _bootstrap(10_000, Plan(2, 4, 10.0)),
+        *_several(1_000, Plan(2, 2, 10.0)),
         *(_many(kind, 100_000, Plan(1, 2, 10.0)) for kind in MANY_KINDS),
         *_rows((10_000, 100_000, 1_000_000, 10_000_000)),
         *_groups(1_000_000, (100, 1_000, 10_000, 100_000)),

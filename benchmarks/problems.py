@@ -3,6 +3,7 @@
 import gzip
 import io
 import itertools
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,13 @@ def sleepstudy() -> Problem:
     columns = {"y": d.Reaction.to_numpy(float), "x": d.Days.to_numpy(float), "g": _codes(d.Subject)}
     title = "sleepstudy: 180 rows, 18 groups, slopes, REML"
     return Problem("sleepstudy", title, columns, ("x",), ((("1", "x"), "g"),), True)
+
+
+def pastes() -> Problem:
+    d = lme_jax.datasets.load("Pastes")
+    columns = {"y": d.strength.to_numpy(float), "a": _codes(d["sample"]), "b": _codes(d.batch)}
+    random = ((("1",), "a"), (("1",), "b"))
+    return Problem("pastes", "Pastes: 60 rows, 30 casks in 10 batches, REML", columns, (), random, True, nested=True)
 
 
 def penicillin() -> Problem:
@@ -106,6 +114,17 @@ def crossed(n: int, m1: int, m2: int) -> Problem:
     return Problem(f"crossed_{n}_{m1}_{m2}", title, columns, (), random, False, slow=MINUTES)
 
 
+def regions(n: int, m: int) -> Problem:
+    """Pupils and classes that only meet within one of m regions, 20 × 10 in each: the crossing is sparse."""
+    rng = np.random.default_rng(6)
+    region = rng.integers(0, m, n)
+    a, b = region * 20 + rng.integers(0, 20, n), region * 10 + rng.integers(0, 10, n)
+    y = rng.normal(size=20 * m)[a] + 0.5 * rng.normal(size=10 * m)[b] + rng.normal(size=n)
+    columns = {"y": y, "a": _codes(a), "b": _codes(b)}
+    title = f"{spaced(n)} rows, crossed within {spaced(m)} regions, ML"
+    return Problem(f"regions_{n}_{m}", title, columns, (), ((("1",), "a"), (("1",), "b")), False, slow=MINUTES)
+
+
 def nested(n: int, inner: int, outer: int) -> Problem:
     rng = np.random.default_rng(3)
     child = rng.integers(0, inner, n)
@@ -140,10 +159,10 @@ def many(kind: str, n_responses: int) -> Problem:
     return Problem(f"many_{kind}_{n_responses}", title, columns, ("x",), random, True, responses=Y)
 
 
-def bootstrap(n_samples: int) -> Problem:
-    """Parametric bootstrap samples of the sleepstudy fit; simulated once, so that all engines fit the same."""
-    base = sleepstudy()
-    fitted = lme_jax.lmer(base.formula, base.frame(), reml=base.reml)
+def bootstrap(n_samples: int, base: Callable[[], Problem] = sleepstudy) -> Problem:
+    """Parametric bootstrap samples of a fit; simulated once, so that all engines fit the same."""
+    problem = base()
+    fitted = lme_jax.lmer(problem.formula, problem.frame(), reml=problem.reml)
     Y = np.ascontiguousarray(fitted.simulate(n_samples, seed=5).to_numpy().T)
-    title = f"{spaced(n_samples)} parametric bootstrap samples of sleepstudy, REML"
-    return replace(base, name=f"bootstrap_{n_samples}", title=title, responses=Y)
+    title = f"{spaced(n_samples)} parametric bootstrap samples of {problem.title}"
+    return replace(problem, name=f"bootstrap_{problem.name}_{n_samples}", title=title, responses=Y)

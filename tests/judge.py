@@ -220,7 +220,7 @@ def kind_of(drawn):
     model, t = model_of(drawn.design), drawn.traits
     if np.linalg.matrix_rank(scaled(np.column_stack([model.X, dense.all_columns(model)]))) >= len(model.y):
         return "saturated"
-    shared = any(s not in ("unstructured", "diagonal") and q > 1 for f in model.factors for s, q in f.blocks)
+    shared = any(templates.name_of(s) not in templates.APART and q > 1 for f in model.factors for s, q in f.blocks)
     wide = t["Z"] == "scaled" and (shared or is_single(drawn.design))
     return "extreme" if t["w"] == "extreme" or t["Z"] == "near" or wide else "usual"
 

@@ -1,9 +1,13 @@
 """The engine by fronts against the one dense system, on sparse crossings of many patterns."""
 
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
-from lme_jax.core import criterion, crossed, crossed_data
+from lme_jax.core import criterion, crossed, crossed_data, pattern
 from lme_jax.core.dense import Dense
 from lme_jax.core.sparse import Sparse
 from lme_jax.errors import DataError
@@ -34,8 +38,9 @@ DESIGNS = {"regions": regions, "star": star, "chain": chain}
 
 @pytest.fixture(params=DESIGNS)
 def engines(request, monkeypatch):
-    monkeypatch.setattr(crossed_data, "FEWEST_SPARSE", 2)
-    monkeypatch.setattr(crossed_data, "SPARSE_SHARE", 1.0)
+    monkeypatch.setattr(pattern, "FEW", 2)
+    monkeypatch.setattr(pattern, "FULL", 2.0)
+    monkeypatch.setattr(pattern, "HANDICAP", 1e-3)
     codes, levels, sizes = DESIGNS[request.param]()
     data, rng = compressed(codes, levels, sizes), np.random.default_rng(4)
     sparse, dense = crossed.engine_of(data), Dense(data)
@@ -90,7 +95,6 @@ def test_exact_hessian_to_nine_digits(engines, reml):
 
 def test_memory_is_asked_of_the_factor_not_of_the_square(monkeypatch):
     """What the fronts take is allowed where K² is not; a crossing of as many effects that fills them is refused."""
-    monkeypatch.setattr(crossed_data, "FEWEST_SPARSE", 2)
     rng = np.random.default_rng(6)
     region = rng.integers(0, 150, 3000)
     codes = [region * 8 + rng.integers(0, 8, 3000), region * 5 + rng.integers(0, 5, 3000)]
@@ -116,3 +120,19 @@ def test_listing_does_not_depend_on_the_chunks(monkeypatch):
     again = compressed(codes, levels, sizes)
     np.testing.assert_array_equal(whole.pair_column, again.pair_column)
     np.testing.assert_array_equal(whole.product_value, again.product_value)
+
+
+def test_threads_get_the_patterns_of_their_own_data(monkeypatch):
+    data = [SimpleNamespace(pair_row=np.arange(3), name=i) for i in range(4)]
+    monkeypatch.setattr(pattern, "_pattern", lambda each: each.name)
+
+    def ask(each):
+        return all(pattern.pattern_of(each) == each.name for _ in range(20_000))
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            assert all(pool.map(ask, data))
+    finally:
+        sys.setswitchinterval(interval)

@@ -1,8 +1,8 @@
 """Models with several grouping factors: deviance, fit and random effects, nested chains and crossed designs (MATH §5).
 
-Three engines hold V, all with the verbs of ``criterion.Engine``: ``small`` for few effects of any kind, ``nested`` for
-chains, ``dense`` for what is crossed. NumPy data go through them at once. JAX arrays, and NumPy data with
-``backend="jax"``, go through compiled programs of log|V| and H, which JAX differentiates.
+Four engines hold V, all with the verbs of ``criterion.Engine``: ``small`` for few effects of any kind, ``nested`` for
+chains, ``dense`` for what is crossed, ``sparse`` where few levels meet. NumPy data go through them at once. JAX arrays,
+and NumPy data with ``backend="jax"``, go through compiled programs of log|V| and H, which JAX differentiates.
 """
 
 from functools import partial
@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from . import covariance, criterion, multistart, programs
-from .crossed_data import MEMORY_LIMIT, CrossedData, NestedData, compress_crossed, sparse_plan
+from . import covariance, criterion, multistart, pattern, programs
+from .crossed_data import MEMORY_LIMIT, CrossedData, NestedData, compress_crossed
 from .crossed_start import moment_start
 from .dense import Dense
 from .implicit import implicit
@@ -49,8 +49,8 @@ def engine_of(data: Data) -> criterion.Engine:
         return Small(data)
     if isinstance(data, NestedData):
         return Nested(data)
-    plan = sparse_plan(data.layout, data.pair_row, data.pair_column)
-    return Dense(data) if plan is None else Sparse(data, plan)
+    met = pattern.pattern_of(data)
+    return Dense(data) if met is None else Sparse(data, met)
 
 
 def log_det_and_cross(theta: Array, data: Data) -> tuple[Array, Array]:

@@ -2,8 +2,8 @@
 
 Two shapes of model. Where every factor lies inside the next (pupils in schools in districts) the
 statistics are one small block per level (``NestedData``). Otherwise the factor with the most random
-effects is eliminated level by level and the K effects of all the others are solved as one dense
-symmetric system (``CrossedData``); its matrix is a sum over the pairs of columns that meet in a level
+effects is eliminated level by level and the K effects of all the others are solved as one
+symmetric system, dense or sparse (``CrossedData``); its matrix is a sum over the pairs of columns that meet in a level
 of the first factor, and those pairs are listed here once, pooled over levels that share ZᵀZ.
 """
 
@@ -14,16 +14,14 @@ import numpy as np
 import scipy.sparse
 
 from ..errors import DataError
-from . import fronts
 from .checks import check_codes, check_rows, real_array
 from .compression import distinct_levels
 from .covariance import Template, make_template
 from .moments import CHUNK_ROWS, Basis, add_by_code, gram, pilot_basis, rows_with_residual
+from .pattern import pattern_of
 from .types import Array, pytree, static
 
 MEMORY_LIMIT = 8 * 2**30
-# Effects from which, and share of K² pairs and of K³ operations up to which, the system is solved by fronts.
-FEWEST_SPARSE, SPARSE_SHARE = 256, 0.02
 # Pairs of columns that are listed at a time.
 PAIR_CHUNK = 1 << 20
 
@@ -365,8 +363,7 @@ def _crossed(
     )
     del by_column
     pairs = (_pooled_pairs if pooled else _listed_pairs)(cross, base, pattern, len(representative))
-    _check_system(layout, pairs["pair_row"], pairs["pair_column"], peak, memory_limit)
-    return CrossedData(
+    data = CrossedData(
         G=np.ascontiguousarray(G[:, :, representative]),
         count=np.bincount(pattern, minlength=len(representative)).astype(float),
         pattern=pattern.astype(np.int32),
@@ -377,6 +374,7 @@ def _crossed(
         layout=layout,
         **totals,
     )
+    return _check_system(data, peak, memory_limit)
 
 
 def check_memory(size: float, limit: float, what: str) -> None:
@@ -387,28 +385,17 @@ def check_memory(size: float, limit: float, what: str) -> None:
         )
 
 
-def _check_system(layout: Layout, row: np.ndarray, column: np.ndarray, listed: int, limit: int) -> None:
-    """Raise DataError where the system of all factors but the largest takes too much, beside what is ``listed``."""
-    K = layout.n_dense
+def _check_system(data: CrossedData, listed: int, limit: int) -> CrossedData:
+    """The data, or DataError where the system of all factors but the largest takes too much beside the ``listed``."""
+    K = data.layout.n_dense
     if 16 * K * K + listed <= limit:
-        return
-    found = sparse_plan(layout, row, column)
-    if found is None:
+        return data
+    met = pattern_of(data)
+    if met is None:
         check_memory(16 * K * K + listed, limit, f"the dense {K} × {K} system of all factors but the largest")
     else:
-        check_memory(32 * found.size + listed, limit, f"the sparse factor of {K} effects of the smaller factors")
-
-
-def sparse_plan(layout: Layout, row: np.ndarray, column: np.ndarray) -> fronts.Plan | None:
-    """How the system of all factors but the largest is solved by fronts; None where a dense matrix suits it better.
-
-    The listed pairs come first among the plan's, then the diagonal entries of effects that no row has.
-    """
-    K = layout.n_dense
-    if K < FEWEST_SPARSE or any(layout.sizes[j] > 1 for j in layout.order[1:]) or len(row) > SPARSE_SHARE * K * K:
-        return None
-    absent = np.setdiff1d(np.arange(K), row[row == column])
-    return fronts.plan(np.append(row, absent), np.append(column, absent), K, SPARSE_SHARE * K**3)
+        check_memory(met.nbytes + listed, limit, f"the sparse factor of {K} effects of all factors but the largest")
+    return data
 
 
 def _dense_is_better(met: np.ndarray, pattern: np.ndarray, K: int) -> bool:

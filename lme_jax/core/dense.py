@@ -182,7 +182,7 @@ class Dense:
             return None
         MC = self._per_level(s.M, data.Z1W)
         s.reduced = data.Z2W - self._down(MC)
-        R = self._root(Ls, s.reduced, True)
+        R = self._root(s.Ls, s.reduced, True)
         s.right = s.solve(R)
         s.H = data.WtW - sum(a @ b.T for a, b in zip(data.Z1W, MC, strict=True)) - R.T @ s.right
         s.log_det = data.count @ s.log_det_first + s.log_det_rest

@@ -14,8 +14,10 @@ import scipy.sparse
 import scipy.sparse.linalg
 from scipy.linalg import lapack
 
-# A front takes its only child in where this many zeros, or this share of its entries, are then stored as well.
-FEW_ZEROS, SHARE_ZEROS = 64, 0.1
+# Multiplications that moving an entry of a front costs, and a front of its own.
+ENTRY, FRONT = 30, 4096
+# A column that meets more than this times √K others is eliminated late (Amestoy, Davis & Duff 1996).
+MANY = 10.0
 # Pivots from which a matrix goes to LAPACK by itself.
 ALONE = 64
 
@@ -26,7 +28,7 @@ class Stack(NamedTuple):
     Attributes
     ----------
     pivots : (b, w), rows : (b, u) positions in the order of elimination, K where padded.
-    at : where its b(w+u)² entries begin among those of all stacks; places : (b, u, u) of its update in fronts above.
+    at : where its b(w+u)² entries begin among all stacks'; places : (b, u, u) of its update in the fronts above.
     padding : (b, w) bool.
     """
 
@@ -73,14 +75,35 @@ def plan(row: np.ndarray, column: np.ndarray, K: int, most_work: float) -> Plan 
     reached = _reached(later, earlier, K, most_work)
     if reached is None:
         return None
-    first, last, above = _fronts(reached)
-    return _laid_out(order, reached, first, last, above, later, earlier)
+    pivots, above = _fronts(reached)
+    # What was merged is now eliminated together.
+    again = np.concatenate(pivots) if K else np.zeros(0, np.int64)
+    place = np.empty(K, np.int64)
+    place[again] = np.arange(K)
+    a, b = place[later], place[earlier]
+    widths = np.array([len(mine) for mine in pivots])
+    rows = [np.sort(place[mine]) for mine in above]
+    return _laid_out(order[again], widths, rows, np.maximum(a, b), np.minimum(a, b))
 
 
 def _fill_reducing(row: np.ndarray, column: np.ndarray, K: int) -> np.ndarray:
-    """Minimum degree, as SuperLU computes it for an incomplete factor that drops everything."""
+    """Columns that meet very many last; minimum degree of the others."""
     off = row != column
-    lower = scipy.sparse.coo_matrix((np.full(off.sum(), 1e-3 / K), (row[off], column[off])), shape=(K, K))
+    row, column = row[off], column[off]
+    degree = np.bincount(row, minlength=K) + np.bincount(column, minlength=K)
+    few = degree <= max(16.0, MANY * np.sqrt(K))
+    kept, last = np.flatnonzero(few), np.flatnonzero(~few)
+    if len(kept) < 2:
+        return np.argsort(degree, kind="stable")
+    place = np.cumsum(few) - 1
+    both = few[row] & few[column]
+    order = kept[_minimum_degree(place[row[both]], place[column[both]], len(kept))]
+    return np.concatenate([order, last[np.argsort(degree[last], kind="stable")]])
+
+
+def _minimum_degree(row: np.ndarray, column: np.ndarray, K: int) -> np.ndarray:
+    """As SuperLU computes it for an incomplete factor that drops everything."""
+    lower = scipy.sparse.coo_matrix((np.full(len(row), 1e-3 / K), (row, column)), shape=(K, K))
     A = (lower + lower.T + scipy.sparse.identity(K)).tocsc()
     options = {"SymmetricMode": True}
     found = scipy.sparse.linalg.spilu(
@@ -111,23 +134,40 @@ def _reached(later: np.ndarray, earlier: np.ndarray, K: int, most_work: float) -
     return out
 
 
-def _fronts(reached: list[np.ndarray]) -> tuple[list[int], list[int], list[np.ndarray]]:
-    """First and last column of every front, and the rows it reaches: successive columns that are alike, or nearly."""
-    first: list[int] = []
-    last: list[int] = []
-    zeros: list[int] = []
-    for j, rows in enumerate(reached):
-        follows = j > 0 and len(reached[j - 1]) and reached[j - 1][0] == j
-        if follows:
-            width = j - first[-1]
-            extra = zeros[-1] + width * (len(rows) + 1 - len(reached[j - 1]))
-            if extra <= max(FEW_ZEROS, SHARE_ZEROS * (width + 1) * (width + 1 + len(rows))):
-                last[-1], zeros[-1] = j, extra
-                continue
-        first.append(j)
-        last.append(j)
-        zeros.append(0)
-    return first, last, [reached[j] for j in last]
+def _fronts(reached: list[np.ndarray]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Pivots of every front and the rows it reaches, children first.
+
+    Successive columns that reach the same are one front; children join their parents where that costs less. A child
+    that reaches nearly all its parent holds would keep an update as large as the parent: schools that meet most
+    teachers are better off in one front with them.
+    """
+    n = len(reached)
+    head = np.ones(n, bool)
+    for j in range(1, n):
+        before = reached[j - 1]
+        head[j] = not (len(before) == len(reached[j]) + 1 and before[0] == j)
+    front_of = np.cumsum(head) - 1
+    first = np.append(np.flatnonzero(head), n)
+    width = np.diff(first)
+    above = [reached[j] for j in first[1:] - 1]
+    members = [[f] for f in range(len(above))]
+    for f, rows in enumerate(above):
+        if len(rows) == 0:
+            continue
+        up = front_of[rows[0]]
+        mine, its, beyond = int(width[f]), int(width[up]), len(above[up])
+        if _cost(mine + its, beyond) <= _cost(mine, len(rows)) + _cost(its, beyond):
+            members[up] += members[f]
+            members[f] = []
+            width[up] += width[f]
+    kept = [f for f in range(len(above)) if members[f]]
+    pivots = [np.concatenate([np.arange(first[f], first[f + 1]) for f in sorted(members[g])]) for g in kept]
+    return pivots, [above[f] for f in kept]
+
+
+def _cost(w: int, u: int) -> int:
+    """Of a front of w pivots that reaches u rows, in multiplications."""
+    return (w + u) ** 2 * (w + ENTRY) + FRONT
 
 
 def _bucket(n: int) -> int:
@@ -138,75 +178,75 @@ def _bucket(n: int) -> int:
     return -(-n // unit) * unit
 
 
-def _laid_out(
-    order: np.ndarray,
-    reached: list[np.ndarray],
-    first: list[int],
-    last: list[int],
-    above: list[np.ndarray],
-    later: np.ndarray,
-    earlier: np.ndarray,
-) -> Plan:
-    """Stacks of fronts, and where every entry stands."""
-    K, n = len(order), len(first)
-    front_of = np.repeat(np.arange(n), np.array(last) - np.array(first) + 1)
-    height = np.zeros(n, int)
+class _Places:
+    """Where entries stand: front by front, of every front its pivots, padding, and the rows it reaches."""
+
+    def __init__(self, width: np.ndarray, above: list[np.ndarray], shapes: np.ndarray, begin: np.ndarray) -> None:
+        n, K = len(width), int(width.sum())
+        self.K, self.width, self.begin = K, width, begin
+        self.first, self.front_of = np.cumsum(width) - width, np.repeat(np.arange(n), width)
+        self.side, self.pivots = shapes.sum(1), shapes[:, 0]
+        sizes = np.array([len(rows) for rows in above], int)
+        # Rows are found by front and position: these keys ascend. One more, beyond all, is there for pivots.
+        self.key = np.append(np.repeat(np.arange(n), sizes) * K + np.concatenate([*above, np.zeros(0, int)]), n * K)
+        self.rank = np.append(np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes), 0)
+
+    def local(self, front: np.ndarray, position: np.ndarray) -> np.ndarray:
+        """The row of a front at which a position stands."""
+        inside = self.front_of[position] == front
+        row = self.rank[np.searchsorted(self.key, front * self.K + position)]
+        return np.where(inside, position - self.first[front], self.pivots[front] + row)
+
+    def of(self, front: np.ndarray, row: np.ndarray, column: np.ndarray) -> np.ndarray:
+        """The place of an entry among those of all fronts."""
+        return self.begin[front] + self.local(front, row) * self.side[front] + self.local(front, column)
+
+    def updates(self, rows: np.ndarray, nowhere: int) -> np.ndarray:
+        """The places (b, u, u) of the updates of fronts that reach ``rows`` (b, u), in the fronts above them."""
+        b, u = rows.shape
+        out = np.full((b, u, u), nowhere)
+        if u:
+            up, real = self.front_of[rows[:, 0]], rows < self.K
+            mine = self.local(np.repeat(up, u), np.where(real, rows, rows[:, :1]).ravel()).reshape(b, u)
+            place = self.begin[up, None, None] + mine[:, :, None] * self.side[up, None, None] + mine[:, None, :]
+            np.copyto(out, place, where=real[:, :, None] & real[:, None, :])
+        return out
+
+
+def _heights(front_of: np.ndarray, above: list[np.ndarray]) -> np.ndarray:
+    """Of every front in the tree, leaves 0."""
+    out = np.zeros(len(above), int)
     for f, rows in enumerate(above):
         if len(rows):
             up = front_of[rows[0]]
-            height[up] = max(height[up], height[f] + 1)
-    shapes = [(_bucket(b - a + 1), _bucket(len(rows))) for a, b, rows in zip(first, last, above, strict=True)]
-    groups: dict[tuple[int, int, int], list[int]] = {}
-    for f in range(n):
-        groups.setdefault((int(height[f]), *shapes[f]), []).append(f)
-    begin, side, pad = np.zeros(n, np.int64), np.zeros(n, np.int64), np.zeros(n, np.int64)
-    at, work = 0, 0.0
-    keys = sorted(groups)
-    for key in keys:
-        _, w, u = key
-        members = np.array(groups[key])
-        begin[members], side[members] = at + np.arange(len(members)) * (w + u) ** 2, w + u
-        pad[members] = w - (np.array(last)[members] - np.array(first)[members] + 1)
-        at += len(members) * (w + u) ** 2
-        work += len(members) * float(w + u) ** 2 * w
-    # Entries of pivots and of rows are looked up by (front, position): keys in ascending order.
-    sizes = np.array([len(rows) for rows in above])
-    row_front = np.repeat(np.arange(n), sizes)
-    row_key = row_front * K + (np.concatenate(above) if n else np.zeros(0, int))
-    row_rank = np.arange(len(row_key)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    firsts, width = np.array(first), np.array(last) - np.array(first) + 1
+            out[up] = max(out[up], out[f] + 1)
+    return out
 
-    def local(front: np.ndarray, position: np.ndarray) -> np.ndarray:
-        inside = front_of[position] == front
-        found = (
-            row_rank[np.minimum(np.searchsorted(row_key, front * K + position), max(len(row_key) - 1, 0))]
-            if len(row_key)
-            else np.zeros(len(front), int)
-        )
-        return np.where(inside, position - firsts[front], width[front] + pad[front] + found)
 
-    def place(front: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        return begin[front] + local(front, a) * side[front] + local(front, b)
-
+def _laid_out(
+    order: np.ndarray, width: np.ndarray, above: list[np.ndarray], later: np.ndarray, earlier: np.ndarray
+) -> Plan:
+    """Stacks of fronts of one height and padded shape, and where every entry stands."""
+    K, n = len(order), len(above)
+    front_of = np.repeat(np.arange(n), width)
+    shapes = np.array([(_bucket(int(w)), _bucket(len(rows))) for w, rows in zip(width, above, strict=True)])
+    kinds = np.column_stack([_heights(front_of, above), shapes])
+    sorting = np.lexsort(kinds.T[::-1])
+    areas = shapes[sorting].sum(1) ** 2
+    begin = np.empty(n, np.int64)
+    begin[sorting] = np.cumsum(areas) - areas
+    size = int(areas.sum())
+    places = _Places(width, above, shapes, begin)
     stacks = []
-    for key in keys:
-        _, w, u = key
-        members = np.array(groups[key])
+    for members in np.split(sorting, np.flatnonzero(np.diff(kinds[sorting], axis=0).any(1)) + 1):
+        w, u = shapes[members[0]]
         pivots, rows = np.full((len(members), w), K), np.full((len(members), u), K)
         for i, f in enumerate(members):
-            pivots[i, : width[f]] = np.arange(first[f], last[f] + 1)
-            rows[i, : sizes[f]] = above[f]
-        places = np.full((len(members), u, u), at)
-        if u:
-            up = front_of[rows[:, 0]]
-            real = rows < K
-            owner = np.repeat(up, u)
-            mine = np.where(real, local(owner, np.minimum(rows, K - 1).ravel()).reshape(rows.shape), 0)
-            some = real[:, :, None] & real[:, None, :]
-            inside = begin[up][:, None, None] + mine[:, :, None] * side[up][:, None, None] + mine[:, None, :]
-            places[some] = inside[some]
-        stacks.append(Stack(pivots, rows, int(begin[members[0]]), places, pivots == K))
-    return Plan(order, stacks, at, place(front_of[earlier], later, earlier), work)
+            pivots[i, : width[f]] = places.first[f] + np.arange(width[f])
+            rows[i, : len(above[f])] = above[f]
+        stacks.append(Stack(pivots, rows, int(begin[members[0]]), places.updates(rows, size), pivots == K))
+    work = float((shapes.sum(1) ** 2.0 * shapes[:, 0]).sum())
+    return Plan(order, stacks, size, places.of(front_of[earlier], later, earlier), work)
 
 
 # ---------------------------------------------------------------- the numbers
@@ -230,7 +270,7 @@ def factor(plan: Plan, values: np.ndarray) -> Factor | None:
         inverse = _inverses(root)
         L21 = front[:, w:, :w] @ np.swapaxes(inverse, 1, 2)
         if L21.shape[1]:
-            update = front[:, w:, w:] - L21 @ np.swapaxes(L21, 1, 2)
+            update = front[:, w:, w:] - _squared(L21)
             if len(update) == 1:
                 F[stack.places[0]] += update[0]
             else:
@@ -238,6 +278,11 @@ def factor(plan: Plan, values: np.ndarray) -> Factor | None:
         inverses.append(inverse)
         below.append(L21)
     return Factor(float(log_det), inverses, below)
+
+
+def _squared(A: np.ndarray) -> np.ndarray:
+    """AAᵀ (b, u, u); of one column not by BLAS, which is called matrix by matrix."""
+    return A * np.swapaxes(A, 1, 2) if A.shape[2] == 1 else A @ np.swapaxes(A, 1, 2)
 
 
 def _front(F: np.ndarray, stack: Stack) -> np.ndarray:
@@ -270,17 +315,14 @@ def solve(plan: Plan, found: Factor, R: np.ndarray) -> np.ndarray:
     """S⁻¹R for R (K, c)."""
     x = np.zeros((len(R) + 1, R.shape[1]))
     x[:-1] = R[plan.order]
+    steps = list(zip(plan.stacks, found.inverses, found.below, strict=True))
     halves = []
-    for stack, inverse, L21 in zip(plan.stacks, found.inverses, found.below, strict=True):
-        half = inverse @ x[stack.pivots]
-        halves.append(half)
-        if L21.shape[1]:
-            np.subtract.at(x, stack.rows, L21 @ half)
-            x[-1] = 0.0
-    steps = list(zip(plan.stacks, found.inverses, found.below, halves, strict=True))
-    for stack, inverse, L21, half in reversed(steps):
-        rest = half - np.swapaxes(L21, 1, 2) @ x[stack.rows] if L21.shape[1] else half
-        x[stack.pivots] = np.swapaxes(inverse, 1, 2) @ rest
+    for stack, inverse, L21 in steps:
+        halves.append(inverse @ x[stack.pivots])
+        np.subtract.at(x, stack.rows, L21 @ halves[-1])
+        x[-1] = 0.0
+    for (stack, inverse, L21), half in zip(reversed(steps), reversed(halves), strict=True):
+        x[stack.pivots] = np.swapaxes(inverse, 1, 2) @ (half - np.swapaxes(L21, 1, 2) @ x[stack.rows])
         x[-1] = 0.0
     out = np.empty(R.shape)
     out[plan.order] = x[:-1]
@@ -294,10 +336,9 @@ def selected_inverse(plan: Plan, found: Factor) -> np.ndarray:
         front, w = _front(Z, stack), stack.pivots.shape[1]
         corner = np.swapaxes(inverse, 1, 2) @ inverse
         if L21.shape[1]:
-            B = L21 @ inverse
-            Z22 = Z[stack.places]
+            B, Z22 = L21 @ inverse, Z[stack.places]
             Z21 = -Z22 @ B
-            corner = corner - np.swapaxes(B, 1, 2) @ Z21
+            corner -= np.swapaxes(B, 1, 2) @ Z21
             front[:, w:, w:], front[:, w:, :w], front[:, :w, w:] = Z22, Z21, np.swapaxes(Z21, 1, 2)
         front[:, :w, :w] = corner
     return Z[plan.where]

@@ -24,6 +24,20 @@ PLAIN = ("diagonal", "identity", "compound_symmetry", "ar1")
 STRUCTURED = (SLOPES, *(((structure, q),) for structure in PLAIN for q in (2, 3)))
 
 
+REGISTERED = tuple(
+    ((structure, q),)
+    for structure, q in (
+        ("het_compound_symmetry", 2),
+        ("het_ar1", 3),
+        ("toeplitz", 3),
+        ("het_toeplitz", 3),
+        (("exponential", (0.0, 1.0, 2.5)), 3),
+        (("reduced_rank", 1), 3),
+        (("fixed", ((2.0, -0.8), (-0.8, 1.0))), 2),
+    )
+)
+
+
 class Shape(NamedTuple):
     """Which factors, by letters, and the templates to draw from for each.
 
@@ -46,6 +60,8 @@ SHAPES = {
     "nested_slopes": Shape("Ab", (ONE, SLOPES)),
     "nested_terms": Shape("Ab", (ONE, *TERMS)),
     "nested_structures": Shape("Ab", (ONE, *STRUCTURED)),
+    "crossed_registered": Shape("AB", (ONE, *REGISTERED)),
+    "nested_registered": Shape("Ab", (ONE, *REGISTERED)),
     "mixed": Shape("AbC"),
     "mixed_slopes": Shape("AbC", (ONE, ONE, SLOPES)),
     "mixed_two_chains": Shape("AbCd"),
