@@ -49,7 +49,7 @@ def whitening(R: Array) -> Array:
 
 
 @functools.lru_cache(maxsize=64)
-def twice_off_diagonal(kq: int, ndim: int) -> np.ndarray:
+def _twice_off_diagonal(kq: int, ndim: int) -> np.ndarray:
     """(kq, 1, …): 2 where a packed entry stands for two, 1 on the diagonal."""
     q = int(np.sqrt(2 * kq))
     return np.array([1.0 if i == j else 2.0 for i, j in pairs(q)]).reshape(-1, *[1] * (ndim - 1))
@@ -104,7 +104,7 @@ def moments(sums: LevelSums, p: int) -> tuple[Array, Array, Array]:
     With Q = I − X(XᵀX)⁻¹Xᵀ: K_xy = tr(QZE_xZᵀQZE_yZᵀ), t_x = tr(QZE_xZᵀ).
     """
     kq = len(sums.U)
-    weight = twice_off_diagonal(kq, 1).astype(sums.U.dtype)
+    weight = _twice_off_diagonal(kq, 1).astype(sums.U.dtype)
     fixed = (weight[:, None, None] * sums.TT[:, :p, :p]).reshape(kq, p * p)
     by_U = sums.UU if sums.U_TT is None else sums.UU - 2.0 * sums.U_TT
     K = step_products(by_U) + fixed @ fixed.T
@@ -127,8 +127,8 @@ def assemble_derivatives(
     H = [X y]ᵀV⁻¹[X y] with Cholesky factor R, and ``sums`` were whitened by it.
     """
     p, kq = R.shape[0] - 1, len(sums.U)
-    weight = twice_off_diagonal(kq, sums.U.ndim).astype(sums.U.dtype)
-    moved = twice_off_diagonal(kq, sums.TT.ndim).astype(sums.U.dtype) * sums.TT
+    weight = _twice_off_diagonal(kq, sums.U.ndim).astype(sums.U.dtype)
+    moved = _twice_off_diagonal(kq, sums.TT.ndim).astype(sums.U.dtype) * sums.TT
     rss, rss_slope = R[p, p] ** 2, -weight * sums.TT[:, p, p]
     per_rss = (totals.n_rows - (p if reml else 0)) / rss
     slope = weight * sums.U + per_rss * rss_slope

@@ -17,13 +17,13 @@ import numpy as np
 from scipy.linalg import lapack
 
 from . import covariance, linalg, multistart, starts
-from .assembly import twice_off_diagonal, whitening
+from .assembly import whitening
 from .covariance import Template
 from .crossed_data import CrossedData, NestedData
 from .levels import pairs
 from .optimize import NewtonState
 from .profiled import AtOptimum, deviance_of_root, nothing_kept
-from .types import Array, namespace
+from .types import Array
 
 Effects = list[np.ndarray]
 
@@ -254,29 +254,25 @@ def _fixed_terms(engine: Engine, point: Point, data: CrossedData | NestedData, p
 
 
 def slope(engine: Any, theta: Array, data: CrossedData | NestedData, reml: bool) -> tuple[Array, Array, AtOptimum]:
-    """Deviance (), gradient (k,) in scaled θ and what the fit keeps, in closed form; of JAX arrays too.
+    """Deviance (), gradient (k,) in scaled θ and what the fit keeps, of JAX arrays, in closed form.
 
-    JAX takes the Hessian by one more derivative of this: see ``differentiated``.
+    The gradient in L of every factor is that in Ψ times 2L; of a dense factor the sum of UL costs no more than S⁻¹.
     """
-    solved = engine.solve(factors(theta, data.template, data.layout.sizes))
+    import jax
+
+    Ls, pull = jax.vjp(lambda x: factors(x, data.template, data.layout.sizes), theta)
+    solved = engine.solve(Ls)
     R = linalg.cholesky(solved.H)
-    p, xp = len(R) - 1, namespace(R)
-    Q, dof = R[p, p] ** 2, data.n_rows - (p if reml else 0)
-    D = engine.project(solved, whitening(R))
-    gradient, log_scale = [], []
-    for part, trace, d in zip(parts(data.template, data.layout.sizes), engine.traces(solved), D, strict=True):
-        lower = linalg.tril(len(d))
-        J = covariance.squared_derivatives(theta[part.theta], part.template)[0]
-        J = twice_off_diagonal(len(J), 2).astype(J.dtype) * J
-        e = d[:, p]
-        ee = (e @ e.T)[lower] / Q
-        moved = trace[lower] - dof * ee
-        if reml and p:
-            moved = moved - sum(d[:, c] @ d[:, c].T for c in range(p))[lower]
-        gradient.append(moved @ J)
-        log_scale.append(-ee @ J)
+    p, Q = len(R) - 1, R[-1, -1] ** 2
+    dof = data.n_rows - (p if reml else 0)
+    in_root, log_scale = [], []
+    for L, UL, d in zip(Ls, engine.rooted_traces(solved, Ls), engine.project(solved, whitening(R)), strict=True):
+        eeL = d[:, p] @ (d[:, p].T @ L) / Q
+        fixed = sum(d[:, c] @ (d[:, c].T @ L) for c in range(p)) if reml else 0.0
+        in_root.append(2.0 * (UL - dof * eeL - fixed))
+        log_scale.append(-2.0 * eeL)
     value = deviance_of_root(solved.log_det, R, data, reml)
-    return value, xp.concatenate(gradient), AtOptimum(solved.H, xp.concatenate(log_scale))
+    return value, pull(in_root)[0], AtOptimum(solved.H, pull(log_scale)[0])
 
 
 def differentiated(engine: Any, theta: Array, data: CrossedData | NestedData, reml: bool) -> tuple[Any, ...]:

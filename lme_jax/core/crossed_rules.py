@@ -46,7 +46,7 @@ def _log_det_and_inverse_jvp(primals: tuple[Array], tangents: tuple[Array]) -> t
 
 
 class Solved(NamedTuple):
-    """As ``dense.Solved``: M, F, U of every pattern of factor 1, N, W = Λ₂S⁻¹Λ₂ᵀ (K, K) and Z₂ᵀV₁⁻¹[X y] (K, p+1)."""
+    """As ``dense.Solved``: M, F, U of every pattern of factor 1, N, S⁻¹, W = Λ₂S⁻¹Λ₂ᵀ (K, K), Z₂ᵀV₁⁻¹[X y] (K, p+1)."""
 
     log_det: Array
     H: Array
@@ -54,6 +54,7 @@ class Solved(NamedTuple):
     F: Array
     U: Array
     N: Array
+    inverse: Array
     W: Array
     reduced: Array
 
@@ -119,7 +120,8 @@ class Traced:
         W, MC = self._both_roots(Ls, inverse, False), self._per_level(M, data.Z1W)
         reduced = data.Z2W - self._down(MC)
         H = data.WtW - sum(a @ b.T for a, b in zip(data.Z1W, MC, strict=True)) - reduced.T @ (W @ reduced)
-        return Solved((data.count * log_det).sum() + log_s, H, M, F, linalg.matmul(data.G, F), N, W, reduced)
+        U = linalg.matmul(data.G, F)
+        return Solved((data.count * log_det).sum() + log_s, H, M, F, U, N, inverse, W, reduced)
 
     def project(self, s: Solved, A: Array) -> list[Array]:
         """ZᵀV⁻¹[X y]A per factor."""
@@ -136,18 +138,15 @@ class Traced:
             out[j] = X2[rows].reshape(-1, self.layout.sizes[j], X2.shape[1]).transpose(1, 2, 0)
         return out
 
-    def traces(self, s: Solved) -> list[Array]:
-        """Σ over the levels of ZᵀV⁻¹Z (q, q), per factor."""
+    def rooted_traces(self, s: Solved, Ls: list[Array]) -> list[Array]:
+        """Σ over the levels of ZᵀV⁻¹Z, times L, (q, q) per factor; of the dense ones the blocks of NΛ₂S⁻¹."""
         out: list[Any] = [None] * len(self.layout.sizes)
-        inside = self._met_by_pattern(s.W)
-        FRF = linalg.matmul(linalg.transpose(s.F), linalg.matmul(inside, s.F))
-        out[self.first] = (s.U * self.data.count - FRF).sum(-1)
-        NW = s.N @ s.W
+        FRF = linalg.matmul(linalg.transpose(s.F), linalg.matmul(self._met_by_pattern(s.W), s.F))
+        out[self.first] = (s.U * self.data.count - FRF).sum(-1) @ Ls[self.first]
+        rooted = self._root(Ls, s.N, True)
         for j, rows in self.layout.dense_slices:
-            q = self.layout.sizes[j]
-            own = _diagonal_sum(s.N[rows, rows], q)
-            left, right = (X[rows].reshape(-1, q, self.K) for X in (NW, s.N))
-            out[j] = own - jnp.einsum("lak,lbk->ab", left, right)
+            left, right = (X[:, rows].reshape(self.K, -1, self.layout.sizes[j]) for X in (rooted, s.inverse))
+            out[j] = jnp.einsum("kla,klb->ab", left, right)
         return out
 
     def _met_by_pattern(self, W: Array) -> Array:
@@ -178,8 +177,3 @@ def _diagonal_blocks(X: Array, q: int) -> Array:
     """(m, q, q) diagonal blocks of X (mq, mq)."""
     at = jnp.arange(0, X.shape[0], q)[:, None, None]
     return X[at + np.arange(q)[:, None], at + np.arange(q)]
-
-
-def _diagonal_sum(X: Array, q: int) -> Array:
-    """Σ of the diagonal blocks (q, q)."""
-    return _diagonal_blocks(X, q).sum(0)

@@ -185,6 +185,10 @@ class Nested:
             out[self.layout.order[at]] = U
         return out
 
+    def rooted_traces(self, solved: Solved, Ls: list[Array]) -> list[Array]:
+        """The traces times L (q, q)."""
+        return [U @ L for U, L in zip(self.traces(solved), Ls, strict=True)]
+
     def variances(self, solved: Solved) -> list[Array]:
         """Var(b | y)/σ² of every level with β fixed, (q, q, m) per factor."""
         out: list[Any] = [None] * len(self.sizes)
