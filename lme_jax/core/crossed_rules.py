@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from . import levels, linalg
-from .crossed_data import CrossedData
+from . import covariance, levels, linalg
+from .crossed_data import MEMORY_LIMIT, CrossedData, check_memory
 from .types import Array
 
 
@@ -66,6 +66,8 @@ class Traced:
         self.data, self.layout = data, data.layout
         self.first = data.layout.order[0]
         self.q1, self.K = data.layout.sizes[self.first], data.layout.n_dense
+        # As measured: what a search holds at a time. The derivatives of a fit hold up to three times that.
+        _check_memory((8 + 4 * covariance.n_theta(data.template)) * self.K**2, f"{self.K} × {self.K} matrices")
         n_pairs, n_products = data.base.shape[0], data.product_pattern.shape[0]
         self.pair = jnp.repeat(jnp.arange(n_pairs), jnp.diff(data.product_ends), total_repeat_length=n_products)
 
@@ -162,6 +164,7 @@ class Traced:
     def variances(self, s: Solved) -> list[Array]:
         """Var(b | y)/σ² with β fixed, (q, q, m) per factor; m₁K numbers and m₁K² operations."""
         data = self.data
+        _check_memory(2 * self.q1 * data.Z1W.shape[-1] * self.K, "covariances of the random effects")
         out: list[Any] = [None] * len(self.layout.sizes)
         for j, rows in self.layout.dense_slices:
             out[j] = jnp.moveaxis(_diagonal_blocks(s.W[rows, rows], self.layout.sizes[j]), 0, 2)
@@ -171,6 +174,12 @@ class Traced:
         M = s.M[:, :, data.pattern]
         out[self.first] = M + linalg.matmul(M, linalg.matmul(around, M))
         return out
+
+
+def _check_memory(numbers: float, what: str) -> None:
+    check_memory(
+        8.0 * numbers, MEMORY_LIMIT, f"{what} in JAX, where all are dense,", "fit NumPy arrays without backend='jax'"
+    )
 
 
 def _diagonal_blocks(X: Array, q: int) -> Array:

@@ -35,6 +35,8 @@ def compress(
             "the groups of several factors are traced: which levels meet decides the shapes of the model, so give "
             "them as NumPy arrays from outside of the traced function"
         )
+    if any(g is None for g in groups):
+        raise DataError("rows that belong to several levels of a factor need NumPy arrays: here some are JAX arrays")
     codes, levels = zip(*(group_codes(np.asarray(g), m) for g, m in zip(groups, n_levels, strict=True)), strict=True)
     dtype = jnp.result_type(y, X, *Zs)
     y, X = jnp.asarray(y, dtype), jnp.asarray(X, dtype)
@@ -97,7 +99,6 @@ def _nested(W: Array, Zs: list[Array], codes: list[np.ndarray], layout: Layout, 
 def _crossed(W: Array, Zs: list[Array], codes: list[np.ndarray], layout: Layout, totals: dict[str, Any]) -> CrossedData:
     first, K = layout.order[0], layout.n_dense
     m1, q1, code = layout.levels[first], layout.sizes[first], codes[first].astype(np.int64)
-    check_memory(24 * K * K, MEMORY_LIMIT, f"the dense {K} × {K} system of all factors but the largest")
     Z1, Z2 = Zs[first], jnp.concatenate([Zs[j] for j in layout.order[1:]], axis=1)
     column = _columns(codes, layout)
     # Entries of Z₁ᵀZ₂, by column.
@@ -146,7 +147,8 @@ def _pairs(
         pair_row=jnp.asarray(pairs // K, jnp.int32),
         pair_column=jnp.asarray(pairs % K, jnp.int32),
         base=_base(Z2, met, pairs, K),
-        product_ends=jnp.asarray(np.concatenate([[0], np.cumsum(many)]), jnp.int32),
+        # XLA would compute what follows from these constants while compiling, for seconds.
+        product_ends=jax.lax.optimization_barrier(jnp.asarray(np.concatenate([[0], np.cumsum(many)]), jnp.int32)),
         product_pattern=jnp.asarray(level[left], jnp.int32),
         product_value=jnp.stack([a[i] * b[j] + (a[j] * b[i] if i != j else 0.0) for i, j in packed]),
     )
@@ -160,6 +162,7 @@ def _products(level: np.ndarray, n_levels: int, q: int) -> tuple[np.ndarray, np.
         float((met * (met + 1) // 2).sum()) * (8 * (q * (q + 1) // 2) + 24),
         MEMORY_LIMIT,
         "the pairs of columns that meet",
+        "give NumPy arrays",
     )
     ends = np.cumsum(met)
     place = np.arange(len(level)) - np.repeat(ends - met, met)
