@@ -11,7 +11,7 @@ from . import errors
 from .model import lmer
 
 if TYPE_CHECKING:
-    from . import datasets
+    from . import datasets, plots
     from .cache import enable_compilation_cache
     from .compat.mixed_lm import MixedLM, mixedlm
     from .compat.params import MixedLMParams, VCSpec
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .core.rows import compress
     from .core.types import Status
     from .many.doors import fit_many, lmer_many
+    from .many.power import design, power
     from .many.results import ManyFits, compare
     from .results import MixedLMResults
 
@@ -45,6 +46,7 @@ __all__ = [
     "compress",
     "convert_params",
     "datasets",
+    "design",
     "deviance",
     "enable_compilation_cache",
     "errors",
@@ -57,6 +59,8 @@ __all__ = [
     "merge",
     "mixedlm",
     "params_jacobian",
+    "plots",
+    "power",
     "predict",
     "random_effects",
     "score_and_hessian",
@@ -75,6 +79,7 @@ _HOMES = {
     "compare": "many.results",
     "compress": "core.rows",
     "convert_params": "core.parameterizations:convert",
+    "design": "many.power",
     "deviance": "core.fit",
     "enable_compilation_cache": "cache",
     "fit": "core.fit",
@@ -85,6 +90,7 @@ _HOMES = {
     "merge": "core.moments",
     "mixedlm": "compat.mixed_lm",
     "params_jacobian": "core.parameterizations:jacobian",
+    "power": "many.power",
     "predict": "core.effects",
     "random_effects": "core.effects",
     "score_and_hessian": "core.likelihood",
@@ -92,8 +98,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name == "datasets":
-        return importlib.import_module(f"{__name__}.datasets")
+    if name in ("datasets", "plots"):
+        return importlib.import_module(f"{__name__}.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     home, _, known_as = _HOMES[name].partition(":")

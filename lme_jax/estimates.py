@@ -15,6 +15,7 @@ from .core.optimize import NewtonOptions
 from .core.records import Fit
 from .core.types import Status
 from .data import ModelData
+from .derived import Derived
 from .errors import DataError
 from .fitting import read_only
 from .inference.hypotheses import TTest, WaldTest, hypotheses, reference_distribution, t_test, wald_test
@@ -30,9 +31,10 @@ from .inference.terms import fixed_terms
 from .inference.wald import chosen_covariance, wald_table
 from .keeping import has_rows, packed_state, unpacked_state, without_rows
 from .lazy import handed_out
+from .tested import Tested
 
 
-class Estimates:
+class Estimates(Tested, Derived):
     """The part of every result that needs no random effects; see ``MixedLMResults``.
 
     Parameters
@@ -307,7 +309,7 @@ class Estimates:
             self._check_comparable(restricted)
         return restricted
 
-    def _check_comparable(self, other: Estimates) -> None:
+    def _check_same_rows(self, other: Estimates) -> None:
         if self.nobs != other.nobs:
             raise DataError(f"compare_lr_test needs two fits of the same rows: here are {self.nobs} and {other.nobs}")
         if has_rows(self._data) and has_rows(other._data):
@@ -315,6 +317,9 @@ class Estimates:
         elif self._data.endog_name != other._data.endog_name:
             names = f"{self._data.endog_name!r} and {other._data.endog_name!r}"
             raise DataError(f"the two fits have different responses, {names}: their likelihoods cannot be compared")
+
+    def _check_comparable(self, other: Estimates) -> None:
+        self._check_same_rows(other)
         if self.reml and tuple(self._exog_names) != tuple(other._exog_names):
             raise DataError(
                 "under REML models with different fixed effects cannot be compared: fit both with reml=False, such as "

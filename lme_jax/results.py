@@ -21,6 +21,7 @@ from .errors import DataError, UnsupportedError
 from .estimates import Estimates
 from .fitting import fit_data, fit_without_lost_columns, read_options, read_reml, read_start, settle
 from .formula.values import namespace
+from .inference.degrees import read_method
 from .inference.prediction import (
     Prediction,
     RandomChoice,
@@ -34,7 +35,7 @@ from .inference.prediction import (
 from .inference.profile import find_variance, profile_likelihood
 from .inference.quantities import readings
 from .inference.simulation import response_for, simulate_responses
-from .inference.wald import covariance_standard_errors, wald_table
+from .inference.wald import check_alpha, covariance_standard_errors
 from .lazy import handed_out
 from .many.bootstrap import Bootstrap, Kind, bootstrap
 from .many.responses import MEMORY_LIMIT, BatchOptions, Responses, fit_observed, fit_responses, read_responses
@@ -477,26 +478,47 @@ class MixedLMResults(Estimates):
 
     # ------------------------------------------------------------ report
 
-    def summary(self, title: str | None = None, alpha: float = 0.05) -> Summary:
-        """Criterion, estimates with standard errors, variance components, and how the fit ended."""
-        tables = [facts_table(self, self._data), self._estimates(alpha), components_table(self.varcorr)]
+    def plot(self, figure: Any = None) -> Any:
+        """Four pictures of residuals and random effects, a matplotlib Figure; ``lme_jax.plots`` has them singly."""
+        from .plots import overview
+
+        return overview(self, figure)
+
+    def report(self, path: Any = None, *, title: str | None = None, ddf: str | None = None) -> str:
+        """The fit as one self-contained HTML page, written to ``path`` if one is given; see ``lme_jax.page.report``."""
+        from .page import report
+
+        return report(self, path, title=title, ddf=ddf)
+
+    def summary(self, title: str | None = None, alpha: float = 0.05, ddf: str | None = None) -> Summary:
+        """Criterion, estimates with standard errors, variance components, and how the fit ended.
+
+        ``ddf``: the degrees of freedom of the t tests, see ``coefficients``.
+        """
+        ddf = self.default_ddf if ddf is None else read_method(ddf)
+        tables = [facts_table(self, self._data), self._estimates(alpha, ddf), components_table(self.varcorr)]
         notes = [f"The optimiser {self.status.text} after {int(self.fit.iterations)} evaluations;"]
         notes.append(f"½gᵀH⁻¹g = {float(self.fit.decrease):.1e} deviance units remain.")
         if self._data.n_dropped:
             notes.append(f"{self._data.n_dropped} rows with missing values were left out.")
         if self._data.dropped_columns:
             notes.append(f"Dropped because other columns determine them: {', '.join(self._data.dropped_columns)}.")
-        captions = ["", "Estimates (z tests; fixed effects by GLS)", "Random effects"]
+        if self.singular and ddf == "satterthwaite":
+            notes.append("Degrees of freedom take what is estimated at its bound, a variance of zero, as known.")
+        kind = "z tests" if ddf == "normal" else f"t tests, degrees of freedom: {ddf.title()}"
+        captions = ["", f"Estimates ({kind}; fixed effects by GLS)", "Random effects"]
         if any(not (e.free or e.uncorrelated) for e in (entry(term.block) for term in self._data.terms)):
             tables.append(structures_table(self.covariance_parameters))
             captions.append("Covariance structures")
         return Summary(title or "Linear mixed model fit", tables, tuple(captions), tuple(notes))
 
-    def _estimates(self, alpha: float) -> pd.DataFrame:
-        table = wald_table(self.fe_params.to_numpy(), self.bse_fe.to_numpy(), alpha)
+    def _estimates(self, alpha: float, ddf: str) -> pd.DataFrame:
+        table = self.coefficients(ddf, 1.0 - check_alpha(alpha))
+        letter = "z" if ddf == "normal" else "t"
         limits = [f"[{alpha / 2:.3g}", f"{1 - alpha / 2:.3g}]"]
-        columns = ["Coef.", "Std.Err.", "z", "P>|z|", *limits]
-        fixed = pd.DataFrame(dict(zip(columns, table, strict=True)), index=list(self._exog_names))
+        columns = ["Coef.", "Std.Err.", "df", letter, f"P>|{letter}|", *limits]
+        fixed = table.set_axis(columns, axis=1).drop(columns=["df"] if ddf == "normal" else [])
+        columns = list(fixed.columns)
         values = self._covariance[self._data.covariance_positions]
         components = pd.DataFrame({"Coef.": values}, index=list(self._data.covariance_names))
         components = components.iloc[self._shown_order].assign(**{"Std.Err.": self.bse_re.to_numpy()})

@@ -7,7 +7,7 @@ import pandas as pd
 DIGITS = 4
 
 
-def _cell(value: object) -> str:
+def cell(value: object) -> str:
     if value is None or (isinstance(value, float) and value != value):
         return ""
     if isinstance(value, float):
@@ -17,7 +17,7 @@ def _cell(value: object) -> str:
 
 
 def _as_strings(table: pd.DataFrame) -> pd.DataFrame:
-    return table.map(_cell)
+    return table.map(cell)
 
 
 @dataclass(frozen=True)

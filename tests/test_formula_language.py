@@ -384,19 +384,6 @@ def test_statsmodels_formulas_that_cannot_be_built(data, arguments, message):
         design_from_statsmodels(**{"formula": "y ~ x", "data": data, "groups": "s", **arguments})
 
 
-def test_enums_of_polars_have_no_order(data):
-    class Frame:
-        """What polars' DataFrame and LazyFrame do, as far as we ask."""
-
-        def __init__(self, lazy):
-            setattr(self, "collect" if lazy else "to_pandas", lambda: Frame(False) if lazy else enum)
-
-    Frame.__module__ = "polars.dataframe.frame"
-    enum = data.assign(f=pd.Categorical(data.f, list("cab"), ordered=True))
-    for lazy in (False, True):
-        assert design("f", Frame(lazy)).exog_names == ("(Intercept)", "fa", "fb")
-
-
 # --- formulas from elsewhere -----------------------------------------------------------------------------
 
 INJECTIONS = [

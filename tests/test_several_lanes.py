@@ -6,10 +6,11 @@ import pickle
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.optimize import isotonic_regression
 
 import lme_jax
 from lme_jax import NewtonOptions, Status, lmer, lmer_many
-from lme_jax.core import batch, covariance, crossed, several_data, several_lanes
+from lme_jax.core import batch, covariance, crossed, several_data, several_lanes, starts
 from lme_jax.core.several_data import suits_lanes
 from lme_jax.errors import ConvergenceWarning, DataError, RankWarning
 from lme_jax.many.alone import OneByOne
@@ -206,6 +207,25 @@ def test_bootstraps_are_refits_of_their_samples(kind):
     # The mean of 300 draws of σ̂² has a standard error of 1.5 % of it: four of them.
     scale = found.replicates()["Residual Var"]
     assert scale.mean() == pytest.approx(result.scale, rel=4 * scale.std() / scale.mean() / np.sqrt(len(scale)))
+
+
+def test_balanced_chains_end_at_their_only_optimum_in_one_search():
+    """REML of a balanced nest has a closed form: the strata's mean squares, pooled where they are out of order."""
+    data = lme_jax.datasets.load("pastes")
+    result = lmer("strength ~ 1 + (1 | batch/cask)", data)
+    held = result._data.compressed
+    assert starts.is_balanced_chain(held.template, held.G)
+    Y = mixed_responses(result, 200)
+    many = result.refit_many(Y)
+    cell = data.groupby(["batch", "cask"], observed=True).ngroup().to_numpy()
+    batch = data.batch.cat.codes.to_numpy()
+    for number in range(200):
+        y = np.asarray(Y)[:, number]
+        cells, batches = pd.Series(y).groupby(cell).transform("mean"), pd.Series(y).groupby(batch).transform("mean")
+        squares = [((y - cells) ** 2).sum(), ((cells - batches) ** 2).sum(), ((batches - y.mean()) ** 2).sum()]
+        strata = isotonic_regression(np.divide(squares, (30, 20, 9)), weights=(30, 20, 9)).x
+        assert float(many.fit.sigma[number]) ** 2 == pytest.approx(strata[0], rel=1e-7)
+    assert 0.1 < (many.fit.status == Status.SINGULAR).mean() < 0.9
 
 
 def test_what_is_fitted_as_lanes():

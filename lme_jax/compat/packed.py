@@ -14,6 +14,7 @@ import pandas as pd
 from ..core.records import Fit
 from ..data import ModelData
 from ..errors import DataError
+from ..inference.degrees import Method
 from ..inference.hypotheses import WaldTest, hypotheses, wald_test
 from ..inference.wald import check_alpha, chosen_covariance
 from ..lazy import handed_out
@@ -53,6 +54,11 @@ class PackedEstimates(MixedLMResults):
         super().__init__(data, fit, **how)
         self._model = model
         self.freepat, self.hist, self.fe_pen, self.cov_pen = freepat, hist, fe_pen, cov_pen
+
+    @property
+    def default_ddf(self) -> Method:
+        """None: z tests, as statsmodels."""
+        return "normal"
 
     @property
     def model(self) -> Likelihood:

@@ -367,9 +367,11 @@ def search(
 
 def plan(data: CrossedData | NestedData, n_starts: int) -> multistart.Plan:
     """Search again, at most ``n_starts`` times, where the best end is in doubt; see ``starts.plan``."""
-    whatever = starts.plan(data.template, 1, np.False_)
+    searches = starts.searches_of(data.template)
+    certain = isinstance(data, NestedData) and starts.is_balanced_chain(data.template, data.G)
+    whatever = starts.plan(data.template, searches, np.bool_(certain))
 
     def again(s: multistart.Multistart) -> Any:
-        return whatever.again(s) & (s.attempt < n_starts)
+        return whatever.again(s) & (s.attempt < max(n_starts, searches - 1))
 
     return multistart.Plan(again, whatever.start)

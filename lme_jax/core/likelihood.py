@@ -20,11 +20,14 @@ from .moments import GroupData
 from .nested import Nested, as_chain
 from .parameterizations import Scale, check_scale, sqrt_from_profile, to_profile
 from .small import Small
+from .structures import entry
 
 # Effects up to which all of them as one dense system are exact everywhere and still cheap.
 EXACT = 1500
 # What a dense factor's root is moved by where it is singular: ``Dense.trace_products`` divides by it.
 NUDGE = 1e-6
+# Directions of less than this share of an information in parameters of unit information are flat.
+FLAT = 1e-10
 
 Statistics = GroupData | NestedData | CrossedData
 
@@ -199,6 +202,11 @@ def _directions(at: _Point, data: Statistics) -> tuple[list[np.ndarray], list[np
     return steps, bends
 
 
+def slopes_of_psi(theta: np.ndarray, data: Statistics) -> list[np.ndarray]:
+    """∂Ψ/∂θ (q, q, k_j) per factor, conditioned units of Z."""
+    return _directions(_Point(np.zeros(0), theta, "sqrt", [], 1.0, True), data)[0]
+
+
 # ---------------------------------------------------------------- what an engine tells
 
 
@@ -223,6 +231,11 @@ def layout_of(data: Statistics) -> Layout:
         return data.layout
     q, m = data.moments.ZtZ.shape[0], data.moments.ZtZ.shape[2]
     return Layout((q,), (m,), (0,))
+
+
+def is_linear(data: Statistics) -> bool:
+    """Whether Ψ is linear in some parameters, so that it has a natural scale."""
+    return all(block.size == 1 or entry(block).patterns(block) is not None for block in data.template)
 
 
 def _solved(held: criterion.Engine, Ls: list[np.ndarray]) -> Any:
@@ -367,6 +380,22 @@ def _profiled(whole: Likelihood) -> Likelihood:
     across = whole.hessian[:-1, -1]
     hessian = whole.hessian[:-1, :-1] - np.outer(across, across) / whole.hessian[-1, -1]
     return Likelihood(whole.value, whole.score[:-1], hessian)
+
+
+def without_beta(curvature: np.ndarray, p: int) -> np.ndarray:
+    """Of a Hessian or an information, β its first p parameters: the same of the others, β profiled out."""
+    own, across = curvature[p:, p:], curvature[:p, p:]
+    return own - across.T @ np.linalg.solve(curvature[:p, :p], across) if p else own
+
+
+def flat_inverse(information: np.ndarray) -> np.ndarray:
+    """The inverse (r, r) of a symmetric matrix, its flat and its negative directions left out."""
+    size = np.sqrt(np.abs(np.diag(information)))
+    size[size == 0] = 1.0
+    values, vectors = np.linalg.eigh(information / np.outer(size, size))
+    kept = values > FLAT * max(values.max(initial=0.0), 1.0)
+    root = vectors[:, kept] / np.sqrt(values[kept]) / size[:, None]
+    return root @ root.T
 
 
 # ---------------------------------------------------------------- profiled parameters

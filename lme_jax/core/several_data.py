@@ -3,6 +3,7 @@
 Everything but y is compressed once; a block of responses costs one sparse product with the columns of Z.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from .covariance import Template
 from .crossed_start import Moments
 from .moments import NO_RESIDUAL, Basis, pilot_basis, power_of_two_scale
 from .several_lanes import SeveralLanes, SharedMoments
+from .starts import is_balanced_chain
 
 # Effects of the factors beside the largest, and of all, up to which lanes are quicker than one fit after another.
 MOST_DENSE, MOST_EFFECTS = 64, 160
@@ -171,7 +173,14 @@ def _shared_moments(
         ZtX,
         XtX,
         _start_moments(ZtZ, ZtX, XtX, sizes, spans),
+        _is_chain(ZtZ, spans) and is_balanced_chain(template, [np.diag(ZtZ)[span] for span in spans]),
     )
+
+
+def _is_chain(ZtZ: np.ndarray, spans: tuple[slice, ...]) -> bool:
+    """Whether every level of a factor lies in one level of the next larger unit."""
+    order = sorted(spans, key=lambda span: span.start - span.stop)
+    return all(((ZtZ[inner, outer] != 0).sum(1) <= 1).all() for inner, outer in itertools.pairwise(order))
 
 
 def _start_moments(

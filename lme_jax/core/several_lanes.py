@@ -38,6 +38,7 @@ class SharedMoments:
     G : (q₁, q₁, 1, P) distinct Z₁ᵀZ₁; count : (P,) levels that share each; pattern : (m₁,) of each level.
     cross : (m₁q₁, K₂) Z₁ᵀZ₂; dense : (K₂, K₂) Z₂ᵀZ₂; products : (Pq₁², K₂²) Σ over a pattern's levels of cross ⊗ cross.
     ZtX : (K, p); XtX : (p, p). start : the design's part of the moment equations.
+    certain : see ``starts.is_balanced_chain``.
     """
 
     template: Template
@@ -54,6 +55,7 @@ class SharedMoments:
     ZtX: np.ndarray
     XtX: np.ndarray
     start: Moments
+    certain: bool
 
     @property
     def width(self) -> int:
@@ -113,8 +115,10 @@ def _by_effect(columns: np.ndarray, shared: SharedMoments) -> list[np.ndarray]:
 
 def plan(data: SeveralLanes) -> multistart.Plan:
     """Search again, as single fits of such designs do; see ``criterion.plan``."""
-    whatever = starts.plan(data.template, 1, np.False_)
-    return multistart.Plan(lambda s: whatever.again(s) & (s.attempt < FURTHER_STARTS), whatever.start)
+    searches = starts.searches_of(data.template)
+    whatever = starts.plan(data.template, searches, np.bool_(data.shared.certain))
+    most = max(FURTHER_STARTS, searches - 1)
+    return multistart.Plan(lambda s: whatever.again(s) & (s.attempt < most), whatever.start)
 
 
 # ---------------------------------------------------------------- solving

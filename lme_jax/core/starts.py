@@ -8,7 +8,7 @@ which gives all of them together (Henderson 1953; MINQUE(0), Rao 1971). Arrays m
 
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,6 +30,8 @@ FAR = 300.0
 ENOUGH = 4
 # Effects that are tried alone, how large, and how small the others are then.
 MOST_ALONE, ALONE, SLIGHT = 3, 5.0, 0.05
+# Blocks that lean either way in all combinations.
+MOST_LEANING = 3
 # Searches of a design whose largest level tells this many times more than its median, or than its smallest one.
 IRREGULAR, SPREAD, MANY_SEARCHES = 8.0, 1e4, 7
 # The least part of a variance that the effects before it must leave unexplained.
@@ -194,6 +196,11 @@ def _with_first(block: Block, sd: np.ndarray, r: np.ndarray) -> np.ndarray:
     return entry(block).near(block, sd[:, None] * L.reshape(q, q, *[1] * (sd.ndim - 1)))
 
 
+def searches_of(template: Template) -> int:
+    """How many searches the structures of several factors earn whatever the first one finds."""
+    return 1 + len(_leaning_ways(template)) + len(_kinds(template)) if _held_together(template) else 1
+
+
 def n_searches(template: Template, G: np.ndarray, levels: int, *, glimpsed: bool) -> Any:
     """How many searches (*lanes) a design earns whatever the first one finds; levels stand on axis ``levels`` of G.
 
@@ -233,6 +240,18 @@ def has_one_optimum(template: Template, G: Array, levels: int) -> Array:
     return (abs(high - low) <= 1e-12 * abs(high)).all((0, 1))
 
 
+def is_balanced_chain(template: Template, told: Sequence[Any]) -> bool:
+    """Whether nested factors with one effect a level have one optimum: the levels of each tell equally much.
+
+    ``told`` : per factor ZᵀZ of its levels. Where the fixed effects are alike in all levels too, −2ℓ is a sum of
+    df·(SS·x − log x) over the inverse mean squares x = 1/(σ² + …) of the strata, convex, and the variances are ≥ 0
+    where the x are in order: a convex set; other fixed effects bend it little.
+    """
+    if any(block.size > 1 for block in template) or len(template) != len(told):
+        return False
+    return all(np.ptp(own) <= 1e-12 * np.max(own) for own in told)
+
+
 def _may_correlate(template: Template) -> bool:
     return any(block.size > 1 and entry(block).leans for block in template)
 
@@ -251,7 +270,23 @@ def further_starts(template: Template) -> np.ndarray:
     mostly of rank one. Last of all the covariances of the best end are turned.
     """
     kinds = [_correlated(template, *kind) for kind in _kinds(template)]
-    return np.array([*kinds[:2], *_alone(template), *kinds[2:]])
+    return np.array([*kinds[:2], *_leaning_ways(template), *_alone(template), *kinds[2:]])
+
+
+def _held_together(template: Template) -> list[int]:
+    """Which of several blocks have correlations that their structure holds together: each way has optima of its own."""
+    held = [i for i, block in enumerate(template) if entry(block).leans and not entry(block).free]
+    return held if len(template) > 1 else []
+
+
+def _leaning_ways(template: Template) -> list[np.ndarray]:
+    """θ (k,) of moderate effects whose blocks lean either way, in all combinations of the first few."""
+    held, out = _held_together(template), []
+    for ways in itertools.product((-0.9, 0.9), repeat=min(len(held), MOST_LEANING) if held else 0):
+        r = dict(zip(held, ways, strict=False))
+        parts = [_leaning((b,), np.ones(b.size), (r.get(i, 0.9), abs(r.get(i, 0.9)))) for i, b in enumerate(template)]
+        out.append(np.concatenate(parts))
+    return out if held else []
 
 
 def _alone(template: Template) -> list[np.ndarray]:

@@ -7,7 +7,7 @@ import operator
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import FunctionType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -141,6 +141,10 @@ class Evaluator:
                 f"Write as.numeric({name}) "
                 f"for days since 1970-01-01, I({name} - min({name})) for days since the first, or factor({name})."
             )
+
+    def time_kinds(self) -> dict[str, Literal["time", "duration"]]:
+        """The columns looked at so far that hold times, which are days in computations."""
+        return {name: "duration" if "timedelta" in dtype else "time" for name, dtype in self._times.items()}
 
     # --- nodes
 

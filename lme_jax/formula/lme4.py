@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from typing import Any
 
@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 
 from lme_jax.core.structures import REGISTRY, suggestion
-from lme_jax.errors import DataError, FormulaError, LmeJaxWarning
+from lme_jax.errors import DataError, FormulaError, LmeJaxError, LmeJaxWarning
+from lme_jax.formula.columns import Columns, read_columns, used_columns
 from lme_jax.formula.crossing import Crossing, interact, meet_new_rows
 from lme_jax.formula.design import (
     Design,
@@ -38,7 +39,7 @@ from lme_jax.formula.known import (
 )
 from lme_jax.formula.matrix import FactorCoding, Piece, Value, factor_codings, model_matrix, recode
 from lme_jax.formula.notes import warn
-from lme_jax.formula.syntax import Node, parse
+from lme_jax.formula.syntax import Name, Node, parse
 from lme_jax.formula.term_blocks import resolve
 from lme_jax.formula.terms import Bar, MixedFormula, parse_mixed
 from lme_jax.formula.values import Factor, as_frame, namespace, take
@@ -47,7 +48,10 @@ from lme_jax.formula.wrappers import Spelled
 
 @dataclass(frozen=True)
 class Lme4State:
-    """Rebuilds the design of an lme4 formula; the transforms' memory is in `memory`."""
+    """Rebuilds the design of an lme4 formula; the transforms' memory is in `memory`.
+
+    `widths` are the columns of each variable of numbers: several for such as poly(x, 2).
+    """
 
     parsed: MixedFormula
     codings: dict[str, FactorCoding]
@@ -56,6 +60,15 @@ class Lme4State:
     context: dict[str, Any]
     keep: np.ndarray
     offset_text: str | None
+    widths: dict[str, int] = field(default_factory=dict)
+    columns: Columns | None = None
+
+    def fixed_columns(self, frame: pd.DataFrame) -> tuple[np.ndarray, np.ndarray | None]:
+        """X (n, P) of new data with the columns that were left out, and the offset that formula and columns give."""
+        evaluator = Evaluator(frame, self.context, self.memory)
+        offset = _formula_offset(self.parsed.fixed, evaluator)
+        given = _given_numbers(frame, self.offset_text, "offset", evaluator, None)
+        return self._matrix(self.parsed.fixed, evaluator)[0], _add(offset, given)
 
     def rebuild(self, frame: pd.DataFrame, random: bool, needed: Sequence[bool] | None = None) -> NewDesign:
         evaluator = Evaluator(frame, self.context, self.memory)
@@ -197,12 +210,16 @@ def _assemble(
 ) -> Design:
     """The design from the variables of the rows in use; `index` and `keep` are those of all rows looked at."""
     codings = factor_codings(variables.values, how.contrasts, _linears(parsed))
-    X, names = model_matrix(parsed.fixed, variables.values, codings, len(variables.y))
-    X, exog_names, dropped, kept_columns = reduce_rank(X, names)
+    whole, names = model_matrix(parsed.fixed, variables.values, codings, len(variables.y))
+    X, exog_names, dropped, kept_columns = reduce_rank(whole, names)
     structures = _structures(parsed.bars, how.structures)
     terms, crossings = _random_terms(parsed.bars, structures, variables, codings, known, evaluator)
     check_design(variables.y, variables.endog_name, variables.weights, X, terms)
-    state = Lme4State(parsed, codings, crossings, evaluator.state, evaluator.used, kept_columns, how.offset_text)
+    widths = {k: v.shape[1] if v.ndim == 2 else 1 for k, v in variables.values.items() if not isinstance(v, Factor)}
+    seen = _columns(parsed.fixed, how.offset_text, evaluator, whole, kept_columns, keep)
+    state = Lme4State(
+        parsed, codings, crossings, evaluator.state, evaluator.used, kept_columns, how.offset_text, widths, seen
+    )
     return Design(
         y=np.array(variables.y),
         X=X,
@@ -217,6 +234,28 @@ def _assemble(
         formula=parsed.text,
         state=state,
     )
+
+
+def _columns(
+    fixed: Linear, offset: str | None, evaluator: Evaluator, X: np.ndarray, keep: np.ndarray, rows: np.ndarray | None
+) -> Columns | None:
+    """What marginal means ask of the columns behind the fixed effects and the offset; None where one cannot be read."""
+    nodes = [node for _, node in fixed.variables] + list(fixed.offsets)
+    nodes += [] if offset is None else [Name(offset) if offset in evaluator.frame.columns else _expression(offset)]
+    arrays = [name for name, value in evaluator.used.items() if isinstance(value, list | np.ndarray | pd.Series)]
+    made_factor = used_columns(nodes, [*evaluator.frame.columns, *arrays])
+    try:
+        columns = {
+            name: evaluator.grouping(Name(name)) if made else evaluator.name(name) for name, made in made_factor.items()
+        }
+    except LmeJaxError:
+        return None
+    numbers = [name for name, made in made_factor.items() if made and _holds_numbers(evaluator, name)]
+    return read_columns(columns, numbers, evaluator.time_kinds(), X, keep, rows)
+
+
+def _holds_numbers(evaluator: Evaluator, name: str) -> bool:
+    return name not in evaluator.frame.columns or pd.api.types.is_numeric_dtype(evaluator.frame[name].dtype)
 
 
 def _given_numbers(

@@ -40,17 +40,23 @@ def drop_dependent_columns(X: np.ndarray, names: Sequence[str]) -> np.ndarray:
     times the column, the criterion of R's ``dqrdc2``. One Gram matrix, O(n p²), settles the comfortable case;
     otherwise Gram-Schmidt with reorthogonalisation decides, at the same order of cost.
     """
-    if _gram_is_comfortable(X):
-        return np.arange(X.shape[1])
-    keep = _gram_schmidt(X)
-    dropped = [names[j] for j in range(X.shape[1]) if j not in set(keep)]
+    keep = independent_columns(X)
+    kept = set(keep.tolist())
+    dropped = [names[j] for j in range(X.shape[1]) if j not in kept]
     if dropped:
         warn(
             f"The fixed-effects design has rank {len(keep)}, not {X.shape[1]}: "
             f"dropped {', '.join(dropped)}, which earlier columns determine.",
             RankWarning,
         )
-    return np.array(keep, dtype=np.int64)
+    return keep
+
+
+def independent_columns(X: np.ndarray) -> np.ndarray:
+    """``drop_dependent_columns`` without a word."""
+    if _gram_is_comfortable(X):
+        return np.arange(X.shape[1])
+    return np.array(_gram_schmidt(X), dtype=np.int64)
 
 
 def _gram_is_comfortable(X: np.ndarray) -> bool:

@@ -15,7 +15,8 @@ from formulaic.errors import FactorEvaluationError, FormulaicError
 from formulaic.parser.types import Term
 from formulaic.transforms import TRANSFORMS
 
-from lme_jax.errors import DataError, FormulaError, UnsupportedError
+from lme_jax.errors import DataError, FormulaError, LmeJaxError, UnsupportedError
+from lme_jax.formula.columns import Columns, read_columns
 from lme_jax.formula.crossing import Crossing, interact, meet_new_rows
 from lme_jax.formula.design import (
     Design,
@@ -31,7 +32,7 @@ from lme_jax.formula.design import (
 from lme_jax.formula.guard import check_python
 from lme_jax.formula.notes import shown
 from lme_jax.formula.syntax import Call, Name, Node, parse
-from lme_jax.formula.values import Factor, as_frame, column, factorize
+from lme_jax.formula.values import Factor, as_frame, column, factorize, plain_values
 
 _GROUP = "Group"
 
@@ -110,6 +111,11 @@ class StatsmodelsState:
     crossings: tuple[Crossing, ...]
     offset_column: str | None
     one_group: bool = False
+    columns: Columns | None = None
+
+    def fixed_columns(self, frame: pd.DataFrame) -> tuple[np.ndarray, np.ndarray | None]:
+        """X (n, P) of new data with the columns that were left out, and the offset by column."""
+        return self.fixed.build(frame), row_numbers(frame, self.offset_column, "offset", None)
 
     def rebuild(self, frame: pd.DataFrame, random: bool, needed: Sequence[bool] | None = None) -> NewDesign:
         X = self.fixed.build(frame)[:, self.keep]
@@ -183,7 +189,8 @@ def build(
 
     y, endog_name = _response(*built[0])
     fixed_matrix, X = built[1]
-    X, exog_names, dropped, kept_columns = reduce_rank(X, fixed_matrix.names)
+    whole = X
+    X, exog_names, dropped, kept_columns = reduce_rank(whole, fixed_matrix.names)
     one_group = len(np.unique(group.codes)) == 1
     present = [(effect, *pair) for effect, pair in zip(effects, built[2:], strict=True) if pair[0].names]
     if not present:
@@ -198,6 +205,7 @@ def build(
         crossings=crossings,
         offset_column=offset if isinstance(offset, str) else None,
         one_group=one_group,
+        columns=_columns(fixed_matrix, [offset] if isinstance(offset, str) else [], frame, whole, kept_columns),
     )
     return Design(
         y=y,
@@ -213,6 +221,23 @@ def build(
         formula=formula,
         state=state,
     )
+
+
+def _columns(
+    fixed: Matrix, offset: Sequence[str], frame: pd.DataFrame, X: np.ndarray, keep: np.ndarray
+) -> Columns | None:
+    """What marginal means ask of the columns behind the fixed effects and the offset; None where one cannot be read."""
+    used = [str(v) for v in fixed.spec.required_variables if str(v) in frame.columns]
+    coded = {_factor_column(f.expr) for t in fixed.spec.formula for f in t.factors if _is_categorical(f.expr, frame)}
+    try:
+        columns = {
+            name: factorize(frame[name], name) if name in coded else plain_values(column(frame, name), name)
+            for name in dict.fromkeys([*used, *offset])
+        }
+    except LmeJaxError:
+        return None
+    numbers = [name for name in columns if name in coded and pd.api.types.is_numeric_dtype(frame[name].dtype)]
+    return read_columns(columns, numbers, {}, X, keep, None)
 
 
 def _random_terms(

@@ -65,11 +65,10 @@ def as_frame(data: Any) -> pd.DataFrame:
         return data
     if isinstance(data, str | PathLike):
         raise DataError(f"`data` is the text {str(data)!r}; read the file first, e.g. pandas.read_csv({str(data)!r}).")
-    lazy = getattr(data, "collect", None)
-    if callable(lazy) and not hasattr(data, "to_pandas"):
-        data = lazy()
-    if hasattr(data, "to_pandas"):
-        return _unordered_enums(data.to_pandas(), data)
+    if not isinstance(data, Mapping | np.ndarray | list | tuple):
+        frame = _through_narwhals(data)
+        if frame is not None:
+            return frame
     try:
         return pd.DataFrame(data)
     except (ValueError, TypeError) as error:
@@ -99,11 +98,24 @@ def in_order(values: Any, index: pd.Index, what: str, renamed: pd.Index | None =
     return found if renamed is None else found.set_axis(renamed)
 
 
-def _unordered_enums(frame: pd.DataFrame, source: Any) -> pd.DataFrame:
-    """polars has no ordered factors: its Enum is a list of levels, though pandas receives it as ordered."""
-    if not type(source).__module__.startswith("polars"):
-        return frame
-    enums = [str(c) for c in frame if isinstance(frame[c].dtype, pd.CategoricalDtype) and frame[c].cat.ordered]
+def _through_narwhals(data: Any) -> pd.DataFrame | None:
+    """A frame of polars, Arrow, DuckDB, modin … as pandas; None of what narwhals does not know.
+
+    polars has no ordered factors: its Enum is a list of levels, though pandas receives it as ordered.
+    """
+    import narwhals.stable.v2 as nw
+
+    known = nw.from_native(data, pass_through=True)
+    if isinstance(known, nw.LazyFrame):
+        known = known.collect()
+    if not isinstance(known, nw.DataFrame):
+        return None
+    frame = known.to_pandas()
+    enums = (
+        [c for c, dtype in known.schema.items() if isinstance(dtype, nw.Enum)]
+        if known.implementation.is_polars()
+        else []
+    )
     return frame.assign(**{c: frame[c].cat.as_unordered() for c in enums}) if enums else frame
 
 

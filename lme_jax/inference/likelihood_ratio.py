@@ -3,14 +3,14 @@
 References: Self & Liang (1987), JASA 82, 605–610; Stram & Lee (1994), Biometrics 50, 1171–1177.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
-import scipy  # scipy.stats loads at its first use
 
 from ..data import ModelData
 from ..errors import DataError
+from .chi_bar import binomial
 
 # Columns count as combinations of others where at most this share of a direction is left: of one design, and beside
 # another package's, whose columns were computed by other code.
@@ -36,13 +36,10 @@ def likelihood_ratio(statistic: float, df: int, n_boundary: int) -> LikelihoodRa
     statistic : 2(ℓ₁ − ℓ₀); what rounding makes negative counts as zero.
     df : parameters more in the larger model, 1 or more.
     n_boundary : how many of them are variances that are zero in the smaller one: each is positive in half of all
-        samples, so that χ²₍df−j₎ has the binomial weight of j zeros among them.
+        samples, so that χ²₍df−j₎ has the binomial weight of j zeros among them (``chi_bar`` of uncorrelated ones).
     """
     statistic = max(0.0, statistic)
-    weights = scipy.stats.binom(n_boundary, 0.5).pmf(np.arange(n_boundary + 1))
-    dofs = df - n_boundary + np.arange(n_boundary + 1)
-    tails = [scipy.stats.chi2.sf(statistic, d) if d else float(statistic <= 0) for d in dofs]
-    return LikelihoodRatio(statistic, float(weights @ tails), int(df))
+    return LikelihoodRatio(statistic, binomial(n_boundary, df - n_boundary).pvalue(statistic), int(df))
 
 
 @dataclass(frozen=True)
@@ -53,6 +50,7 @@ class LinearFit:
     ----------
     beta : (p,); sigma : residual standard deviation; deviance : −2 log L or the REML criterion.
     n_params : fixed effects and σ.
+    data : whose fixed effects they are, None of another package's fit.
     """
 
     beta: np.ndarray
@@ -60,6 +58,7 @@ class LinearFit:
     deviance: float
     reml: bool
     n_params: int
+    data: ModelData | None = field(default=None, repr=False, compare=False)
 
     @property
     def llf(self) -> float:
@@ -73,19 +72,33 @@ def least_squares(y: np.ndarray, X: np.ndarray, weights: np.ndarray | None, reml
     −2 log L = N(1 + log 2πσ̂²) − Σ log w, under REML + log|XᵀWX|, with N the rows, or rows less p: what the deviance of
     a mixed model is where Ψ = 0.
     """
-    w = np.ones(len(y)) if weights is None else np.asarray(weights, float)
-    root = np.sqrt(w)
-    left, s, right = _decomposed(root[:, None] * X)
+    root = np.ones(len(y)) if weights is None else np.sqrt(np.asarray(weights, float))
+    decomposed = _decomposed(root[:, None] * X)
+    left, s, right = decomposed
     target = root * y
     beta = right.T @ ((left.T @ target) / s)
     residual = target - left @ (left.T @ target)
-    rank = len(s)
-    dof = len(y) - (rank if reml else 0)
-    scale = float(residual @ residual) / dof
-    deviance = dof * (1.0 + np.log(2.0 * np.pi * scale)) - np.log(w).sum()
-    if reml:
-        deviance += 2.0 * (np.log(s).sum() - np.linalg.slogdet(right)[1])
-    return LinearFit(beta, float(np.sqrt(scale)), float(deviance), reml, rank + 1)
+    squares, dof = np.array([residual @ residual]), len(y) - (len(s) if reml else 0)
+    deviance = float(_criterion(squares, decomposed, root, reml)[0])
+    return LinearFit(beta, float(np.sqrt(squares[0] / dof)), deviance, reml, len(s) + 1)
+
+
+def deviances_without_random_effects(Y: np.ndarray, data: ModelData, reml: bool) -> np.ndarray:
+    """Deviances (R,) of many responses Y (n, R) by least squares; see ``least_squares``."""
+    weights = data.design.weights
+    root = np.ones(len(Y)) if weights is None else np.sqrt(weights)
+    decomposed = _decomposed(root[:, None] * data.X)
+    target = root[:, None] * (Y - data.offset[:, None])
+    residual = target - decomposed[0] @ (decomposed[0].T @ target)
+    return _criterion((residual**2).sum(0), decomposed, root, reml)
+
+
+def _criterion(squares: np.ndarray, decomposed: Any, root: np.ndarray, reml: bool) -> np.ndarray:
+    """Deviances of residual sums of squares (R,); root (n,) of the weights."""
+    _, s, right = decomposed
+    dof = len(root) - (len(s) if reml else 0)
+    deviance = dof * (1.0 + np.log(2.0 * np.pi * squares / dof)) - 2.0 * np.log(root).sum()
+    return deviance + 2.0 * (np.log(s).sum() - np.linalg.slogdet(right)[1]) if reml else deviance
 
 
 def _decomposed(X: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -133,7 +146,7 @@ def linear_model(result: Any, data: ModelData, reml: bool) -> LinearFit:
 
 def without_random_effects(data: ModelData, reml: bool) -> LinearFit:
     """The fixed effects of the data alone, by their criterion."""
-    return least_squares(data.y - data.offset, data.X, data.design.weights, reml)
+    return replace(least_squares(data.y - data.offset, data.X, data.design.weights, reml), data=data)
 
 
 def check_same_response(one: np.ndarray, other: np.ndarray) -> None:

@@ -1,7 +1,6 @@
 """Which columns of X belong to which term of the formula."""
 
-import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ def fixed_terms(design: Design) -> dict[str, list[int]]:
     """Term → its columns among those that were kept; columns themselves where no formula says more."""
     state: Any = design.state
     if hasattr(state, "parsed"):
-        return _kept(_lme4_terms(state, _all_names(design)), state.keep)
+        return _kept(lme4_terms(state), state.keep)
     if hasattr(state, "fixed") and hasattr(state.fixed, "spec"):
         indices = state.fixed.spec.term_indices
         named = {"Intercept" if str(term) == "1" else str(term): list(columns) for term, columns in indices.items()}
@@ -27,48 +26,34 @@ def _kept(terms: Mapping[str, list[int]], keep: np.ndarray) -> dict[str, list[in
     return {name: columns for name, columns in out.items() if columns}
 
 
-def _all_names(design: Design) -> list[str]:
-    """Names of the columns before dependent ones were dropped."""
-    state: Any = design.state
-    names = dict(zip(np.asarray(state.keep).tolist(), design.exog_names, strict=True))
-    dropped = iter(design.dropped_columns)
-    return [names[j] if j in names else next(dropped) for j in range(len(names) + len(design.dropped_columns))]
+def lme4_terms(state: Any) -> dict[str, list[int]]:
+    """Terms of an lme4 formula in R's order, with their columns before dependent ones were dropped."""
+    linear = state.parsed.fixed
+    first: dict[str, list[int]] = {"(Intercept)": [0]} if linear.intercept else {}
+    return first | term_columns(linear, state)
 
 
-def _lme4_terms(state: Any, names: Sequence[str]) -> dict[str, list[int]]:
-    """Terms of an lme4 formula in R's order; a term's columns stand side by side, first variable fastest."""
-    linear, codings = state.parsed.fixed, state.codings
-    order = {label: i for i, (label, _) in enumerate(linear.variables)}
-    full = linear.full_coding(frozenset(order) & frozenset(codings))
-    out: dict[str, list[int]] = {"(Intercept)": [0]} if linear.intercept else {}
-    at = len(out)
-    for i, term in enumerate(linear.terms):
-        labels = sorted(term, key=order.__getitem__)
-        parts = {label: _factor_parts(label, codings.get(label), (i, label) in full) for label in labels}
-        size = _n_columns(parts, names, at)
+def term_columns(linear: Any, state: Any) -> dict[str, list[int]]:
+    """Terms of a linear predictor of an lme4 formula, but for the intercept, with their columns."""
+    out, at = {}, int(linear.intercept)
+    for labels, full in coded_terms(linear, state.codings):
+        size = int(np.prod([_width(state, label, label in full) for label in labels]))
         out[":".join(labels)] = list(range(at, at + size))
         at += size
     return out
 
 
-def _factor_parts(label: str, coding: Any, full: bool) -> list[str] | None:
-    """What a factor contributes to the names of a term's columns; None for numbers."""
-    return None if coding is None else [label + suffix for suffix in (coding.labels if full else coding.names)]
+def coded_terms(linear: Any, codings: Mapping[str, Any]) -> list[tuple[list[str], set[str]]]:
+    """Per term its variables, the first of them fastest, and which of them are coded by indicators."""
+    order = {label: i for i, (label, _) in enumerate(linear.variables)}
+    full = linear.full_coding(frozenset(order) & frozenset(codings))
+    terms = enumerate(linear.terms)
+    return [(sorted(term, key=order.__getitem__), {v for v in term if (i, v) in full}) for i, term in terms]
 
 
-def _n_columns(parts: Mapping[str, list[str] | None], names: Sequence[str], at: int) -> int:
-    """Columns of the term that begins at ``at``: numbers have one, or, such as poly(x, 2), label1, label2, …"""
-    choices = [[label, f"{label}1"] if own is None else own[:1] for label, own in parts.items()]
-    first = next((list(c) for c in itertools.product(*choices) if ":".join(c) == names[at]), list(parts))
-    size = 1
-    for j, (label, own) in enumerate(parts.items()):
-        if own is not None:
-            size *= len(own)
-        elif first[j] != label:
-            count = 1
-            for name in names[at + size :: size]:
-                if name != ":".join([*first[:j], f"{label}{count + 1}", *first[j + 1 :]]):
-                    break
-                count += 1
-            size *= count
-    return size
+def _width(state: Any, label: str, full: bool) -> int:
+    """Columns that a variable brings to a term."""
+    coding = state.codings.get(label)
+    if coding is None:
+        return int(state.widths[label])
+    return len(coding.labels) if full else len(coding.names)

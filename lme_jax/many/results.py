@@ -15,6 +15,7 @@ from ..data import ModelData
 from ..errors import ConvergenceError, ConvergenceWarning, DataError, RankWarning, UnsupportedError, warn_caller
 from ..fitting import WITHOUT_ESTIMATES, read_only, reason
 from ..inference.wald import covariance_standard_errors, variance_parameter_covariance, wald_table
+from .coefficients import table
 
 
 class SingleResults(Protocol):
@@ -242,6 +243,30 @@ class ManyFits:
     def params(self) -> pd.DataFrame:
         """Fixed effects, (co)variances and residual variance: one row per fit."""
         return pd.concat([self.fe_params, self.vcov], axis=1)
+
+    @property
+    def complete(self) -> np.ndarray:
+        """(R,) whether a fit has all the rows of the design, as complete responses of one design have."""
+        return self.n_obs == self._data.n_rows
+
+    def coefficients(self, ddf: str | None = None, level: float = 0.95, p_adjust: str = "none") -> pd.DataFrame:
+        """The fixed effects of every fit with t tests: one row per fit × term.
+
+        Parameters
+        ----------
+        ddf : as of ``MixedLMResults.coefficients``: Satterthwaite's under REML by default. Those of complete responses
+            of one design are computed together; others, and other methods, one fit after the other.
+        level : of the limits.
+        p_adjust : {"none", "fdr", "holm", "bonferroni", "sidak"}
+            Of the p-values of a term over all fits; "fdr" is Benjamini and Hochberg's.
+
+        Returns
+        -------
+        DataFrame
+            ``response``, ``term``, ``estimate``, ``se``, ``df``, ``statistic``, ``p``, ``lower``, ``upper``; tests of
+            fits without an optimum are NaN.
+        """
+        return table(self, ddf, level, p_adjust)
 
     def frame(self, alpha: float = 0.05) -> pd.DataFrame:
         """Tidy: one row per fit × term.
