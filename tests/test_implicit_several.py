@@ -271,8 +271,8 @@ def test_rows_that_make_no_model_are_refused():
         lme.compress(rows.y, np.column_stack([rows.X, rows.X[:, 1]]), rows.Zs, model.codes)
     with pytest.raises(DataError, match="structure is a list of 1"):
         lme.compress(rows.y, rows.X, rows.Zs, model.codes, structure=["identity"])
+    Zs = [rows.Zs[0], scipy.sparse.csr_matrix(np.eye(N)[:, :5])]
     with pytest.raises(DataError, match="need NumPy arrays"):
-        Zs = [rows.Zs[0], scipy.sparse.csr_matrix(np.eye(N)[:, :5])]
         lme.compress(jnp.asarray(rows.y), rows.X, Zs, [model.codes[0], None], n_groups=[None, 5])
     with pytest.raises(DataError, match="71 rows, y has 72"):
         lme.compress(jnp.asarray(rows.y), jnp.asarray(rows.X[1:]), rows.Zs, model.codes)

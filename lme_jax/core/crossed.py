@@ -1,4 +1,4 @@
-"""Models with several grouping factors: deviance, fit and random effects, nested chains and crossed designs (MATH §5).
+"""Models with several grouping factors: deviance and fit, nested chains and crossed designs (MATH §5).
 
 Four engines hold V, all with the verbs of ``criterion.Engine``: ``small`` for few effects of any kind, ``nested`` for
 chains, ``dense`` for what is crossed, ``sparse`` where few levels meet. NumPy data go through them at once. JAX arrays,
@@ -73,7 +73,7 @@ def log_det_and_cross(theta: Array, data: Data) -> tuple[Array, Array]:
 
 
 def traced_engine(data: Data) -> Any:
-    """An engine of JAX arrays: solve, project, traces and variances, differentiable to any order."""
+    """An engine of JAX arrays: solve, project, rooted_traces and variances, differentiable to any order."""
     if isinstance(data, NestedData):
         return Nested(data)
     from .crossed_rules import Traced
