@@ -368,8 +368,8 @@ def search(
 def plan(data: CrossedData | NestedData, n_starts: int) -> multistart.Plan:
     """Search again, at most ``n_starts`` times, where the best end is in doubt; see ``starts.plan``."""
     searches = starts.searches_of(data.template)
-    certain = isinstance(data, NestedData) and starts.is_balanced_chain(data.template, data.G)
-    whatever = starts.plan(data.template, searches, np.bool_(certain))
+    certain = starts.is_balanced_chain(data.template, data.G) if isinstance(data, NestedData) else np.False_
+    whatever = starts.plan(data.template, searches, certain)
 
     def again(s: multistart.Multistart) -> Any:
         return whatever.again(s) & (s.attempt < max(n_starts, searches - 1))
