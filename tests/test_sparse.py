@@ -40,7 +40,7 @@ def always_sparse(request, monkeypatch):
 
 
 def sparse_of(data):
-    pattern._last.clear()
+    pattern._last = (lambda: None, None)
     return Sparse(data, pattern.pattern_of(data))
 
 

@@ -128,8 +128,8 @@ def _reached(at: _Solved, columns: Array) -> list[Array]:
 
 
 def _in_callers_order(at: _Solved, j: int, values: Array) -> Array:
-    """(…, m) → (m, …), the levels of factor j as the caller counts them."""
-    if isinstance(at.data, NestedData):
+    """(…, m) → (m, …), the levels of factor j as the caller counts them; of the outermost they stand so already."""
+    if isinstance(at.data, NestedData) and j != at.data.layout.order[-1]:
         values = values[..., at.data.position[at.data.layout.order.index(j)]]
     return namespace(values).moveaxis(values, -1, 0)
 
