@@ -16,13 +16,14 @@ if TYPE_CHECKING:
     from .chunks import Moments, merge, moments
     from .compat.mixed_lm import MixedLM, mixedlm
     from .compat.params import MixedLMParams, VCSpec
-    from .core.compression import compress
-    from .core.fit import deviance, fit, fit_at, predict, random_effects
+    from .core.effects import predict, random_effects
+    from .core.fit import deviance, fit, fit_at
     from .core.likelihood import Likelihood, loglike, score_and_hessian
     from .core.optimize import NewtonOptions
     from .core.parameterizations import convert as convert_params
     from .core.parameterizations import jacobian as params_jacobian
     from .core.records import Fit
+    from .core.rows import compress
     from .core.types import Status
     from .many.doors import fit_many, lmer_many
     from .many.power import design, power
@@ -85,7 +86,7 @@ _HOMES = {
     "StructuredResults": "structured.results",
     "VCSpec": "compat.params",
     "compare": "many.results",
-    "compress": "core.compression",
+    "compress": "core.rows",
     "convert_params": "core.parameterizations:convert",
     "design": "many.power",
     "deviance": "core.fit",
@@ -102,8 +103,8 @@ _HOMES = {
     "moments": "chunks",
     "params_jacobian": "core.parameterizations:jacobian",
     "power": "many.power",
-    "predict": "core.fit",
-    "random_effects": "core.fit",
+    "predict": "core.effects",
+    "random_effects": "core.effects",
     "score_and_hessian": "core.likelihood",
 }
 

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from .core.covariance import smallest_root
-from .core.fit import random_effects
+from .core.effects import random_effects
 from .core.henderson import MixedModelEquations
 from .core.optimize import NewtonOptions
 from .core.records import RandomEffects

@@ -8,6 +8,7 @@ from dense import random_design
 
 from lme_jax.core import compression, covariance, fit, grouped
 from lme_jax.core.covariance import Block
+from lme_jax.core.effects import random_effects
 from lme_jax.core.optimize import NewtonOptions
 from lme_jax.core.types import Status
 from tests.oracles import dense
@@ -59,7 +60,7 @@ def test_fit_is_the_dense_optimum(structure, reml):
     np.testing.assert_allclose(result.beta, expected.beta, rtol=1e-9)
     np.testing.assert_allclose(result.sigma, expected.sigma, rtol=1e-10)
     np.testing.assert_allclose(result.unscaled_cov, expected.unscaled_cov, rtol=1e-9)
-    effects = fit.random_effects(result, data)[0]
+    effects = random_effects(result, data)[0]
     for field in ("b", "conditional_cov", "prediction_cov"):
         np.testing.assert_allclose(getattr(effects, field)[:12], getattr(expected, field)[0], rtol=1e-8, atol=1e-10)
     for step in 1e-3 * np.eye(len(result.theta)):
@@ -272,12 +273,12 @@ class TestTransforms:
             def program(y, X, Z, codes, w):
                 data = compression.compress(y, X, Z, codes, weights=w, n_groups=m)
                 result = fit.fit(data)
-                return result, fit.random_effects(result, data)[0].b
+                return result, random_effects(result, data)[0].b
 
             traced, b = program(*map(jnp.asarray, (y, X, Z, codes, w)))
             np.testing.assert_allclose(traced.deviance, host.deviance, atol=1e-9)
             np.testing.assert_allclose(traced.theta, host.theta, rtol=1e-7)
-            expected = fit.random_effects(host, compression.compress(y, X, Z, codes, weights=w))[0].b[:m]
+            expected = random_effects(host, compression.compress(y, X, Z, codes, weights=w))[0].b[:m]
             np.testing.assert_allclose(b, expected, rtol=1e-6, atol=1e-9)
 
     def test_vmap_over_responses_equals_a_loop(self):

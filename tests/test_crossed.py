@@ -15,6 +15,7 @@ import scipy.sparse
 
 from lme_jax.core import covariance, criterion, crossed, crossed_start, programs
 from lme_jax.core.dense import Dense
+from lme_jax.core.effects import random_effects
 from lme_jax.core.nested import Nested
 from lme_jax.core.pytrees import leaves
 from lme_jax.core.small import Small
@@ -297,7 +298,7 @@ def check_fit(case, data, fit, reml):
     close(fit.beta, want["beta"], 1e-8)
     assert float(fit.sigma) == pytest.approx(want["sigma"], rel=1e-8)
     at = 0
-    for j, effects in enumerate(crossed.random_effects(fit, data)):
+    for j, effects in enumerate(random_effects(fit, data)):
         m, q = case.levels[j], case.sizes[j]
         rows = slice(at, at + m * q)
         at += m * q
@@ -394,6 +395,7 @@ import sys
 import numpy as np
 import lme_jax as lme
 from lme_jax.core import crossed, fit, henderson
+from lme_jax.core.effects import random_effects
 rng = np.random.default_rng(0)
 n = 900
 inner = rng.integers(0, 90, n)
@@ -405,7 +407,7 @@ for codes, levels in (([inner, inner // 9], [90, 10]), ([inner, rng.integers(0, 
     found = fit.fit(data)
     assert int(found.status) == 0, found
     assert np.isfinite(found.hessian).all()
-    fit.random_effects(found, data)
+    random_effects(found, data)
     fit.deviance(found.theta, data)
     fit.fit_at(found.theta, data)
 formulas = {"Penicillin": "diameter ~ 1 + (1 | plate) + (1 | sample)", "Pastes": "strength ~ 1 + (1 | batch/cask)"}
@@ -427,7 +429,7 @@ def test_the_hessian_is_computed_when_read(monkeypatch):
     calls = []
     monkeypatch.setattr(Dense, "trace_products", lambda *args: calls.append(args) or np.zeros((3, 3)))
     fit = crossed.fit_crossed(data)
-    crossed.random_effects(fit, data)
+    random_effects(fit, data)
     assert not calls
     again = pickle.loads(pickle.dumps(fit))
     assert len(calls) == 1
@@ -450,11 +452,10 @@ def test_traced(name):
         scale = theta_scale(data)
         ours = [expand(crossed.engine_of(data), t * scale, data, True)[1] * scale for t in thetas]
         close(np.asarray(slopes), np.array(ours), 1e-8)
-        if isinstance(data, crossed.NestedData):
-            fit = crossed.fit_crossed(data)
-            effects = crossed.random_effects(jax.tree.map(jax.numpy.asarray, fit), traced)
-            for a, b in zip(leaves(effects), leaves(crossed.random_effects(fit, data)), strict=True):
-                close(np.asarray(a), b, 1e-9)
+        fit = crossed.fit_crossed(data)
+        effects = random_effects(jax.tree.map(jax.numpy.asarray, fit), traced)
+        for a, b in zip(leaves(effects), leaves(random_effects(fit, data)), strict=True):
+            close(np.asarray(a), b, 1e-9)
 
 
 def test_offsets_lose_no_digits():

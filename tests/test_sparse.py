@@ -6,6 +6,7 @@ import scipy.sparse
 
 from lme_jax.core import covariance, criterion, crossed, crossed_data, fronts, panels, pattern
 from lme_jax.core.dense import Dense
+from lme_jax.core.effects import random_effects
 from lme_jax.core.pytrees import leaves
 from lme_jax.core.small import Small
 from lme_jax.core.sparse import Sparse
@@ -119,7 +120,7 @@ def test_fits_are_those_of_the_dense_engine(sizes, monkeypatch):
     data = regions(2500, 80, sizes, seed=5).data()
     assert isinstance(crossed.engine_of(data), Sparse)
     found = crossed.fit_crossed(data)
-    effects = crossed.random_effects(found, data)
+    effects = random_effects(found, data)
     monkeypatch.setattr(crossed, "engine_of", Dense)
     other = crossed.fit_crossed(data)
     assert float(found.deviance) == pytest.approx(float(other.deviance), rel=1e-11)
@@ -128,7 +129,7 @@ def test_fits_are_those_of_the_dense_engine(sizes, monkeypatch):
     ours, dense = (criterion.objective(e, data, True, True)(theta) for e in (sparse_of(data), Dense(data)))
     for a, b in zip(ours[:3], dense[:3], strict=True):
         close(a, b, 1e-8)
-    for mine, theirs in zip(effects, crossed.random_effects(found, data), strict=True):
+    for mine, theirs in zip(effects, random_effects(found, data), strict=True):
         for a, b in zip(leaves(mine), leaves(theirs), strict=True):
             close(a, b, 1e-9)
 

@@ -77,12 +77,7 @@ def pool(moments: GroupMoments) -> GroupData:
     DataError
         For columns of X that others determine.
     """
-    lost = dependent_columns(moments.WtW[:-1, :-1])
-    if len(lost):
-        raise DataError(
-            f"columns {lost.tolist()} of X (from 0) are combinations of the earlier ones, so their effects cannot be "
-            "told apart: leave them out"
-        )
+    refuse_dependent(moments.WtW)
     n_rows = rows_with_residual(moments.n_rows, moments.WtW, moments.basis)
     n_groups = moments.ZtZ.shape[-1]
     padded = bucket(n_groups)
@@ -127,6 +122,16 @@ def _pooled(
 
 def _pad_pilots(pilots: Pilots | None, length: int) -> Pilots | None:
     return pilots and Pilots(_pad_last(pilots.B, length), _pad_last(pilots.ZtE, length), pilots.EtE)
+
+
+def refuse_dependent(WtW: np.ndarray) -> None:
+    """DataError of columns of X that others determine, from [X y]ᵀ[X y] (p+1, p+1) in a conditioned basis."""
+    lost = dependent_columns(WtW[:-1, :-1])
+    if len(lost):
+        raise DataError(
+            f"columns {lost.tolist()} of X (from 0) are combinations of the earlier ones, so their effects cannot be "
+            "told apart: leave them out"
+        )
 
 
 def dependent_columns(XtX: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ all parameters; those of log|V| need tr(V⁻¹V_aV⁻¹V_b), which costs more. T
 & Cullis 1995) replaces it by its unbiased form in the data, (N/Q) eᵀΔ_aUΔ_be less what X explains; where a column
 of L is zero both are exact, so a saddle there is seen.
 
-NumPy only. Effects run (q, columns, levels), a list over the caller's factors.
+NumPy, but for ``slope``. Effects run (q, columns, levels), a list over the caller's factors.
 """
 
 import functools
@@ -16,12 +16,13 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from scipy.linalg import lapack
 
-from . import covariance, linalg, multistart, starts
+from . import assembly, covariance, linalg, multistart, starts
 from .covariance import Template
 from .crossed_data import CrossedData, NestedData
 from .levels import pairs
 from .optimize import NewtonState
 from .profiled import AtOptimum, deviance_of_root, nothing_kept
+from .types import Array
 
 Effects = list[np.ndarray]
 
@@ -251,6 +252,42 @@ def _fixed_terms(engine: Engine, point: Point, data: CrossedData | NestedData, p
     return 2.0 * np.trace(YUY, axis1=1, axis2=3) - YT @ YT.copy().T
 
 
+def slope(engine: Any, theta: Array, data: CrossedData | NestedData, reml: bool) -> tuple[Array, Array, AtOptimum]:
+    """Deviance (), gradient (k,) in scaled θ and what the fit keeps, of JAX arrays, in closed form.
+
+    The gradient in L of every factor is that in Ψ times 2L; of a dense factor the sum of UL costs no more than S⁻¹.
+    """
+    import jax
+
+    Ls, pull = jax.vjp(lambda x: factors(x, data.template, data.layout.sizes), theta)
+    solved = engine.solve(Ls)
+    R = linalg.cholesky(solved.H)
+    p, Q = len(R) - 1, R[-1, -1] ** 2
+    dof = data.n_rows - (p if reml else 0)
+    in_root, log_scale = [], []
+    for L, UL, d in zip(
+        Ls, engine.rooted_traces(solved, Ls), engine.project(solved, assembly.whitening(R)), strict=True
+    ):
+        eeL = d[:, p] @ (d[:, p].T @ L) / Q
+        fixed = sum(d[:, c] @ (d[:, c].T @ L) for c in range(p)) if reml else 0.0
+        in_root.append(2.0 * (UL - dof * eeL - fixed))
+        log_scale.append(-2.0 * eeL)
+    value = deviance_of_root(solved.log_det, R, data, reml)
+    return value, pull(in_root)[0], AtOptimum(solved.H, pull(log_scale)[0])
+
+
+def differentiated(engine: Any, theta: Array, data: CrossedData | NestedData, reml: bool) -> tuple[Any, ...]:
+    """``slope`` of JAX arrays with the Hessian (k, k), its derivative in forward mode: what ``objective`` returns."""
+    import jax
+
+    def gradient(x: Array) -> tuple[Array, tuple[Array, Array, AtOptimum]]:
+        found = slope(engine, x, data, reml)
+        return found[1], found
+
+    hessian, (value, first, kept) = jax.jacfwd(gradient, has_aux=True)(theta)
+    return value, first, 0.5 * (hessian + hessian.T), kept
+
+
 class _Secant:
     """What the average information lacks of the Hessian, learnt from the gradients on the way.
 
@@ -332,8 +369,8 @@ def search(
 def plan(data: CrossedData | NestedData, n_starts: int) -> multistart.Plan:
     """Search again, at most ``n_starts`` times, where the best end is in doubt; see ``starts.plan``."""
     searches = starts.searches_of(data.template)
-    certain = isinstance(data, NestedData) and starts.is_balanced_chain(data.template, data.G)
-    whatever = starts.plan(data.template, searches, np.bool_(certain))
+    certain = starts.is_balanced_chain(data.template, data.G) if isinstance(data, NestedData) else np.False_
+    whatever = starts.plan(data.template, searches, certain)
 
     def again(s: multistart.Multistart) -> Any:
         return whatever.again(s) & (s.attempt < max(n_starts, searches - 1))

@@ -1,4 +1,4 @@
-"""Models with several grouping factors: deviance, fit and random effects, nested chains and crossed designs (MATH §5).
+"""Models with several grouping factors: deviance and fit, nested chains and crossed designs (MATH §5).
 
 Four engines hold V, all with the verbs of ``criterion.Engine``: ``small`` for few effects of any kind, ``nested`` for
 chains, ``dense`` for what is crossed, ``sparse`` where few levels meet. NumPy data go through them at once. JAX arrays,
@@ -10,18 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ConvergenceError
-from . import covariance, criterion, linalg, multistart, pattern, programs
+from . import covariance, criterion, multistart, pattern, programs
 from .crossed_data import MEMORY_LIMIT, CrossedData, NestedData, compress_crossed
 from .crossed_start import moment_start
 from .dense import Dense
+from .implicit import implicit
 from .nested import Nested
-from .optimize import NewtonOptions
-from .profiled import AtOptimum, Expansion, nothing_kept, profiled_deviance
-from .profiled import derivatives as profiled_derivatives
+from .optimize import NewtonOptions, NewtonState
+from .profiled import AtOptimum, nothing_kept, profiled_deviance
 from .programs import Backend
-from .pytrees import tree_map
-from .records import Fit, RandomEffects, assemble, with_hessian
+from .records import Fit, assemble, with_hessian
 from .small import FURTHER_STARTS, SMALL, Small
 from .sparse import Sparse
 from .types import Array, at_least_float, namespace
@@ -37,7 +35,6 @@ __all__ = [
     "fit_crossed",
     "hessian",
     "log_det_and_cross",
-    "random_effects",
 ]
 
 Data = CrossedData | NestedData
@@ -67,15 +64,21 @@ def log_det_and_cross(theta: Array, data: Data) -> tuple[Array, Array]:
     a derivative adds one inverse, a second one 4K³ per direction.
     """
     Ls = criterion.factors(theta, data.template, data.layout.sizes)
-    if namespace(theta, data.WtW) is np:
-        solved = engine_of(data).solve(Ls)
-        w = len(data.WtW)
-        return (solved.log_det, solved.H) if solved is not None else (np.float64(np.nan), np.full((w, w), np.nan))
-    if isinstance(data, NestedData):
-        return Nested(data).solve(Ls)[:2]
-    from . import crossed_rules
+    if namespace(theta, data.WtW) is not np:
+        solved = traced_engine(data).solve(Ls)
+        return solved.log_det, solved.H
+    solved = engine_of(data).solve(Ls)
+    w = len(data.WtW)
+    return (solved.log_det, solved.H) if solved is not None else (np.float64(np.nan), np.full((w, w), np.nan))
 
-    return crossed_rules.crossed_log_det_and_cross(Ls, data)
+
+def traced_engine(data: Data) -> Any:
+    """An engine of JAX arrays: solve, project, rooted_traces and variances, differentiable to any order."""
+    if isinstance(data, NestedData):
+        return Nested(data)
+    from .crossed_rules import Traced
+
+    return Traced(data)
 
 
 # ---------------------------------------------------------------- deviance and derivatives
@@ -95,8 +98,7 @@ def derivatives(theta: Array, data: Data, reml: bool) -> tuple[Array, Array, Arr
     """Deviance (), gradient (k,) and exact Hessian (k, k) at scaled θ, and what the fit keeps."""
     if namespace(theta, data.WtW) is np:
         return _exactly(engine_of(data), theta, data, reml)
-    around = Expansion(lambda delta: log_det_and_cross(theta + delta, data))
-    return profiled_derivatives(around, theta.shape[0], data, reml)
+    return criterion.differentiated(traced_engine(data), theta, data, reml)
 
 
 def _exactly(engine: criterion.Engine, theta: np.ndarray, data: Data, reml: bool) -> tuple[Any, ...]:
@@ -171,63 +173,17 @@ def _fit(data: Data, start: Array | None, tol: Any, max_iter: Any, *, reml: bool
     scale = covariance.theta_scale(data.template, data.basis.z_scale)
     x0 = (moment_start(data) if start is None else start) * scale
     if namespace(x0, data.WtW) is not np:
-        first, plan = multistart.begin(x0, nothing_kept(data.n_fixed, x0)), criterion.plan(data, FURTHER_STARTS)
-        done = multistart.minimise(lambda x: derivatives(x, data, reml), first, plan, tol, max_iter)
-        return assemble(done.found, data, data.template, reml, done.optima)
+        found, optima = search(data, x0, tol, max_iter, reml)
+        return assemble(found, data, data.template, reml, optima)
     engine = engine_of(data)
     found, optima = criterion.search(engine, data, x0, tol, max_iter, reml)
     fitted = assemble(found, data, data.template, reml, optima)
     return fitted if engine.exact else with_hessian(fitted, partial(hessian, fitted.theta, data, reml=reml))
 
 
-# ---------------------------------------------------------------- random effects
-
-
-def random_effects(fitted: Fit, data: Data) -> tuple[RandomEffects, ...]:
-    """BLUPs with conditional and prediction-error covariances, one record per factor in the caller's order.
-
-    References
-    ----------
-    Henderson (1975); Bates et al. (2015), eq. 58.
-
-    Notes
-    -----
-    Nested: one pass from the outermost factor inwards. Crossed: one K × K inverse, and for each level of
-    factor 1 the block of S⁻¹ over the d_u effects it meets; NumPy only.
-    """
-    found = (fitted.theta, fitted.beta, fitted.sigma, fitted.unscaled_cov)
-    if isinstance(data, CrossedData):
-        data, found = tree_map(np.asarray, data), tree_map(np.asarray, found)
-    return programs.run(_random_effects, *found, data)
-
-
-def _random_effects(
-    theta: Array, beta: Array, sigma: Array, unscaled_cov: Array, data: Data
-) -> tuple[RandomEffects, ...]:
-    """b = Ψ ZᵀV⁻¹(y − Xβ);  Var(b̂ − b) = Var(b | y) + ΨZᵀV⁻¹X Cov(β̂) (·)ᵀ."""
-    basis, p, layout = data.basis, data.n_fixed, data.layout
-    scaled = theta * covariance.theta_scale(data.template, basis.z_scale)
-    Ls = criterion.factors(scaled, data.template, layout.sizes)
-    xp = namespace(theta, data.WtW)
-    # Of JAX arrays only chains come here.
-    engine: Any = engine_of(data) if xp is np else Nested(data)  # type: ignore[arg-type]
-    solved = engine.solve(Ls)
-    if solved is None:
-        raise ConvergenceError("the fit is not finite, so there are no random effects to predict")
-    A, c, d = basis.map[:p, :p], basis.map[:p, p], basis.map[p, p]
-    # y − Xβ in conditioned columns: (W̃_y − X̃ a)/d with a = A⁻¹(c + dβ).
-    a = linalg.solve_upper(A.T, (c + d * beta)[:, None])
-    # The fixed effects' covariance is KKᵀ in conditioned columns.
-    inner = linalg.solve_upper(A.T, linalg.solve_upper(A.T, unscaled_cov).T)
-    columns = xp.concatenate([xp.eye(p + 1, p), xp.concatenate([-a, xp.ones((1, 1))])], axis=1).astype(theta.dtype)
-    D, variances = engine.project(solved, columns), engine.variances(solved)
-    out = []
-    for j, (L, own) in enumerate(zip(Ls, variances, strict=True)):
-        unit = 1.0 / basis.z_scale[layout.columns(j)]
-        reach = xp.tensordot(L @ L.T, D[j], 1)
-        size = (sigma**2 * unit[:, None] * unit[None])[:, :, None]
-        extra = xp.einsum("apm,bpm->abm", inner.T @ reach[:, :p], reach[:, :p])
-        records = (reach[:, p] * unit[:, None] / d, size * own, size * (own + extra))
-        place = slice(None) if not isinstance(data, NestedData) else data.position[layout.order.index(j)]
-        out.append(RandomEffects(*(xp.moveaxis(r[..., place], -1, 0) for r in records)))
-    return tuple(out)
+@implicit(derivatives)
+def search(data: Data, x0: Array, tol: Any, max_iter: Any, reml: bool) -> tuple[NewtonState, Array]:
+    """The optimum of JAX arrays as a function of the data, and how many were seen."""
+    first, plan = multistart.begin(x0, nothing_kept(data.n_fixed, x0)), criterion.plan(data, FURTHER_STARTS)
+    done = multistart.minimise(lambda x: derivatives(x, data, reml), first, plan, tol, max_iter)
+    return done.found, done.optima

@@ -339,11 +339,11 @@ def _crossed(moments: CrossedMoments, layout: Layout, totals: dict[str, Any], me
     return _check_system(data, peak, memory_limit)
 
 
-def check_memory(size: float, limit: float, what: str) -> None:
+def check_memory(size: float, limit: float, what: str, or_else: str = "give compress_crossed a memory_limit") -> None:
     if size > limit:
         raise DataError(
             f"{what} would take {size / 2**30:.1f} GiB, above the limit of {limit / 2**30:.1f} GiB: merge rare "
-            "levels of the smaller factors, or drop a factor (compress_crossed itself takes memory_limit=)"
+            f"levels of the smaller factors, drop a factor, or {or_else}"
         )
 
 

@@ -4,15 +4,14 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import DataError
-from . import centring, covariance, crossed, grouped, linalg, multistart, programs, starts
+from . import centring, covariance, crossed, grouped, multistart, programs, starts
 from .crossed_data import CrossedData, NestedData
+from .implicit import implicit
 from .moments import GroupData
 from .optimize import NewtonOptions, NewtonState, initial_state
 from .profiled import AtOptimum, nothing_kept
 from .programs import Backend
-from .records import Fit, RandomEffects, assemble
-from .rules import custom_jvp
+from .records import Fit, assemble
 from .types import Array, Status, at_least_float, namespace
 
 # Levels from which a second search is no longer a matter of milliseconds.
@@ -85,7 +84,7 @@ def _search_mixed(
     return centring.restored(found, M), optima
 
 
-@custom_jvp(nondiff_argnums=(4,))
+@implicit(grouped.objective)
 def search(data: GroupData, x0: Array, tol: Any, max_iter: Any, reml: bool) -> tuple[NewtonState, Array]:
     """The optimum as a function of the data, and how many were seen; by the implicit function theorem in JAX."""
     template, xp = data.template, namespace(data.G, data.C)
@@ -104,38 +103,6 @@ def search(data: GroupData, x0: Array, tol: Any, max_iter: Any, reml: bool) -> t
     plan = None if xp is np and certain else starts.plan(template, searches, certain, seen)
     done = multistart.minimise(objective, first, plan, tol, max_iter)
     return done.found, done.optima
-
-
-@search.defjvp()
-def _search_jvp(reml: bool, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:
-    """dθ̂ = −H⁻¹ ∂²D/∂θ∂d · ḋ; what was evaluated at θ̂ moves with θ̂ and the data.
-
-    At a singular optimum the deviance is even in the vanished direction, so the mixed derivative is zero
-    there and θ̂ moves within its face; a flat direction (H singular) is held by a tiny ridge.
-    """
-    import jax
-    import jax.numpy as jnp
-
-    data, data_dot = primals[0], tangents[0]
-    found, optima = search(*primals, reml)
-    x, H = found.x, grouped.objective(found.x, data, reml)[2]
-    slope_dot = jax.jvp(lambda d: grouped.objective(x, d, reml)[1], (data,), (data_dot,))[1]
-    ridge = 1e3 * jnp.finfo(H.dtype).eps * jnp.abs(jnp.diagonal(H)).max()
-    K = linalg.cholesky(H + ridge * jnp.eye(len(x), dtype=H.dtype))
-    x_dot = -linalg.solve_upper(K, linalg.solve_lower(K, slope_dot[:, None]))[:, 0]
-    moved = jax.jvp(lambda x, d: grouped.objective(x, d, reml), (x, data), (x_dot, data_dot))[1]
-    value_dot, gradient_dot, hessian_dot, aux_dot = moved
-    still = jax.tree.map(_zero_tangent, found)
-    moved = still._replace(x=x_dot, value=value_dot, gradient=gradient_dot, hessian=hessian_dot, aux=aux_dot)
-    return (found, optima), (moved, _zero_tangent(optima))
-
-
-def _zero_tangent(a: Array) -> Array:
-    import jax
-
-    if jax.numpy.issubdtype(a.dtype, np.floating):
-        return jax.numpy.zeros_like(a)
-    return np.zeros(a.shape, jax.dtypes.float0)
 
 
 def fit_at(theta: Any, data: ModelStatistics, *, reml: bool = True) -> Fit:
@@ -184,70 +151,3 @@ def deviance(theta: Any, data: ModelStatistics, *, reml: bool = True) -> Array:
     """
     engine = grouped if isinstance(data, GroupData) else crossed
     return engine.deviance(theta, data, reml=reml)
-
-
-def random_effects(fitted: Fit, data: ModelStatistics) -> tuple[RandomEffects, ...]:
-    """BLUPs with conditional and prediction-error covariances of every level, one record per factor.
-
-    Levels that pad a one-factor model to its bucketed length are included, as zeros.
-
-    References
-    ----------
-    Henderson (1975); Bates et al. (2015), eq. 58.
-    """
-    if isinstance(data, GroupData):
-        return (programs.run(_random_effects, fitted, data),)
-    return crossed.random_effects(fitted, data)
-
-
-def _random_effects(fitted: Fit, data: GroupData) -> RandomEffects:
-    xp = namespace(fitted.theta, data.C)
-    basis, p = data.moments.basis, data.n_fixed
-    scale = covariance.theta_scale(data.template, basis.z_scale)
-    W, ZtW = grouped.level_weights(fitted.theta * scale, data)
-    A, c, d = basis.map[:p, :p], basis.map[:p, p], basis.map[p, p]
-    # y − Xβ in conditioned columns: (W̃_y − X̃ a)/d with a = A⁻¹(c + dβ).
-    a = linalg.solve_upper(A.T, (c + d * fitted.beta)[:, None])[:, 0]
-    residual = (ZtW[:, p] - xp.einsum("qpg,p->qg", ZtW[:, :p], a)) / d
-    unit = 1.0 / basis.z_scale
-    b = xp.einsum("abg,bg->ga", W, residual) * unit
-    variance = fitted.sigma**2 * unit[:, None] * unit[None, :]
-    projected = linalg.matmul(W, ZtW[:, :p])
-    inner = linalg.solve_upper(A.T, linalg.solve_upper(A.T, fitted.unscaled_cov).T)
-    extra = xp.einsum("apg,pr,brg->gab", projected, inner, projected)
-    conditional = xp.moveaxis(W, 2, 0)
-    return RandomEffects(b, variance * conditional, variance * (conditional + extra))
-
-
-def predict(fitted: Fit, data: GroupData, X: Any, Z: Any, groups: Any) -> Array:
-    """Predicted means Xβ̂ + Zb̂ of new rows of a one-factor model; differentiable in all arrays.
-
-    Parameters
-    ----------
-    fitted, data : a fit and the data it was fitted to.
-    X : (m, p); Z : (m, q); groups : (m,) codes of the levels as ``data`` has them; −1 for a new level, whose
-        effects are 0.
-
-    Raises
-    ------
-    DataError
-        On NumPy input: for a code that is no level of ``data``. Traced, such a row is NaN.
-    """
-    X, Z = at_least_float(X), at_least_float(Z)
-    if namespace(groups) is np:
-        groups, n_levels = np.asarray(groups), data.moments.ZtW.shape[-1]
-        bad = np.flatnonzero((groups < -1) | (groups >= n_levels))
-        if len(bad):
-            raise DataError(
-                f"groups[{bad[0]}] is {groups[bad[0]]}: codes of the {n_levels} levels run from 0 to {n_levels - 1}, "
-                "and −1 is a new level"
-            )
-    return programs.run(_predict, fitted, data, X, Z, groups)
-
-
-def _predict(fitted: Fit, data: GroupData, X: Array, Z: Array, groups: Array) -> Array:
-    xp = namespace(fitted.beta, data.C, X, groups)
-    b = _random_effects(fitted, data).b
-    known, outside = groups >= 0, (groups < -1) | (groups >= len(b))
-    chosen = xp.where(known[:, None], b[xp.where(known & ~outside, groups, 0)], 0.0)
-    return xp.where(outside, np.nan, X @ fitted.beta + (Z * chosen).sum(1))

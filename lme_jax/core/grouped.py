@@ -231,14 +231,6 @@ def profile(theta: np.ndarray, data: GroupData, reml: bool) -> np.ndarray:
     return profiled_deviance(data.count @ at.log_det, H, data.moments, reml)
 
 
-def level_weights(theta: Array, data: GroupData) -> tuple[Array, Array]:
-    """Per level, at scaled θ: W = L M⁻¹Lᵀ (q, q, G) (= Var(b|y)/σ², conditioned) and ZᵀW."""
-    moments = data.moments
-    L = covariance.factor(theta, data.template)
-    W = levels.weigh(L, moments.ZtZ, covariance.filled(data.template))[1]
-    return levels.stacked(W), moments.ZtW
-
-
 def deviance(theta: Array, data: GroupData, *, reml: bool = True) -> Array:
     """Profiled deviance at θ in the user's units; see ``fit.deviance``. O(P·q²(q + p²))."""
     return programs.run(_deviance, at_least_float(theta), data, reml=reml)

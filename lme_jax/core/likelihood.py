@@ -16,8 +16,8 @@ from . import covariance, criterion, linalg
 from .crossed import engine_of
 from .crossed_data import CrossedData, Layout, NestedData
 from .dense import Dense
-from .moments import GroupData, GroupMoments
-from .nested import Nested
+from .moments import GroupData
+from .nested import Nested, as_chain
 from .parameterizations import Scale, check_scale, sqrt_from_profile, to_profile
 from .small import Small
 from .structures import entry
@@ -244,23 +244,6 @@ def engine(data: Statistics) -> criterion.Engine:
     if isinstance(data, CrossedData) and sum(q * m for q, m in zip(layout.sizes, layout.levels, strict=True)) <= EXACT:
         return Small(data)
     return engine_of(data)
-
-
-def as_chain(moments: GroupMoments) -> NestedData:
-    """One factor as a chain of one."""
-    q, m = moments.ZtZ.shape[0], moments.ZtZ.shape[2]
-    return NestedData(
-        G=(moments.ZtZ,),
-        C=(moments.ZtW,),
-        parent=(),
-        position=(np.arange(m, dtype=np.int32),),
-        WtW=moments.WtW,
-        n_rows=moments.n_rows,
-        log_weights=moments.log_weights,
-        basis=moments.basis,
-        template=moments.template,
-        layout=Layout((q,), (m,), (0,)),
-    )
 
 
 def totals_of(data: Statistics) -> Any:

@@ -16,12 +16,30 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import levels, linalg
-from .crossed_data import NestedData
+from .crossed_data import Layout, NestedData
+from .moments import GroupMoments
 from .small import FURTHER_STARTS
 from .types import Array, namespace
 
 # Levels up to which a doubtful optimum is searched for again.
 SEVERAL_STARTS = 10_000
+
+
+def as_chain(moments: GroupMoments) -> NestedData:
+    """One factor as a chain of one."""
+    q, m = moments.ZtZ.shape[0], moments.ZtZ.shape[2]
+    return NestedData(
+        G=(moments.ZtZ,),
+        C=(moments.ZtW,),
+        parent=(),
+        position=(np.arange(m, dtype=np.int32),),
+        WtW=moments.WtW,
+        n_rows=moments.n_rows,
+        log_weights=moments.log_weights,
+        basis=moments.basis,
+        template=moments.template,
+        layout=Layout((q,), (m,), (0,)),
+    )
 
 
 class Step(NamedTuple):
@@ -166,6 +184,10 @@ class Nested:
                 U = U - self.contract(linalg.transpose(linalg.matmul(E, around)), linalg.transpose(E))
             out[self.layout.order[at]] = U
         return out
+
+    def rooted_traces(self, solved: Solved, Ls: list[Array]) -> list[Array]:
+        """The traces times L (q, q)."""
+        return [U @ L for U, L in zip(self.traces(solved), Ls, strict=True)]
 
     def variances(self, solved: Solved) -> list[Array]:
         """Var(b | y)/σ² of every level with β fixed, (q, q, m) per factor."""

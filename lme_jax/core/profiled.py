@@ -3,7 +3,6 @@
 Arrays may carry lanes (many models at once) on their last axes.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -24,13 +23,8 @@ class RowTotals(Protocol):
     def basis(self) -> Basis: ...
 
 
-class Expansion(NamedTuple):
-    """``at(δ)`` gives (log|V|, H) at θ + δ, exact in value, first and second derivative at δ = 0."""
-
-    at: Callable[[Array], tuple[Array, Array]]
-
-
-def _deviance_and_log_rss(log_det: Array, F: Array, totals: RowTotals, reml: bool) -> tuple[Array, Array]:
+def deviance_of_root(log_det: Array, F: Array, totals: RowTotals, reml: bool) -> Array:
+    """``profiled_deviance`` from the Cholesky factor F of H."""
     p, xp = F.shape[0] - 1, namespace(F, totals.n_rows)
     basis = totals.basis
     log_rss = 2.0 * xp.log(F[p, p] / basis.map[p, p])
@@ -38,17 +32,12 @@ def _deviance_and_log_rss(log_det: Array, F: Array, totals: RowTotals, reml: boo
     value = log_det - totals.log_weights + dof * (1.0 + xp.log(2.0 * np.pi / dof) + log_rss)
     if reml:
         value = value + linalg.log_det(F[:p, :p]) - 2.0 * basis.log_det_x
-    return value, log_rss
+    return value
 
 
 def profiled_deviance(log_det: Array, H: Array, totals: RowTotals, reml: bool) -> Array:
     """Deviance with β and σ profiled out (Bates et al. 2015, eqs 34, 41), in the user's units."""
     return deviance_of_root(log_det, linalg.cholesky(H), totals, reml)
-
-
-def deviance_of_root(log_det: Array, F: Array, totals: RowTotals, reml: bool) -> Array:
-    """``profiled_deviance`` from the Cholesky factor F of H."""
-    return _deviance_and_log_rss(log_det, F, totals, reml)[0]
 
 
 class AtOptimum(NamedTuple):
@@ -62,24 +51,6 @@ def nothing_kept(p: int, x: Array) -> AtOptimum:
     """A record shaped as that of p fixed effects at ``x`` (k, *lanes)."""
     xp, lanes = namespace(x), x.shape[1:]
     return AtOptimum(xp.zeros((p + 1, p + 1, *lanes), x.dtype), xp.zeros_like(x))
-
-
-def derivatives(expansion: Expansion, k: int, totals: RowTotals, reml: bool) -> tuple[Array, Array, Array, AtOptimum]:
-    """Deviance (), gradient (k,) and Hessian (k, k) in scaled θ, from one expansion; JAX only."""
-    import jax
-
-    def criteria(delta: Array) -> tuple[Array, tuple[Array, Array]]:
-        log_det, H = expansion.at(delta)
-        values = jax.numpy.stack(_deviance_and_log_rss(log_det, linalg.cholesky(H), totals, reml))
-        return values, (values[0], H)
-
-    def gradient(delta: Array) -> tuple[Array, tuple[Array, Array, AtOptimum]]:
-        slopes, (value, H) = jax.jacfwd(criteria, has_aux=True)(delta)
-        return slopes[0], (value, slopes[0], AtOptimum(H, slopes[1]))
-
-    zero = jax.numpy.zeros(k, totals.basis.map.dtype)
-    hessian, (value, slope, at_optimum) = jax.jacfwd(gradient, has_aux=True)(zero)
-    return value, slope, hessian, at_optimum
 
 
 class Estimates(NamedTuple):

@@ -240,7 +240,7 @@ def has_one_optimum(template: Template, G: Array, levels: int) -> Array:
     return (abs(high - low) <= 1e-12 * abs(high)).all((0, 1))
 
 
-def is_balanced_chain(template: Template, told: Sequence[Any]) -> bool:
+def is_balanced_chain(template: Template, told: Sequence[Array]) -> Array:
     """Whether nested factors with one effect a level have one optimum: the levels of each tell equally much.
 
     ``told`` : per factor ZᵀZ of its levels. Where the fixed effects are alike in all levels too, −2ℓ is a sum of
@@ -248,8 +248,8 @@ def is_balanced_chain(template: Template, told: Sequence[Any]) -> bool:
     where the x are in order: a convex set; other fixed effects bend it little.
     """
     if any(block.size > 1 for block in template) or len(template) != len(told):
-        return False
-    return all(np.ptp(own) <= 1e-12 * np.max(own) for own in told)
+        return np.False_
+    return namespace(*told).stack([own.max() - own.min() <= 1e-12 * own.max() for own in told]).all()
 
 
 def _may_correlate(template: Template) -> bool:

@@ -42,7 +42,7 @@ def compress(
     log_weights, root = jnp.zeros((), dtype), None
     if weights is not None:
         root, log_weights = jnp.sqrt(weights)[:, None], jnp.log(weights).sum()
-    basis = _traced_basis(y, X, Z, template)
+    basis = conditioning(y, X, Z, template)
     Zs = Z / basis.z_scale if root is None else Z / basis.z_scale * root
 
     def conditioned(basis: Basis) -> Array:
@@ -81,7 +81,7 @@ def _pilots(basis: Basis, W: Array, Z: Array, codes: Array, n_groups: int) -> tu
     return moved_basis(basis, move), jnp.einsum("qcg,cd->qdg", B, move)
 
 
-def _traced_basis(y: Array, X: Array, Z: Array, template: Template) -> Basis:
+def conditioning(y: Array, X: Array, Z: Array, template: Template) -> Basis:
     """The conditioned basis in array operations; constant under differentiation (any basis is exact)."""
     y, X, Z = jax.lax.stop_gradient((y, X, Z))
     n, p = X.shape
