@@ -81,7 +81,7 @@ class Tested:
         """Cov β̂ and its derivatives in the parameters that were estimated; kept."""
         kept: dict[bool, Jets] = self.__dict__.setdefault("_kept_jets", {})
         if natural not in kept:
-            if isinstance(self._data.compressed, NoRows):
+            if isinstance(self._data.__dict__.get("compressed"), NoRows):
                 raise DataError("remove_data() took away what these degrees of freedom need: ask for them before it")
             kept[natural] = self._new_jets(natural)
         return kept[natural]
