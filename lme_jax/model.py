@@ -107,15 +107,36 @@ def lmer(
         relatedness=relatedness,
         residual=residual,
         variance=variance,
-        bars=None if residual is not None or variance is not None else True,
+        bars=bars_with(residual, variance),
     )
     return fit_formula(arguments, reml, start, with_backend(options, backend), namespace(1))
 
 
+def bars_with(residual: Any, variance: Any) -> bool | None:
+    """Whether a formula must have bars: None, it may, where residuals have a structure."""
+    return None if residual is not None or variance is not None else True
+
+
+def lmer_of_text(formula: str, data: Any, *, reml: bool = True, **arguments: Any) -> MixedLMResults:
+    """``lmer`` of a formula that someone else wrote: it may call the listed functions and reach nothing else.
+
+    ``arguments`` are weights, offset, subset, residual and variance, as text.
+    """
+    given = dict.fromkeys(
+        ("weights", "offset", "contrasts", "subset", "structures", "memberships", "relatedness", "residual", "variance")
+    )
+    given |= dict(formula=formula, data=data, missing="drop", **arguments)
+    given["bars"] = bars_with(given["residual"], given["variance"])
+    return fit_formula(given, reml, None, NewtonOptions(), None)
+
+
 def fit_formula(
-    arguments: Mapping[str, Any], reml: Any, start: Any, options: Any, context: Mapping[str, Any]
+    arguments: Mapping[str, Any], reml: Any, start: Any, options: Any, context: Mapping[str, Any] | None
 ) -> MixedLMResults:
-    """Fit what ``design_from_formula`` makes of its arguments; ``context`` is what the caller's line sees."""
+    """Fit what ``design_from_formula`` makes of its arguments.
+
+    ``context`` is what the caller's line sees; None restricts formulas to the listed functions.
+    """
     design = design_from_formula(**_of_design(arguments), context=context)
     data = arguments["data"]
     # A shallow copy: columns that the person replaces or adds later do not reach an update.

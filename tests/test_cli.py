@@ -117,6 +117,8 @@ def test_residual_structures(files):
         (("fit", FORMULA, "sleep.csv", "--factor", "Subjct"), 2, "--factor names"),
         (("fit", FORMULA, "sleep.csv", "--ddf", "foo"), 1, "'foo'"),
         (("fit", "Reaction ~ os.system('ls') + (1 | Subject)", "sleep.csv"), 1, "os"),
+        (("fit", "Reaction ~ json.dumps(Days) + (1 | Subject)", "sleep.csv"), 1, "json"),
+        (("fit", FORMULA, "sleep.csv", "--subset", "json.dumps(Days) > 1"), 1, "without a context"),
         (("compare", "sleep.csv", FORMULA), 2, "two formulas"),
         (("simulate", FORMULA, "sleep.csv"), 2, "--seed"),
     ],

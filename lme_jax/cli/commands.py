@@ -11,6 +11,7 @@ import click
 import pandas as pd
 
 import lme_jax as lme
+from lme_jax.model import lmer_of_text
 
 from .reading import read_table
 from .writing import plain, render, write
@@ -106,7 +107,7 @@ def _said() -> Iterator[None]:
 def _fitted(formula: str, data: str, *, ml: bool, kind: str | None, factors: tuple[str, ...], **arguments: Any) -> Any:
     frame = read_table(data, kind, factors)
     given = {name: value for name, value in arguments.items() if value is not None}
-    return lme.lmer(formula, frame, reml=not ml, **given)
+    return lmer_of_text(formula, frame, reml=not ml, **given)
 
 
 def _end(fit: Any) -> None:
