@@ -579,9 +579,11 @@ def test_nothing_but_least_squares():
 
 def test_a_likelihood_without_bound_is_said_to_have_none():
     rng = np.random.default_rng(3)
-    s, v = np.nonzero(np.ones((6, 8)))
-    data = compress(rng.normal(size=48), np.eye(8)[v], [], Correlation("us", s, v, 8))
+    s, v = np.nonzero(np.ones((8, 8)))
+    data = compress(rng.normal(size=64), np.eye(8)[v], [], Correlation("us", s, v, 8))
     assert fit(data).status == Status.UNBOUNDED
+    with pytest.raises(IdentificationError, match="no visit has more than 7 subjects"):
+        compress(rng.normal(size=56), np.eye(8)[v[:56]], [], Correlation("us", s[:56], v[:56], 8))
     stratum = (np.arange(120) == 5).astype(int)
     s, v = np.nonzero(np.ones((30, 4)))
     one = compress(

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import lme_jax as lme
 from lme_jax import datasets
 from lme_jax.errors import DataError, DroppedRowsWarning, FormulaError, LmeJaxWarning
 from lme_jax.formula import design_from_formula
@@ -180,3 +181,10 @@ def test_formulas_with_and_without_bars(orthodont):
         term(orthodont, "ar1(age | Subject)", formula="distance ~ age + (1 | Subject)")
     dot = design_from_formula("distance ~ .", orthodont, residual="us(age | Subject)", bars=False)
     assert dot.exog_names == ("(Intercept)", "age", "SexFemale")
+
+
+def test_visit_and_subject_the_wrong_way_round_are_recognised():
+    data = lme.datasets.load("Orthodont")
+    data["visit"] = data.age.astype(int).astype("category")
+    with pytest.raises(DataError, match="wrong way round"):
+        lme.mmrm("distance ~ Sex + us(Subject | visit)", data)

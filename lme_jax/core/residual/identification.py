@@ -94,6 +94,13 @@ def _check_pairs(model: Model, a: int, seen: np.ndarray) -> None:
     if not off.any():
         raise IdentificationError(f"no subject{where} has two rows, so nothing tells the correlations of {word}")
     if entry.each:
+        most = int(np.diagonal(seen).max())
+        if most < T:
+            raise IdentificationError(
+                f"no visit{where} has more than {most} subjects, too few for the {T * (T + 1) // 2} parameters of "
+                f"{word} over {T} visits: use csh, ar1h, toeph or adh; or are visit and subject the wrong way round? It "
+                f"is {word}(visit | subject)"
+            )
         _missing(np.argwhere(np.tril(off == 0, -1)), where, word, "csh, ar1h, toeph or adh")
     if entry.adjacent:
         _missing(np.array([[t + 1, t] for t in range(T - 1) if seen[t + 1, t] == 0]), where, word, "ar1 or cs")
