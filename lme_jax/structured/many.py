@@ -1,15 +1,17 @@
-"""Many responses of one design with structured residuals: refits one after the other, and the parametric bootstrap."""
+"""Many responses of one design with structured residuals: lanes of one computation, and the parametric bootstrap."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy import special
 
+from ..core.residual.lane_contrasts import METHODS, contrasts
+from ..core.residual.lanes import LaneFits, fit_lanes
 from ..core.types import Status
 from ..errors import ConvergenceWarning, DataError, LmeJaxError, LmeJaxWarning, UnsupportedError, warn_caller
 
@@ -34,6 +36,37 @@ class ManyStructured:
     bse: pd.DataFrame
     info: pd.DataFrame
     original: pd.Series
+    _lanes: LaneFits
+    _design: Any
+    _reml: bool
+
+    def coefficients(self, ddf: str = "satterthwaite") -> pd.DataFrame:
+        """t tests of the fixed effects of every fit, all at once; rows (response, term).
+
+        Parameters
+        ----------
+        ddf : {"satterthwaite", "kenward-roger"}
+            The latter as SAS has it; its standard errors are the adjusted ones.
+
+        Returns
+        -------
+        DataFrame
+            estimate, se, df, statistic, p; NaN for fits that ended in no optimum.
+
+        Raises
+        ------
+        DataError
+            For structures that are not by visit, and with random effects: ``refit`` and ``coefficients`` have them.
+        """
+        if ddf not in METHODS:
+            raise DataError(f"ddf={ddf!r}: fits of many responses have {' and '.join(map(repr, METHODS))}")
+        names = list(self.bse.columns)
+        found = contrasts(self._lanes, self._design, np.eye(len(names)), method=ddf, reml=self._reml, observed=True)
+        index = pd.MultiIndex.from_product([self.bse.index, names], names=["response", "term"])
+        table = pd.DataFrame({name: v.ravel() for name, v in found._asdict().items()}, index)
+        table["statistic"] = table.estimate / table.se
+        table["p"] = 2.0 * special.stdtr(table.df.to_numpy(), -table.statistic.abs().to_numpy())
+        return table
 
     @property
     def converged(self) -> pd.Series:
@@ -75,23 +108,29 @@ def estimates_of(result: Any) -> pd.Series:
     return pd.concat([result.fe_params, variances, pd.Series(table.estimate.to_numpy(), names)])
 
 
-def refits(result: Any, Y: pd.DataFrame, refit: Callable[[np.ndarray], Any], progress: bool) -> ManyStructured:
-    """Fit every column of Y (n, R) by ``refit``; warnings of single fits become statuses, and one warning of all."""
+def refits(result: Any, Y: pd.DataFrame, start: Any, progress: bool) -> ManyStructured:
+    """Fit every column of Y (n, R) as a lane; warnings of single fits become statuses, and one warning of all."""
     from tqdm.auto import tqdm
 
-    original = estimates_of(result)
+    data, original = result._data, estimates_of(result)
+    with tqdm(total=Y.shape[1], disable=not progress, delay=2.0, desc="fits") as bar, np.errstate(all="ignore"):
+        lanes = fit_lanes(
+            data.blocks,
+            Y.to_numpy(float) - data.offset[:, None],
+            reml=result.reml,
+            start=start,
+            options=result._options,
+            progress=bar.update,
+        )
     lost = pd.Series(np.nan, original.index)
     estimates, errors, info = [], [], []
-    for column in tqdm(range(Y.shape[1]), disable=not progress, delay=2.0, desc="fits"):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", LmeJaxWarning)
-            try:
-                found = refit(Y.iloc[:, column].to_numpy())
-            except LmeJaxError as error:
-                estimates.append(lost)
-                errors.append(lost[: result.k_fe])
-                info.append((np.nan, np.nan, Status.NOT_FINITE.name, str(error)))
-                continue
+    for i in range(Y.shape[1]):
+        found = result._like(lanes.one(i))
+        if found.status is Status.NOT_FINITE:
+            estimates.append(lost)
+            errors.append(lost[: result.k_fe])
+            info.append((np.nan, np.nan, found.status.name, _why(result, Y.iloc[:, i].to_numpy(), start)))
+            continue
         estimates.append(estimates_of(found))
         errors.append(found.bse_fe)
         info.append((found.deviance, found.sigma, found.status.name, ""))
@@ -100,11 +139,25 @@ def refits(result: Any, Y: pd.DataFrame, refit: Callable[[np.ndarray], Any], pro
         pd.DataFrame(np.array(errors), Y.columns, list(result.fe_params.index)),
         pd.DataFrame(info, Y.columns, ["deviance", "sigma", "status", "reason"]),
         original,
+        lanes,
+        data.blocks,
+        result.reml,
     )
     failed = int((~many.converged).sum())
     if failed:
         warn_caller(f"{failed} of {Y.shape[1]} fits ended in no optimum: see .info", ConvergenceWarning)
     return many
+
+
+def _why(result: Any, y: np.ndarray, start: Any) -> str:
+    """What a single fit of the response says."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", LmeJaxWarning)
+        try:
+            result.refit(y, start=start)
+        except LmeJaxError as error:
+            return str(error)
+    return ""
 
 
 def read_many(Y: Any, n_rows: int, index: pd.Index) -> pd.DataFrame:

@@ -270,7 +270,9 @@ class StructuredResults(ResidualStructure):
     variance_partition = r2 = icc = repeatability = design_effect = report = conditional_aic = _refused
 
     def refit_many(self, Y: Any, *, start: Any = None, progress: bool = True) -> ManyStructured:  # type: ignore[override]
-        """Fit the same design to many responses Y (n_rows, R), such as all of ``simulate``, one after the other.
+        """Fit the same design to many responses Y (n_rows, R), such as all of ``simulate``.
+
+        One covariance by visit, or one an arm, is fitted to all of them at once; others one after the other.
 
         Parameters
         ----------
@@ -279,7 +281,11 @@ class StructuredResults(ResidualStructure):
         progress : show a bar for what takes more than two seconds.
         """
         frame = read_many(Y, self.nobs, self._data.index)
-        return refits(self, frame, lambda y: self.refit(y, start=start), progress)
+        return refits(self, frame, read_start(start, self._data.blocks.model.size), progress)
+
+    def _like(self, found: core.ResidualFit) -> StructuredResults:
+        """A fit of another response of the same design, for its estimates."""
+        return StructuredResults(self._data, found, reml=self.reml, options=self._options)
 
     def bootstrap(self, n: int = 1000, *, seed: int, progress: bool = True) -> ManyStructured:  # type: ignore[override]
         """Parametric bootstrap: n responses drawn from the fitted model and fitted again.

@@ -98,8 +98,8 @@ def _check_pairs(model: Model, a: int, seen: np.ndarray) -> None:
         if most < T:
             raise IdentificationError(
                 f"no visit{where} has more than {most} subjects, too few for the {T * (T + 1) // 2} parameters of "
-                f"{word} over {T} visits: use csh, ar1h, toeph or adh; or are visit and subject the wrong way round? It "
-                f"is {word}(visit | subject)"
+                f"{word} over {T} visits: use csh, ar1h, toeph or adh; or are visit and subject the wrong way round? "
+                f"It is {word}(visit | subject)"
             )
         _missing(np.argwhere(np.tril(off == 0, -1)), where, word, "csh, ar1h, toeph or adh")
     if entry.adjacent:

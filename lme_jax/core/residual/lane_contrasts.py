@@ -34,9 +34,17 @@ class Contrasts(NamedTuple):
 
 
 def contrasts(
-    fits: LaneFits, data: BlockData, L: Any, *, method: Method = "satterthwaite", reml: bool = True
+    fits: LaneFits,
+    data: BlockData,
+    L: Any,
+    *,
+    method: Method = "satterthwaite",
+    reml: bool = True,
+    observed: bool = False,
 ) -> Contrasts:
     """Of fits that ``fit_lanes`` returned, L (m, p); NaN in lanes that did not end in an optimum.
+
+    ``observed`` : Kenward and Roger's with the observed information, as SAS has it, for the expected one.
 
     Notes
     -----
@@ -59,14 +67,16 @@ def contrasts(
     pieces = [told[lo : lo + size] for lo in range(0, len(told), size)]
 
     def piece(which: np.ndarray) -> np.ndarray:
-        return _piece(fits.some(which), data, grid, rows, method, reml)
+        return _piece(fits.some(which), data, grid, rows, method, reml, observed)
 
     for which, found in zip(pieces, threads.each(piece, pieces), strict=True):
         out[:, which] = found
     return Contrasts(*out)
 
 
-def _piece(fits: LaneFits, data: BlockData, grid: Grid, rows: np.ndarray, method: Method, reml: bool) -> np.ndarray:
+def _piece(
+    fits: LaneFits, data: BlockData, grid: Grid, rows: np.ndarray, method: Method, reml: bool, observed: bool
+) -> np.ndarray:
     """(3, L, m)."""
     x, p = (fits.params * data.unit).T, grid.n_fixed
     here = grid_lanes.at(grid, x)
@@ -80,7 +90,7 @@ def _piece(fits: LaneFits, data: BlockData, grid: Grid, rows: np.ndarray, method
     if method == "satterthwaite":
         spread, scaled = _observed(fits, data, float(N)), variance
     else:
-        spread = np.linalg.inv(_expected(s, reml))
+        spread = _observed(fits, data, float(N)) if observed else np.linalg.inv(_expected(s, reml))
         scaled = variance + _adjustment(fits, data, grid, here, s, steps, u, spread)
     spreads = np.einsum("lma,lab,lmb->lm", slopes, spread, slopes, optimize=True)
     with np.errstate(divide="ignore", invalid="ignore"):
