@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -19,26 +19,36 @@ from ..errors import ConvergenceWarning, DataError, LmeJaxError, LmeJaxWarning, 
 FEWEST = 40
 
 
-@dataclass(frozen=True)
 class ManyStructured:
     """Fits of many responses, a row each.
 
     Attributes
     ----------
-    estimates : (R, p + …) fixed effects, (co)variances of random effects, parameters of the residual structure; NaN
-        where a response could not be fitted.
     bse : (R, p) standard errors of the fixed effects.
     info : (R, …) deviance, sigma, status, and why there are no estimates.
     original : estimates of the fit whose design it is.
     """
 
-    estimates: pd.DataFrame
-    bse: pd.DataFrame
-    info: pd.DataFrame
-    original: pd.Series
-    _lanes: LaneFits
-    _design: Any
-    _reml: bool
+    def __init__(self, result: Any, lanes: LaneFits, names: pd.Index, reasons: list[str]) -> None:
+        self._result, self._lanes, self._design, self._reml = result, lanes, result._data.blocks, result.reml
+        self.original = estimates_of(result)
+        terms = list(result.fe_params.index)
+        variances = lanes.sigma[:, None] ** 2 * np.diagonal(lanes.unscaled_cov, axis1=1, axis2=2)
+        self.bse = pd.DataFrame(np.sqrt(variances), names, terms)
+        status = [Status(int(code)).name for code in lanes.status]
+        fits = {"deviance": lanes.deviance, "sigma": lanes.sigma, "status": status, "reason": reasons}
+        self.info = pd.DataFrame(fits, names)
+
+    @cached_property
+    def estimates(self) -> pd.DataFrame:
+        """(R, p + …) fixed effects, (co)variances of random effects, parameters of the residual structure.
+
+        NaN where a response could not be fitted.
+        """
+        rows = np.full((len(self.info), len(self.original)), np.nan)
+        for i in np.flatnonzero(self._lanes.status != Status.NOT_FINITE):
+            rows[i] = estimates_of(self._result._like(self._lanes.one(int(i))))
+        return pd.DataFrame(rows, self.info.index, self.original.index)
 
     def coefficients(self, ddf: str = "satterthwaite") -> pd.DataFrame:
         """t tests of the fixed effects of every fit, all at once; rows (response, term).
@@ -112,7 +122,7 @@ def refits(result: Any, Y: pd.DataFrame, start: Any, progress: bool) -> ManyStru
     """Fit every column of Y (n, R) as a lane; warnings of single fits become statuses, and one warning of all."""
     from tqdm.auto import tqdm
 
-    data, original = result._data, estimates_of(result)
+    data = result._data
     with tqdm(total=Y.shape[1], disable=not progress, delay=2.0, desc="fits") as bar, np.errstate(all="ignore"):
         lanes = fit_lanes(
             data.blocks,
@@ -122,27 +132,9 @@ def refits(result: Any, Y: pd.DataFrame, start: Any, progress: bool) -> ManyStru
             options=result._options,
             progress=bar.update,
         )
-    lost = pd.Series(np.nan, original.index)
-    estimates, errors, info = [], [], []
-    for i in range(Y.shape[1]):
-        found = result._like(lanes.one(i))
-        if found.status is Status.NOT_FINITE:
-            estimates.append(lost)
-            errors.append(lost[: result.k_fe])
-            info.append((np.nan, np.nan, found.status.name, _why(result, Y.iloc[:, i].to_numpy(), start)))
-            continue
-        estimates.append(estimates_of(found))
-        errors.append(found.bse_fe)
-        info.append((found.deviance, found.sigma, found.status.name, ""))
-    many = ManyStructured(
-        pd.DataFrame(np.array(estimates), Y.columns, original.index),
-        pd.DataFrame(np.array(errors), Y.columns, list(result.fe_params.index)),
-        pd.DataFrame(info, Y.columns, ["deviance", "sigma", "status", "reason"]),
-        original,
-        lanes,
-        data.blocks,
-        result.reml,
-    )
+    lost = lanes.status == Status.NOT_FINITE
+    reasons = [_why(result, Y.iloc[:, i].to_numpy(), start) if lost[i] else "" for i in range(Y.shape[1])]
+    many = ManyStructured(result, lanes, Y.columns, reasons)
     failed = int((~many.converged).sum())
     if failed:
         warn_caller(f"{failed} of {Y.shape[1]} fits ended in no optimum: see .info", ConvergenceWarning)
