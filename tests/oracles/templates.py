@@ -137,14 +137,22 @@ def lagged(partial):
 
 
 def scaled_derivatives(theta, structure, q):
-    """∂Ψ (S, k, q, q) by complex steps, and ∂²Ψ (S, k, k, q, q) by differences of them."""
+    """∂Ψ (S, k, q, q) by complex steps, and ∂²Ψ (S, k, k, q, q) by fourth-order differences of them.
+
+    Steps are a thousandth of each parameter, whose sizes may be many powers of ten apart.
+    """
 
     def slopes(x):
         steps = 1e-30j * np.eye(x.shape[1])
         return np.stack([scaled_psi(x + e, structure, q).imag / 1e-30 for e in steps], axis=1)
 
-    h = 1e-5 * np.eye(theta.shape[1])
-    return slopes(theta), np.stack([(slopes(theta + e) - slopes(theta - e)) / 2e-5 for e in h], axis=1)
+    size = np.maximum(np.abs(theta), 1e-3 * np.abs(theta).max(axis=1, keepdims=True))
+    second = []
+    for unit in np.eye(theta.shape[1]):
+        h = 1e-3 * np.maximum(size, 1e-30) * unit
+        ahead, behind = slopes(theta + h) - slopes(theta - h), slopes(theta + 2.0 * h) - slopes(theta - 2.0 * h)
+        second.append((8.0 * ahead - behind) / (12.0 * h.sum(axis=1))[:, None, None, None])
+    return slopes(theta), np.stack(second, axis=1)
 
 
 def semidefinite_root(Psi):
