@@ -14,8 +14,8 @@ from .model import Model
 from .series import Series
 from .stacks import LARGEST, SMALL_GRID, Rows, sorted_rows
 
-# Σ n³ over blocks of n rows above which they are not factored. A millisecond is about 1e5.
-FACTORED = 5_000_000
+# Σ n³ over blocks of n rows above which they are not factored: a chain takes some 15 ms of any few thousand rows.
+FACTORED = 100_000
 # … and above which they are not factored for anything.
 AFFORDABLE = 500_000_000
 # Rows at which a search of more than twice as many begins, and the levels that they are of.
