@@ -25,7 +25,7 @@ demo: $(VENV)/.installed
 	$(BIN)/python -m lme_jax.demo
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 hunt: $(VENV)/.installed-dev
 	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m tests.hunt --n $(N) --shard $(SHARD) --strict

@@ -10,8 +10,14 @@ def rng() -> np.random.Generator:
     return np.random.default_rng(20260101)
 
 
+# Files that compile much: side by side they must not be the last that a worker begins.
+SLOW = ("implicit", "implicit_several", "optima", "structured_fits", "designs", "core", "derivatives", "batch", "hunt")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip the tests that need a GPU where JAX sees none."""
+    """Slow files first; skip the tests that need a GPU where JAX sees none."""
+    rank = {f"test_{name}": place for place, name in enumerate(SLOW)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if not marked:
         return
