@@ -229,34 +229,3 @@ def test_what_is_no_chain_is_refused():
         residual_data.compress(y, X, [], Correlation("us", subject, visit, 6), engine="series")
     with pytest.raises(IdentificationError, match="no subject has two rows"):
         residual_data.compress(y, X, [], Correlation("ar1", np.arange(len(y)), visit, 6), engine="series")
-
-
-def test_large_effects_cost_no_digits():
-    """Effects 1e4 times the residuals: −2 log L from V in extended precision."""
-    y, X, subject, _, t = _series(12, 6, 0.1, True)
-    X = X[:, [0, 1, 3]]
-    y = y + 1e4 * np.random.default_rng(7).normal(size=12)[subject]
-    term = RandomTerm(np.ones((len(y), 1)), subject, Block("unstructured", 1))
-    data = residual_data.compress(y, X, [term], Correlation("car1", subject, t), engine="series")
-    params = np.array([1e4, 0.7])
-    theta, log_range, times = (np.asarray(v, np.longdouble) for v in (*params, t))
-    V = theta**2 + np.exp(-np.abs(times[:, None] - times) / np.exp(log_range))
-    log_det, half = _extended(V * (subject[:, None] == subject), np.column_stack([X, y]))
-    H = np.column_stack([X, y]).T @ half
-    log_det_x, beta = _extended(H[:3, :3], H[:3, 3:])
-    N, Q = len(y) - 3, H[3, 3] - H[3, :3] @ beta[:, 0]
-    wanted = float(log_det + log_det_x + N * (1 + np.log(2 * np.pi * Q / N)))
-    assert abs(residual_fit.deviance(params, data) - wanted) < 1e-6
-
-
-def _extended(V, B):
-    """log|V| and V⁻¹B by elimination in long doubles."""
-    V, B, log_det = V.astype(np.longdouble), B.astype(np.longdouble), np.longdouble(0)
-    for i in range(len(V)):
-        log_det += np.log(V[i, i])
-        factor = V[i + 1 :, i] / V[i, i]
-        V[i + 1 :] -= factor[:, None] * V[i]
-        B[i + 1 :] -= factor[:, None] * B[i]
-    for i in range(len(V))[::-1]:
-        B[i] = (B[i] - V[i, i + 1 :] @ B[i + 1 :]) / V[i, i]
-    return log_det, B
