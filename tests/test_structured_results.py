@@ -534,3 +534,13 @@ def test_profile_limits_are_where_the_deviance_has_risen(ar1_ident, exp_power):
     assert (wide.note == "").all()
     with pytest.raises(DataError, match="method='wald'"):
         exp_power.residual_intervals(method="wald")
+
+
+def test_kenward_and_roger_of_a_series_too_long_for_its_covariance_is_refused():
+    n, rng = 2_100, np.random.default_rng(1)
+    data = pd.DataFrame({"id": 0, "t": np.arange(n), "y": rng.normal(size=n)})
+    fit = lme.gls("y ~ 1", data, residual="ar1(t | id)")
+    assert np.isfinite(fit.coefficients(ddf="satterthwaite").to_numpy()).all()
+    for ddf in ("kenward-roger", "kenward-roger-linear"):
+        with pytest.raises(UnsupportedError, match="series this long"):
+            fit.coefficients(ddf=ddf)

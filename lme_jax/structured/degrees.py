@@ -2,7 +2,10 @@
 
 from typing import Any
 
+import numpy as np
+
 from ..core.fixed_effects import Jets
+from ..errors import UnsupportedError
 from ..inference.degrees import Reference, kenward_roger, read_method
 
 LINEAR = "kenward-roger-linear"
@@ -21,6 +24,12 @@ def kenward_roger_observed(jets: Jets, method: str) -> Reference:
     Where V is linear in its parameters, as unstructured ones, both methods are one; elsewhere the linear one leaves out
     the second derivatives of V, which depend on the parameters that are taken.
     """
+    needed = [part for part in (jets.curve, jets.bend) if part is not None]
+    if not all(np.isfinite(part).all() for part in needed):
+        raise UnsupportedError(
+            f"ddf={method!r} needs second derivatives that are not there for series this long, whose covariance is too "
+            "large to form: use ddf='satterthwaite', 'between-within' or 'normal'"
+        )
     jets = jets._replace(expected=jets.information)
     return kenward_roger(linear(jets) if method == LINEAR else jets)._replace(method=method)
 
