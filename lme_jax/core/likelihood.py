@@ -437,15 +437,18 @@ def without_beta(curvature: np.ndarray, p: int) -> np.ndarray:
 
 
 def flat_inverse(information: np.ndarray) -> np.ndarray:
-    """The inverse (r, r) of a symmetric matrix without its flat and negative directions; NaN of what is not finite."""
-    if not np.isfinite(information).all():
-        return np.full_like(information, np.nan)
-    size = np.sqrt(np.abs(np.diag(information)))
-    size[size == 0] = 1.0
-    values, vectors = np.linalg.eigh(information / np.outer(size, size))
-    kept = values > FLAT * max(values.max(initial=0.0), 1.0)
-    root = vectors[:, kept] / np.sqrt(values[kept]) / size[:, None]
-    return root @ root.T
+    """The inverses (…, r, r) of symmetric matrices without their flat and negative directions.
+
+    NaN of a matrix that is not finite.
+    """
+    finite = np.isfinite(information).all((-2, -1))[..., None, None]
+    safe = np.where(finite, information, 0.0)
+    size = np.sqrt(np.abs(np.diagonal(safe, axis1=-2, axis2=-1)))
+    size = np.where(size > 0, size, 1.0)[..., :, None]
+    values, vectors = np.linalg.eigh(safe / size / np.swapaxes(size, -2, -1))
+    kept = values > FLAT * np.maximum(values[..., -1:], 1.0)
+    root = vectors * np.where(kept, 1.0 / np.sqrt(np.where(kept, values, 1.0)), 0.0)[..., None, :] / size
+    return np.where(finite, root @ np.swapaxes(root, -2, -1), np.nan)
 
 
 # ---------------------------------------------------------------- profiled parameters

@@ -85,21 +85,21 @@ def _satterthwaite(jets: Jets, spread: np.ndarray, L: np.ndarray) -> np.ndarray:
 
 def _of_eigenvectors(jets: Jets, spread: np.ndarray, L: np.ndarray) -> tuple[float, float]:
     vectors = np.linalg.eigh(L @ jets.cov @ L.T)[1]
-    return of_average(_satterthwaite(jets, spread, vectors.T @ L)), 1.0
+    return float(of_average(_satterthwaite(jets, spread, vectors.T @ L))), 1.0
 
 
-def of_average(nu: np.ndarray) -> float:
-    """Degrees of freedom ν with E F(q, ν) = E of the mean of q independent t² with ν_m (q,); lmerTest's rule.
+def of_average(nu: np.ndarray) -> np.ndarray:
+    """Degrees of freedom ν (…) with E F(q, ν) = E of the mean of q independent t² with ν_m (…, q); lmerTest's rule.
 
     E = Σ ν_m/(ν_m − 2) and ν = 2E/(E − q); their mean if they agree, 2 if one of them is 2 or less.
     """
-    if np.ptp(nu) < SAME or np.isinf(nu).all():
-        return float(nu.mean())
-    if (nu <= 2.0).any():
-        return 2.0
-    # E − q, without cancellation where the ν are large.
-    excess = float((2.0 / (nu - 2.0)).sum())
-    return 2.0 * (excess + len(nu)) / excess
+    # Infinite ones differ by NaN.
+    with np.errstate(divide="ignore", invalid="ignore"):
+        same = (np.ptp(nu, axis=-1) < SAME) | np.isinf(nu).all(-1)
+        # E − q, without cancellation where the ν are large.
+        excess = (2.0 / (nu - 2.0)).sum(-1)
+        apart = np.where((nu <= 2.0).any(-1), 2.0, 2.0 * (excess + nu.shape[-1]) / excess)
+    return np.where(same, nu.mean(-1), apart)
 
 
 # ---------------------------------------------------------------- Kenward & Roger

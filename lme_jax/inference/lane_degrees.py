@@ -9,15 +9,14 @@ its flat directions: a variance at zero counts as known, as in ``degrees.sattert
 from typing import NamedTuple
 
 import numpy as np
-import scipy.special as special
 
 from ..core.covariance import Template, packed_positions, squared_derivatives
-from ..core.likelihood import FLAT
+from ..core.likelihood import flat_inverse
 from ..core.records import Fit
 from ..data import ModelData
 from ..errors import UnsupportedError
-from .degrees import SAME
-from .linear_tests import t_pvalue
+from .degrees import of_average
+from .linear_tests import f_pvalue, t_pvalue
 
 # Crossed designs of more effects than this would take a dense system of that size in every lane.
 MOST_EFFECTS = 600
@@ -99,23 +98,7 @@ def _p_values(fit: Fit, sums: LevelSums, template: Template, L: np.ndarray, null
     if q == 1:
         return t_pvalue(gap[:, 0] / np.sqrt(cov[:, 0, 0]), nu[:, 0])
     ratio = np.einsum("ri,ri->r", gap, np.linalg.solve(cov, gap[:, :, None])[:, :, 0]) / q
-    return f_tail(ratio, q, _of_average(nu))
-
-
-def f_tail(ratio: np.ndarray, q: int, df: np.ndarray) -> np.ndarray:
-    """P(F(q, df) > ratio); of χ²/q where df is infinite."""
-    finite = np.where(np.isfinite(df), df, 1.0)
-    return np.where(np.isfinite(df), special.fdtrc(q, finite, ratio), special.chdtrc(q, q * ratio))
-
-
-def _of_average(nu: np.ndarray) -> np.ndarray:
-    """``degrees.of_average`` of every lane, nu (R, q)."""
-    q = nu.shape[1]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        excess = (2.0 / (nu - 2.0)).sum(1)
-        out = np.where((nu <= 2.0).any(1), 2.0, 2.0 * (excess + q) / excess)
-        same = (np.ptp(nu, axis=1) < SAME) | np.isinf(nu).all(1)
-    return np.where(same, nu.mean(1), out)
+    return f_pvalue(ratio, q, of_average(nu))
 
 
 def lane_degrees(fit: Fit, sums: LevelSums, template: Template, L: np.ndarray, dof: float) -> np.ndarray:
@@ -129,7 +112,7 @@ def lane_degrees(fit: Fit, sums: LevelSums, template: Template, L: np.ndarray, d
     packed = np.broadcast_to(slopes.reshape(*slopes.shape[:2], -1), (*slopes.shape[:2], len(theta)))
     steps = packed[packed_positions(square.shape[1])]
     slope = sigma2[:, :, None] * np.einsum("ijar,rijm->rma", steps, square)
-    cov, g = _theta_covariance(np.asarray(fit.hessian)), np.asarray(fit.log_scale_slope)
+    cov, g = 2.0 * flat_inverse(np.nan_to_num(fit.hessian)), np.asarray(fit.log_scale_slope)
     moved = np.einsum("rab,rb->ra", cov, g)
     spread = np.einsum("rma,rab,rmb->rm", slope, cov, slope) + 2.0 * variance * np.einsum("rma,ra->rm", slope, moved)
     spread += variance**2 * (2.0 / dof + (moved * g).sum(1))[:, None]
@@ -156,15 +139,3 @@ def _sum_of_squares(Psi: np.ndarray, sums: LevelSums, V: np.ndarray) -> np.ndarr
             own = u[:, part].reshape(R, n, -1, m)
             out[:, span, span] += times * np.einsum("rnam,rnbm->rabm", own, own)
     return out
-
-
-def _theta_covariance(hessian: np.ndarray) -> np.ndarray:
-    """2H⁺ (R, k, k), directions of no curvature left out."""
-    size = np.sqrt(np.abs(np.diagonal(hessian, axis1=1, axis2=2)))
-    size = np.where(np.isfinite(size) & (size > 0), size, 1.0)
-    unit = np.nan_to_num(hessian / size[:, :, None] / size[:, None, :])
-    values, vectors = np.linalg.eigh(unit)
-    kept = values > FLAT * np.maximum(values.max(1, keepdims=True, initial=0.0), 1.0)
-    root = vectors * np.where(kept, 1.0, 0.0)[:, None, :] / np.sqrt(np.where(kept, values, 1.0))[:, None, :]
-    root = root / size[:, :, None]
-    return 2.0 * root @ np.swapaxes(root, 1, 2)

@@ -1,6 +1,6 @@
 """Tests of Lβ = c against a ``degrees.Reference``: row by row, and all rows together."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.special
@@ -61,7 +61,7 @@ def joint_test(L: np.ndarray, c: np.ndarray, beta: np.ndarray, reference: Refere
     wald = float(gap @ np.linalg.solve(unit[:, None] * cov * unit, gap))
     df, scale = reference.several(L)
     value = scale * wald / len(L)
-    return Joint(value, len(L), df, f_pvalue(value, len(L), df), scale)
+    return Joint(value, len(L), df, float(f_pvalue(value, len(L), df)), scale)
 
 
 def independent_rows(L: np.ndarray, c: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -97,10 +97,11 @@ def t_quantile(share: float, df: np.ndarray) -> np.ndarray:
     return np.where(np.isinf(df), scipy.special.ndtri(share), scipy.special.stdtrit(finite, share))
 
 
-def f_pvalue(value: float, num_df: int, den_df: float) -> float:
-    """Upper tail of F; of χ²/num_df where den_df is infinite; NaN where den_df is not positive."""
-    if np.isinf(den_df):
-        return float(scipy.special.chdtrc(num_df, num_df * value))
-    if not den_df > 0:
-        return float("nan")
-    return float(scipy.special.betainc(0.5 * den_df, 0.5 * num_df, 1.0 / (1.0 + num_df * value / den_df)))
+def f_pvalue(value: Any, num_df: int, den_df: Any) -> np.ndarray:
+    """Upper tails of F; of χ²/num_df where den_df is infinite; NaN where den_df is not positive."""
+    value, den_df = np.asarray(value, float), np.asarray(den_df, float)
+    finite = np.where(np.isfinite(den_df) & (den_df > 0), den_df, 1.0)
+    with np.errstate(invalid="ignore"):
+        fisher = scipy.special.betainc(0.5 * finite, 0.5 * num_df, 1.0 / (1.0 + num_df * value / finite))
+    tail = np.where(np.isinf(den_df), scipy.special.chdtrc(num_df, num_df * value), fisher)
+    return np.where(den_df > 0, tail, np.nan)

@@ -20,7 +20,8 @@ from ..fitting import read_reml
 from ..formula import design_from_formula
 from ..formula.values import as_frame, namespace
 from ..inference.hypotheses import hypotheses
-from ..inference.lane_degrees import f_tail, lane_tests
+from ..inference.lane_degrees import lane_tests
+from ..inference.linear_tests import f_pvalue
 from ..inference.simulation import simulate_responses
 from ..inference.terms import fixed_terms
 from ..keeping import has_rows
@@ -387,7 +388,7 @@ def _tested(data: ModelData, Y: np.ndarray, asked: Hypothesis, method: str, reml
     gap = some.beta @ asked.L.T - asked.null
     cov = some.sigma[:, None, None] ** 2 * (asked.L @ some.unscaled_cov @ asked.L.T)
     ratio = np.einsum("ri,ri->r", gap, np.linalg.solve(cov, gap[:, :, None])[:, :, 0]) / len(asked.L)
-    p[good] = f_tail(ratio, len(asked.L), np.full(len(ratio), np.inf))
+    p[good] = f_pvalue(ratio, len(asked.L), np.inf)
     return p
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from ...errors import DataError
 from .. import threads
+from ..likelihood import flat_inverse
 from . import grid_lanes
 from .data import BlockData
 from .fit import ResidualFit
@@ -21,8 +22,6 @@ from .model import bend_of_grids
 
 Method = Literal["satterthwaite", "kenward-roger"]
 METHODS: tuple[Method, Method] = ("satterthwaite", "kenward-roger")
-# Directions of less than this share of the scaled information are none; as in ``inference.degrees``.
-FLAT = 1e-10
 
 
 class Contrasts(NamedTuple):
@@ -108,12 +107,7 @@ def _observed(fits: LaneFits, data: BlockData, N: float) -> np.ndarray:
     whole[:, :k, :k] = 0.5 * hessian + 0.5 * N * slope[:, :, None] * slope[:, None]
     whole[:, :k, k] = whole[:, k, :k] = -0.5 * N * slope
     whole[:, k, k] = 0.5 * N
-    size = np.sqrt(np.abs(np.diagonal(whole, axis1=1, axis2=2)))
-    size = np.where(size > 0, size, 1.0)
-    values, vectors = np.linalg.eigh(whole / size[:, :, None] / size[:, None])
-    kept = values > FLAT * np.maximum(values[:, -1:], 1.0)
-    root = vectors * np.where(kept, 1.0 / np.sqrt(np.where(kept, values, 1.0)), 0.0)[:, None] / size[:, :, None]
-    return root @ root.swapaxes(1, 2)
+    return flat_inverse(whole)
 
 
 def _expected(s: Fixed, reml: bool) -> np.ndarray:
