@@ -4,19 +4,20 @@
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import scipy.special
 
 from ..core import clusters, sandwich
 from ..core.records import Fit
 from ..core.sandwich import Kind, Scores
 from ..data import Factor, ModelData
 from ..errors import DataError
+from .degrees import Reference
 from .hypotheses import hypotheses
-from .wald import check_alpha
+from .linear_tests import f_pvalue, row_tests
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,22 @@ class RobustEstimates:
         return pd.DataFrame(sandwich.covariance(self.scores), index=self.names, columns=self.names)
 
     @property
+    def reference(self) -> Reference:
+        """What tests refer to: Satterthwaite's degrees of freedom of each row, those of HTZ of several together."""
+        single = partial(sandwich.satterthwaite, self.scores)
+        return Reference(f"{self.type}, Satterthwaite", sandwich.covariance(self.scores), single, self._hotelling)
+
+    def _hotelling(self, L: np.ndarray) -> tuple[float, float]:
+        """Degrees of freedom and factor of F of all rows of L together."""
+        eta, q = sandwich.hotelling(self.scores, L), len(L)
+        ddf = eta - q + 1.0
+        if ddf <= 0.0:
+            raise DataError(
+                f"{self.n_clusters} clusters tell too little for a joint test of {q} hypotheses (η = {eta:.3g})"
+            )
+        return ddf, ddf / eta
+
+    @property
     def coefficients(self) -> pd.DataFrame:
         """Estimate, se, Satterthwaite's df, t statistic, p-value and limits of 95 % of every fixed effect."""
         return self.table()
@@ -66,21 +83,9 @@ class RobustEstimates:
     def table(self, r_matrix: Any = None, level: float = 0.95) -> pd.DataFrame:
         """As ``coefficients``, of linear combinations ``r_matrix`` (m, p) or as text, and at any level."""
         rows, constants = self._read(np.eye(len(self.beta)) if r_matrix is None else r_matrix)
-        estimate = rows @ self.beta
-        se = np.sqrt(np.einsum("mi,ij,mj->m", rows, sandwich.covariance(self.scores), rows))
-        df = sandwich.satterthwaite(self.scores, rows)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            t = (estimate - constants) / se
-        half = scipy.special.stdtrit(df, 1.0 - 0.5 * check_alpha(1.0 - level)) * se
-        columns = {
-            "estimate": estimate,
-            "se": se,
-            "df": df,
-            "statistic": t,
-            "p": 2.0 * scipy.special.stdtr(df, -abs(t)),
-        }
+        tests = row_tests(rows, constants, self.beta, self.reference, level)
         labels = self.names if r_matrix is None else [f"c{i}" for i in range(len(rows))]
-        return pd.DataFrame({**columns, "lower": estimate - half, "upper": estimate + half}, index=list(labels))
+        return pd.DataFrame(tests._asdict(), index=list(labels))
 
     def test(self, r_matrix: Any, rhs: Any = None) -> RobustTest:
         """Approximate Hotelling T² test (HTZ) of all rows of ``r_matrix`` together.
@@ -93,15 +98,10 @@ class RobustEstimates:
         rows, constants = self._read(r_matrix)
         constants = constants if rhs is None else np.broadcast_to(np.asarray(rhs, float), constants.shape)
         gap, q = rows @ self.beta - constants, len(rows)
-        eta = sandwich.hotelling(self.scores, rows)
-        ddf = eta - q + 1.0
-        if ddf <= 0.0:
-            raise DataError(
-                f"{self.n_clusters} clusters tell too little for a joint test of {q} hypotheses (η = {eta:.3g})"
-            )
+        ddf, factor = self._hotelling(rows)
         wald = float(gap @ np.linalg.solve(rows @ sandwich.covariance(self.scores) @ rows.T, gap))
-        value = ddf / (eta * q) * wald
-        return RobustTest(value, q, ddf, float(scipy.special.fdtrc(q, ddf, value)), eta)
+        value = factor / q * wald
+        return RobustTest(value, q, ddf, float(f_pvalue(value, q, ddf)), ddf + q - 1.0)
 
     def _read(self, given: Any) -> tuple[np.ndarray, np.ndarray]:
         rows, constants = hypotheses(given, self.names)
@@ -138,7 +138,7 @@ def _clusters(data: ModelData, given: Any) -> tuple[str, np.ndarray, int]:
     """What the clusters are called, their codes (n,) and their number."""
     if given is None:
         top = outermost(data)
-        return top.name, *_counted(top.codes)
+        return top.name, *counted(top.codes)
     if isinstance(given, str):
         names = [factor.name for factor in data.factors]
         if given not in names:
@@ -149,7 +149,12 @@ def _clusters(data: ModelData, given: Any) -> tuple[str, np.ndarray, int]:
         factor = data.factors[names.index(given)]
         if not factor.by_code:
             raise DataError(f"levels of {given!r} are related or share rows, so that they are no clusters")
-        return given, *_counted(factor.codes)
+        return given, *counted(factor.codes)
+    return given_labels(data, given)
+
+
+def given_labels(data: ModelData, given: Any) -> tuple[str, np.ndarray, int]:
+    """What clusters given by labels of the rows are called, their codes (n,) and their number."""
     labels = given.reindex(data.index) if isinstance(given, pd.Series) else pd.Series(np.asarray(given).ravel())
     if len(labels) != data.n_rows or labels.isna().any():
         raise DataError(
@@ -160,7 +165,7 @@ def _clusters(data: ModelData, given: Any) -> tuple[str, np.ndarray, int]:
     return str(getattr(given, "name", None) or "given labels"), codes, len(levels)
 
 
-def _counted(codes: np.ndarray) -> tuple[np.ndarray, int]:
+def counted(codes: np.ndarray) -> tuple[np.ndarray, int]:
     """Codes of the levels that have rows, and how many there are."""
     present = np.bincount(codes) > 0
     return (np.cumsum(present) - 1)[codes], int(present.sum())

@@ -3,14 +3,12 @@
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from ..core import sandwich
 from ..core.residual import clusters
 from ..core.residual.fit import ResidualFit
 from ..errors import DataError
-from ..inference.degrees import Reference, by_column
-from ..inference.robust import RobustEstimates
+from ..inference.robust import RobustEstimates, counted, given_labels
 from .data import StructuredData
 
 VCOV = ("asymptotic", "CR0", "CR1", "CR1S", "CR2", "CR3")
@@ -29,7 +27,7 @@ def robust(data: StructuredData, fitted: ResidualFit, cluster: Any, kind: Any) -
     blocks = data.blocks
     found, n, name = clusters.batches(fitted, blocks), int(blocks.block.max()) + 1, data.term.subject_name
     if cluster is not None:
-        codes, n, name = _given(data, cluster)
+        name, codes, n = _given(data, cluster)
         found = clusters.joined(found, clusters.cluster_of_blocks(blocks.block, codes, name))
     elif data.terms:
         name = "independent rows"
@@ -37,34 +35,14 @@ def robust(data: StructuredData, fitted: ResidualFit, cluster: Any, kind: Any) -
     return RobustEstimates(fitted.beta, tuple(data.exog_names), kind, name, made)
 
 
-def _given(data: StructuredData, cluster: Any) -> tuple[np.ndarray, int, str]:
-    """Codes (n,), their number, and what the clusters are called."""
-    if isinstance(cluster, str):
-        for factor in data.factors:
-            if factor.name == cluster:
-                used, codes = np.unique(factor.codes, return_inverse=True)
-                return codes.reshape(-1), len(used), cluster
-        if cluster == data.term.subject_name:
-            return data.term.rows.subject, len(data.term.subjects), cluster
-        known = [data.term.subject_name, *(factor.name for factor in data.factors)]
-        raise DataError(f"cluster={cluster!r} is none of {', '.join(known)}: give labels of the fitted rows (n,)")
-    labels = cluster.reindex(data.index) if isinstance(cluster, pd.Series) else pd.Series(np.asarray(cluster).ravel())
-    if len(labels) != data.n_rows or labels.isna().any():
-        raise DataError(f"cluster: give one label for each of the {data.n_rows} rows that were fitted, none missing")
-    codes, levels = pd.factorize(labels)
-    return codes, len(levels), str(getattr(cluster, "name", None) or "given labels")
-
-
-def reference(found: RobustEstimates, ddf: str, df: np.ndarray | None) -> Reference:
-    """Tests by a robust covariance: Satterthwaite's degrees of freedom and HTZ, or ``df`` (p,) of the design."""
-    cov = found.cov.to_numpy()
-    if df is not None:
-        return by_column(ddf, cov, df)
-
-    def several(L: np.ndarray) -> tuple[float, float]:
-        eta, q = sandwich.hotelling(found.scores, L), len(L)
-        if eta - q + 1.0 <= 0.0:
-            raise DataError(f"{found.n_clusters} clusters tell too little for a joint test of {q} hypotheses")
-        return eta - q + 1.0, (eta - q + 1.0) / eta
-
-    return Reference(f"{found.type}, Satterthwaite", cov, lambda L: sandwich.satterthwaite(found.scores, L), several)
+def _given(data: StructuredData, cluster: Any) -> tuple[str, np.ndarray, int]:
+    """What the clusters are called, their codes (n,) and their number."""
+    if not isinstance(cluster, str):
+        return given_labels(data, cluster)
+    for factor in data.factors:
+        if factor.name == cluster:
+            return cluster, *counted(factor.codes)
+    if cluster == data.term.subject_name:
+        return cluster, data.term.rows.subject, len(data.term.subjects)
+    known = [data.term.subject_name, *(factor.name for factor in data.factors)]
+    raise DataError(f"cluster={cluster!r} is none of {', '.join(known)}: give labels of the fitted rows (n,)")

@@ -22,7 +22,7 @@ from ..core.residual.profiles import limits
 from ..core.residual.terms import Parameter
 from ..core.types import Status
 from ..errors import DataError
-from ..inference.degrees import Reference, between_within
+from ..inference.degrees import Reference, between_within, by_column
 from ..inference.quantities import readings
 from ..inference.robust import RobustEstimates
 from ..inference.wald import check_alpha, covariance_standard_errors
@@ -33,7 +33,7 @@ from .data import StructuredData
 from .degrees import KENWARD_ROGER, kenward_roger_observed, read_ddf
 from .outcome import status_text
 from .parameters import parameter_table
-from .robust import reference, robust
+from .robust import robust
 
 
 class ResidualStructure(MixedLMResults):
@@ -100,9 +100,9 @@ class ResidualStructure(MixedLMResults):
             )
         alike = {"normal": np.inf, "residual": float(self.df_resid)}
         if ddf == "satterthwaite":
-            return reference(self._robust, ddf, None)
+            return self._robust.reference
         df = np.full(self.k_fe, alike[ddf]) if ddf in alike else self._degrees_of_design(ddf)
-        return reference(self._robust, ddf, df)
+        return by_column(ddf, self._robust.cov.to_numpy(), df)
 
     @cached_property
     def _robust(self) -> RobustEstimates:
