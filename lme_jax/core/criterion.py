@@ -367,12 +367,6 @@ def search(
 
 
 def plan(data: CrossedData | NestedData, n_starts: int) -> multistart.Plan:
-    """Search again, at most ``n_starts`` times, where the best end is in doubt; see ``starts.plan``."""
-    searches = starts.searches_of(data.template)
+    """Search again, at most ``n_starts`` times, where the best end is in doubt."""
     certain = starts.is_balanced_chain(data.template, data.G) if isinstance(data, NestedData) else np.False_
-    whatever = starts.plan(data.template, searches, certain)
-
-    def again(s: multistart.Multistart) -> Any:
-        return whatever.again(s) & (s.attempt < max(n_starts, searches - 1))
-
-    return multistart.Plan(again, whatever.start)
+    return starts.plan_of_several(data.template, n_starts, certain)

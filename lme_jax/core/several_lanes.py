@@ -115,10 +115,7 @@ def _by_effect(columns: np.ndarray, shared: SharedMoments) -> list[np.ndarray]:
 
 def plan(data: SeveralLanes) -> multistart.Plan:
     """Search again, as single fits of such designs do; see ``criterion.plan``."""
-    searches = starts.searches_of(data.template)
-    whatever = starts.plan(data.template, searches, np.bool_(data.shared.certain))
-    most = max(FURTHER_STARTS, searches - 1)
-    return multistart.Plan(lambda s: whatever.again(s) & (s.attempt < most), whatever.start)
+    return starts.plan_of_several(data.template, FURTHER_STARTS, np.bool_(data.shared.certain))
 
 
 # ---------------------------------------------------------------- solving

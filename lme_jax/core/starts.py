@@ -157,6 +157,17 @@ def plan(template: Template, searches: Any, certain: Array, seen: Glimpse | None
     return Plan(again, start)
 
 
+def plan_of_several(template: Template, n_starts: int, certain: Array) -> Plan:
+    """Search again where the best end of several factors is in doubt, at most ``n_starts`` times; see ``plan``.
+
+    Blocks whose structure holds their correlations together earn a search of every way to lean, whatever is found.
+    """
+    held = len(_held_together(template)[:MOST_LEANING])
+    earned = 2**held + len(_kinds(template)) if held else 0
+    whatever, most = plan(template, 1 + earned, certain), max(n_starts, earned)
+    return whatever._replace(again=lambda s: whatever.again(s) & (s.attempt < most))
+
+
 @functools.lru_cache(maxsize=64)
 def grid(template: Template) -> np.ndarray:
     """(k, patterns, S) scaled θ to be glimpsed at: sizes of each effect apart where they are few, correlations."""
@@ -194,11 +205,6 @@ def _with_first(block: Block, sd: np.ndarray, r: np.ndarray) -> np.ndarray:
         L = np.diag(np.sqrt(1.0 - np.where(np.arange(q) > 0, r, 0.0) ** 2))
         L[:, 0] = r
     return entry(block).near(block, sd[:, None] * L.reshape(q, q, *[1] * (sd.ndim - 1)))
-
-
-def searches_of(template: Template) -> int:
-    """How many searches the structures of several factors earn whatever the first one finds."""
-    return 1 + len(_leaning_ways(template)) + len(_kinds(template)) if _held_together(template) else 1
 
 
 def n_searches(template: Template, G: np.ndarray, levels: int, *, glimpsed: bool) -> Any:
@@ -281,12 +287,13 @@ def _held_together(template: Template) -> list[int]:
 
 def _leaning_ways(template: Template) -> list[np.ndarray]:
     """θ (k,) of moderate effects whose blocks lean either way, in all combinations of the first few."""
-    held, out = _held_together(template), []
-    for ways in itertools.product((-0.9, 0.9), repeat=min(len(held), MOST_LEANING) if held else 0):
-        r = dict(zip(held, ways, strict=False))
+    held = _held_together(template)[:MOST_LEANING]
+    out = []
+    for ways in itertools.product((-0.9, 0.9), repeat=len(held)) if held else ():
+        r = dict(zip(held, ways, strict=True))
         parts = [_leaning((b,), np.ones(b.size), (r.get(i, 0.9), abs(r.get(i, 0.9)))) for i, b in enumerate(template)]
         out.append(np.concatenate(parts))
-    return out if held else []
+    return out
 
 
 def _alone(template: Template) -> list[np.ndarray]:
