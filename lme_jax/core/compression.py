@@ -18,9 +18,11 @@ from .moments import (
     GroupData,
     GroupMoments,
     Pilots,
+    Within,
     add_by_code,
     group_moments,
     merge,
+    moments_and_within,
     rows_with_residual,
     within_levels,
 )
@@ -63,7 +65,7 @@ def _pad_last(array: np.ndarray, length: int) -> np.ndarray:
     return out
 
 
-def pool(moments: GroupMoments) -> GroupData:
+def pool(moments: GroupMoments, within: Within | None = None) -> GroupData:
     """Replace the levels that share ZᵀZ exactly by few that give the same likelihood (NumPy).
 
     Of m such levels only m·log|I + LᵀGL| and Σ C⊗C count. The second is q(p+1) × q(p+1): as many entries as
@@ -71,6 +73,7 @@ def pool(moments: GroupMoments) -> GroupData:
     bucketed lengths with empty ones, which change nothing.
 
     The number of rows is NaN, and with it the deviance, where the fixed effects leave nothing of y.
+    ``within`` : ``within_levels`` of the moments, where it is known.
 
     Raises
     ------
@@ -91,7 +94,7 @@ def pool(moments: GroupMoments) -> GroupData:
         moments.template,
         _pad_pilots(moments.pilots, padded),
     )
-    R, c, rest = within_levels(moments)
+    R, c, rest = within_levels(moments) if within is None else within
     first, pattern = distinct_levels(moments.ZtZ)
     size = np.bincount(pattern)
     q, w, _ = moments.ZtW.shape
@@ -247,7 +250,7 @@ def compress(
     codes, n_groups = group_codes(groups, n_groups)
     check_rows(y=y, X=X, Z=Z, groups=codes, weights=weights, offset=offset)
     y = y if offset is None else y - offset
-    return pool(group_moments(y, X, Z, codes, n_groups, template=template, weights=weights))
+    return pool(*moments_and_within(y, X, Z, codes, n_groups, template, weights, None))
 
 
 def _prior(weights: Any, offset: Any) -> tuple[tuple[str, Any], ...]:

@@ -28,6 +28,9 @@ BETWEEN = 1e4
 PILOT_BETWEEN = 1e-6
 # The least pivot, relative to its column, that a pilot goes by: the coefficients behind a smaller one are noise.
 PILOT_PIVOT = 1e-10
+
+# R (kq, G), c (q, p+1, G) and rest (p+1, p+1); see ``within_levels``.
+Within = tuple[Array, Array, Array]
 # What a difference of sums of squares leaves, relative to them, where nothing is left: rounding.
 NOTHING_LEFT = 1e-13
 
@@ -261,6 +264,13 @@ def group_moments(
     O(n(q² + q(p+1) + (p+1)²)) operations; the extra memory is O(CHUNK_ROWS · (p + q²)). Where y varies so much more
     between levels than within that digits would go, a second pass sums what ``Pilots`` leave.
     """
+    return moments_and_within(y, X, Z, codes, n_groups, template, weights, basis)[0]
+
+
+def moments_and_within(
+    y: np.ndarray, X: np.ndarray, Z: np.ndarray, codes: Any, n_groups: int, template: Template, weights: Any, basis: Any
+) -> tuple[GroupMoments, Within | None]:
+    """``group_moments``, and ``within_levels`` of them where finding them has told it."""
     codes = check_codes(codes, n_groups)
     log_weights = 0.0 if weights is None else np.log(weights).sum()
     given = basis is not None
@@ -273,11 +283,12 @@ def group_moments(
         add_by_code(sums, codes[rows], products(Zs, W))
     ZtZ, ZtW = unpack_products(sums, q, p + 1)
     moments = GroupMoments(ZtZ, ZtW, WtW, np.float64(n), np.float64(log_weights), basis, template)
-    between, rest = _between_and_within(moments)
+    within = within_levels(moments)
+    between, rest = _between_and_rest(within)
     if not _needs_pilots(between, rest):
-        return moments
+        return moments, within
     moments = moments if given else change_basis(moments, moved_basis(basis, within_map(between, rest)))
-    return _add_pilots(moments, _conditioned_chunks(y, X, Z, weights, moments.basis), codes)
+    return _add_pilots(moments, _conditioned_chunks(y, X, Z, weights, moments.basis), codes), None
 
 
 def _conditioned_chunks(
@@ -298,7 +309,7 @@ def _conditioned_chunks(
 # ---------------------------------------------------------------- within levels
 
 
-def within_levels(moments: GroupMoments) -> tuple[Array, Array, Array]:
+def within_levels(moments: GroupMoments) -> Within:
     """R (kq, G), c (q, p+1, G) and what is left of WᵀW (p+1, p+1) within the levels; see ``GroupData``."""
     xp, pilots = namespace(moments.ZtZ, moments.ZtW), moments.pilots
     R = levels.root(moments.ZtZ)
@@ -343,10 +354,9 @@ def between_dominates(between: Any, within: Any) -> Any:
     return ~(between <= BETWEEN * within)
 
 
-def _between_and_within(moments: GroupMoments) -> tuple[np.ndarray, np.ndarray]:
+def _between_and_rest(within: Within) -> tuple[np.ndarray, np.ndarray]:
     """Sums of squares of W (p+1, p+1) between the levels and within."""
-    _, c, rest = within_levels(moments)
-    return sum(own @ own.T for own in c), rest
+    return sum(own @ own.T for own in within[1]), within[2]
 
 
 def _needs_pilots(between: np.ndarray, rest: np.ndarray) -> bool:
@@ -441,12 +451,12 @@ def merge(*parts: GroupMoments, positions: Positions | None = None, n_levels: in
     basis = common_basis(parts)
     if all(m.pilots is None for m in parts):
         merged = _sum([change_basis(m, basis) for m in parts], places, length)
-        if not _needs_pilots(*_between_and_within(merged)):
+        if not _needs_pilots(*_between_and_rest(within_levels(merged))):
             return merged
     parts = tuple(_with_pilots(m) for m in parts)
     # From where the levels of all show what varies within; the chunks go there directly, which costs no digits.
     merged = _sum([change_basis(m, basis) for m in parts], places, length)
-    basis = moved_basis(basis, within_map(*_between_and_within(merged)))
+    basis = moved_basis(basis, within_map(*_between_and_rest(within_levels(merged))))
     return _sum([change_basis(m, basis) for m in parts], places, length)
 
 
