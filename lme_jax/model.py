@@ -122,10 +122,7 @@ def lmer_of_text(formula: str, data: Any, *, reml: bool = True, **arguments: Any
 
     ``arguments`` are weights, offset, subset, residual and variance, as text.
     """
-    given = dict.fromkeys(
-        ("weights", "offset", "contrasts", "subset", "structures", "memberships", "relatedness", "residual", "variance")
-    )
-    given |= dict(formula=formula, data=data, missing="drop", **arguments)
+    given = {"residual": None, "variance": None, **arguments, "formula": formula, "data": data}
     given["bars"] = bars_with(given["residual"], given["variance"])
     return fit_formula(given, reml, None, NewtonOptions(), None)
 

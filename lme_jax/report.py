@@ -1,5 +1,6 @@
 """The tables of a summary that every fitted model has."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,15 +11,6 @@ from .data import ModelData
 
 def facts_table(result: Any, data: ModelData) -> pd.DataFrame:
     """Criterion, sizes and how the fit ended, two facts a row; of a ``MixedLMResults`` and its data."""
-    criterion = "REML criterion" if result.reml else "−2 log L"
-    left = [
-        ("Dependent variable:", data.endog_name),
-        ("Method:", result.method),
-        (f"{criterion}:", result.deviance),
-        ("Log-likelihood:", result.llf),
-        ("AIC:", result.aic),
-        ("BIC:", result.bic),
-    ]
     first = data.factors[0]
     groups = ", ".join(f"{f.name} {len(f.levels)}" for f in data.factors)
     right = [
@@ -27,9 +19,26 @@ def facts_table(result: Any, data: ModelData) -> pd.DataFrame:
         (f"Rows per {first.name}:", f"{first.sizes.min()} to {first.sizes.max()}, mean {first.sizes.mean():.1f}"),
         ("Residual variance:", result.scale),
         ("Residual SD:", result.sigma),
-        ("Converged:", "yes, singular" if result.singular else "yes" if result.converged else "NO"),
     ]
-    return pd.DataFrame([a + b for a, b in zip(left, right, strict=True)])
+    return beside_criterion(result, data, [], right)
+
+
+def beside_criterion(
+    result: Any, data: ModelData, more: Sequence[tuple[str, Any]], right: Sequence[tuple[str, Any]]
+) -> pd.DataFrame:
+    """The criterion and what is made of it, and ``more``, beside the facts ``right`` and how the fit ended."""
+    criterion = "REML criterion" if result.reml else "−2 log L"
+    left = [
+        ("Dependent variable:", data.endog_name),
+        ("Method:", result.method),
+        (f"{criterion}:", result.deviance),
+        ("Log-likelihood:", result.llf),
+        ("AIC:", result.aic),
+        ("BIC:", result.bic),
+        *more,
+    ]
+    ended = ("Converged:", "yes, singular" if result.singular else "yes" if result.converged else "NO")
+    return pd.DataFrame([a + b for a, b in zip(left, [*right, ended], strict=True)])
 
 
 def components_table(varcorr: pd.DataFrame) -> pd.DataFrame:

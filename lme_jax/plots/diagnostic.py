@@ -22,11 +22,7 @@ def _scatter(ax: Any, x: np.ndarray, y: np.ndarray) -> None:
 
 def _pearson(result: Any) -> np.ndarray:
     """Residuals over their standard deviation given the random effects; whitened where they are correlated."""
-    if hasattr(result, "residual_cov"):
-        return np.asarray(result.residuals("normalized"))
-    weights = getattr(result._data.design, "weights", None)
-    root = 1.0 if weights is None else np.sqrt(np.asarray(weights, float))
-    return np.asarray(result.resid, float) * root / result.sigma
+    return np.asarray(result.residuals("normalized"), float)
 
 
 def residuals(result: Any, ax: Any = None) -> Any:

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import special
 
 from ..core.residual.lane_contrasts import METHODS, contrasts
 from ..core.residual.lanes import LaneFits, fit_lanes
 from ..core.types import Status
 from ..errors import ConvergenceWarning, DataError, LmeJaxError, LmeJaxWarning, UnsupportedError, warn_caller
+from ..inference.linear_tests import t_pvalue
 
 # Responses that percentiles need, as those of ``Bootstrap``.
 FEWEST = 40
@@ -75,7 +75,7 @@ class ManyStructured:
         index = pd.MultiIndex.from_product([self.bse.index, names], names=["response", "term"])
         table = pd.DataFrame({name: v.ravel() for name, v in found._asdict().items()}, index)
         table["statistic"] = table.estimate / table.se
-        table["p"] = 2.0 * special.stdtr(table.df.to_numpy(), -table.statistic.abs().to_numpy())
+        table["p"] = t_pvalue(table.statistic.to_numpy(), table.df.to_numpy())
         return table
 
     @property

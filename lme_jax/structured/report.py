@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from ..inference.wald import check_alpha
-from ..report import components_table
+from ..report import beside_criterion, components_table
 from ..summary import Summary
 from .data import StructuredData
 
@@ -31,16 +31,6 @@ def summary_of(result: Any, data: StructuredData, title: str | None, alpha: floa
 
 def facts(result: Any, data: StructuredData) -> pd.DataFrame:
     """Criterion, sizes and how the fit ended, two facts a row."""
-    criterion = "REML criterion" if result.reml else "−2 log L"
-    left = [
-        ("Dependent variable:", data.endog_name),
-        ("Method:", result.method),
-        (f"{criterion}:", result.deviance),
-        ("Log-likelihood:", result.llf),
-        ("AIC:", result.aic),
-        ("BIC:", result.bic),
-        ("BIC by subjects:", result.information_criteria("sas")["BIC"]),
-    ]
     sizes = result.subject_sizes
     name = data.term.subject_name or "all rows"
     visits = f"{data.term.clock_name}, {len(result.visits)} visits" if result.visits else data.term.clock_name
@@ -51,9 +41,9 @@ def facts(result: Any, data: StructuredData) -> pd.DataFrame:
         ("Clock:", visits if data.term.spelling.correlation is not None else "none"),
         ("Covariance parameters:", result.k_cov),
         ("Residual SD:", result.sigma),
-        ("Converged:", "yes, singular" if result.singular else "yes" if result.converged else "NO"),
     ]
-    return pd.DataFrame([a + b for a, b in zip(left, right, strict=True)])
+    by_subjects = ("BIC by subjects:", result.information_criteria("sas")["BIC"])
+    return beside_criterion(result, data, [by_subjects], right)
 
 
 def coefficients(result: Any, alpha: float, ddf: str) -> tuple[str, pd.DataFrame]:
