@@ -253,8 +253,3 @@ def semidefinite_root(M: Array) -> Array:
         M = M - xp.outer(column, column)
         L = linalg.put(L, (slice(None), j), column)
     return L
-
-
-def pack(M: Array) -> Array:
-    """Row-major lower triangle of M (q, q): statsmodels' packing order."""
-    return M[tril(M.shape[0])]

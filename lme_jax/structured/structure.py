@@ -37,18 +37,7 @@ from .robust import robust
 
 
 class ResidualStructure(MixedLMResults):
-    """The covariance of a model with structured residuals, its tests and random effects; see ``StructuredResults``.
-
-    Parameters
-    ----------
-    data : StructuredData
-    found : ResidualFit
-    reml, options, again : as of ``Estimates``.
-    ddf : str, optional
-        The degrees of freedom of tests where none are named.
-    vcov : str, optional
-        Type of a cluster-robust Cov β̂ for all tests; the model's own if None.
-    """
+    """The covariance of a model with structured residuals, its tests and random effects; see ``StructuredResults``."""
 
     _data: StructuredData
 

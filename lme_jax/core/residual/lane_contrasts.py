@@ -73,6 +73,17 @@ def contrasts(
     return Contrasts(*out)
 
 
+class _Piece(NamedTuple):
+    """Some lanes and what was solved at their estimates; steps (L, k + 1, A, T, T) of Σ along (x, log σ²)."""
+
+    fits: LaneFits
+    data: BlockData
+    grid: Grid
+    here: grid_lanes.At
+    fixed: Fixed
+    steps: np.ndarray
+
+
 def _piece(
     fits: LaneFits, data: BlockData, grid: Grid, rows: np.ndarray, method: Method, reml: bool, observed: bool
 ) -> np.ndarray:
@@ -90,7 +101,7 @@ def _piece(
         spread, scaled = _observed(fits, data, float(N)), variance
     else:
         spread = _observed(fits, data, float(N)) if observed else np.linalg.inv(_expected(s, reml))
-        scaled = variance + _adjustment(fits, data, grid, here, s, steps, u, spread)
+        scaled = variance + _adjustment(_Piece(fits, data, grid, here, s, steps), u, spread)
     spreads = np.einsum("lma,lab,lmb->lm", slopes, spread, slopes, optimize=True)
     with np.errstate(divide="ignore", invalid="ignore"):
         df = 2.0 * variance**2 / spreads
@@ -117,26 +128,18 @@ def _expected(s: Fixed, reml: bool) -> np.ndarray:
     return 0.5 * (s.trace2 - s.F - s.F.swapaxes(1, 2) + s.products)
 
 
-def _adjustment(
-    fits: LaneFits,
-    data: BlockData,
-    grid: Grid,
-    here: grid_lanes.At,
-    s: Fixed,
-    steps: np.ndarray,
-    u: np.ndarray,
-    W: np.ndarray,
-) -> np.ndarray:
+def _adjustment(at: _Piece, u: np.ndarray, W: np.ndarray) -> np.ndarray:
     """(L, m) 2uᵀ(ΣW_ab(Q_ab − P_aΦP_b − R_ab/4))u over σ²."""
+    grid, s, U = at.grid, at.fixed, at.here.U
     L, r, p = *W.shape[:2], grid.n_fixed
-    inner = here.U @ _between(grid, here.U, steps, W) @ here.U
+    inner = U @ _between(grid, U, at.steps, W) @ U
     Q = grid_lanes.symmetric(grid_lanes.times_A(grid, grid_lanes.packed(0.5 * (inner + inner.swapaxes(2, 3)))), p)
     PP = ((W @ s.X_a.reshape(L, r, -1)).reshape(L, r, p, p) @ s.X_a).sum(1)
     inside = s.whitening.swapaxes(1, 2) @ Q @ s.whitening - PP
     out = 2.0 * np.einsum("lim,lij,ljm->lm", u, inside, u, optimize=True)
     if grid.model.family.each:
         return out
-    return out - 0.5 * _bent(fits, data, grid, here, s, steps, u, W)
+    return out - 0.5 * _bent(at, u, W)
 
 
 def _between(grid: Grid, U: np.ndarray, steps: np.ndarray, W: np.ndarray) -> np.ndarray:
@@ -152,31 +155,23 @@ def _between(grid: Grid, U: np.ndarray, steps: np.ndarray, W: np.ndarray) -> np.
     return out
 
 
-def _bent(
-    fits: LaneFits,
-    data: BlockData,
-    grid: Grid,
-    here: grid_lanes.At,
-    s: Fixed,
-    steps: np.ndarray,
-    u: np.ndarray,
-    W: np.ndarray,
-) -> np.ndarray:
+def _bent(at: _Piece, u: np.ndarray, W: np.ndarray) -> np.ndarray:
     """(L, m) ΣW_ab uᵀR_abu, R_ab = XᵀV⁻¹V_abV⁻¹X in the parameters that SAS estimates."""
-    v = s.whitening @ u
+    grid = at.grid
+    v = at.fixed.whitening @ u
     (P, T), rows = grid.present.shape, v.swapaxes(1, 2)
     lower = grid_lanes.twice_lower(rows[..., None] * rows[:, :, None])
     squares = grid_lanes.A_times(grid, lower.reshape(-1, lower.shape[2])).reshape(*lower.shape[:2], P, -1)
-    K = here.U[:, None] @ grid_lanes.full(squares, T) @ here.U[:, None]
+    K = at.here.U[:, None] @ grid_lanes.full(squares, T) @ at.here.U[:, None]
     arms = np.stack([K[:, :, grid.arm == a].sum(2) for a in range(grid.model.n_groups)], 2)
     out, k = np.empty(arms.shape[:2]), grid.model.size
     for i in range(len(arms)):
-        one = fits.one(i)
-        turned = _turned(one, data)
+        one = at.fits.one(i)
+        turned = _turned(one, at.data)
         for j, S in enumerate(arms[i]):
-            moved = np.einsum("aAij,Aij->a", steps[i], S)
+            moved = np.einsum("aAij,Aij->a", at.steps[i], S)
             bend = np.empty((k + 1, k + 1))
-            bend[:k, :k] = bend_of_grids(grid.model, one.params * data.unit, S, steps[i, :k])
+            bend[:k, :k] = bend_of_grids(grid.model, one.params * at.data.unit, S, at.steps[i, :k])
             bend[k], bend[:, k] = moved, moved
             out[i, j] = (W[i] * (bend - np.tensordot(moved, turned, 1))).sum()
     return out
