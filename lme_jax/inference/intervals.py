@@ -6,6 +6,9 @@ References: Efron (1987), JASA 82, 171–185 (BCa); Davison & Hinkley (1997), ch
 import numpy as np
 import scipy.special
 
+# Replicates that limits need.
+FEWEST = 40
+
 
 def percentile(replicates: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
     """Quantiles of the replicates (n, m) that leave (1 − level)/2 on each side: lower (m,), upper (m,)."""

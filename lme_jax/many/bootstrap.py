@@ -13,7 +13,7 @@ from ..core.types import Status
 from ..data import ModelData
 from ..errors import ConvergenceWarning, DataError, UnsupportedError, warn_caller
 from ..fitting import settle
-from ..inference.intervals import basic, bca, percentile
+from ..inference.intervals import FEWEST, basic, bca, percentile
 from .alone import OneByOne
 from .cases import Cases
 from .resampling import BLOCK, LevelSamples, parametric_responses, residual_responses
@@ -89,7 +89,7 @@ class Bootstrap:
         if not 0.0 < level < 1.0:
             raise DataError(f"level={level} must lie between 0 and 1")
         values, estimate = self.replicates(statistic), statistic(self._original).iloc[0]
-        if len(values) < 40:
+        if len(values) < FEWEST:
             raise DataError(f"{len(values)} samples reached an optimum: too few for an interval, draw more")
         numbers, centre = values.to_numpy(float), estimate.to_numpy(float)
         if method == "percentile":

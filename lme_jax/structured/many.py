@@ -13,10 +13,8 @@ from ..core.residual.lane_contrasts import METHODS, contrasts
 from ..core.residual.lanes import LaneFits, fit_lanes
 from ..core.types import Status
 from ..errors import ConvergenceWarning, DataError, LmeJaxError, LmeJaxWarning, UnsupportedError, warn_caller
+from ..inference.intervals import FEWEST, percentile
 from ..inference.linear_tests import t_pvalue
-
-# Responses that percentiles need, as those of ``Bootstrap``.
-FEWEST = 40
 
 
 class ManyStructured:
@@ -99,10 +97,8 @@ class ManyStructured:
             raise DataError(f"level={level!r} must lie between 0 and 1")
         if (n := int(self.converged.sum())) < FEWEST:
             raise DataError(f"{n} responses reached an optimum: too few for an interval, draw more")
-        tail = 0.5 * (1.0 - level)
-        found = self.estimates[self.converged].quantile([tail, 1.0 - tail]).T.set_axis(["lower", "upper"], axis=1)
-        found.insert(0, "estimate", self.original)
-        return found
+        lower, upper = percentile(self.estimates[self.converged].to_numpy(), float(level))
+        return pd.DataFrame({"estimate": self.original, "lower": lower, "upper": upper})
 
     def __repr__(self) -> str:
         table = pd.DataFrame({"original": self.original, "mean": self.estimates[self.converged].mean()})
